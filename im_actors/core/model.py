@@ -1,0 +1,220 @@
+"""The nouns of the protocol: events, records, views, members (design sections 2 and 5).
+
+Events, records and messages are named tuples and not dataclasses: msgpack packs a tuple in C as the
+array that the wire needs, so the hot path neither copies nor converts them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import unicodedata
+import zlib
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+import msgpack
+
+from im_actors.errors import BadRequest, TooLarge
+
+SLOTS_DEFAULT = 64
+SLOTS_MAX = 1024
+COPIES = 3
+DEVICE_WINDOW = 128
+"""Most sends that a device may have un-ACKed in one session, and how many of its last seqs the
+dedup state remembers directly. One number: an honest resend is always within it."""
+BODY_BYTES_MAX = 65_536
+SESSION_BYTES_MAX = 256
+NAME_BYTES_MAX = 128
+
+KEY_EPOCH_MS = 1_577_836_800_000
+"""Message keys count milliseconds from 2020-01-01T00:00:00Z."""
+_KEY_COUNTER_BITS = 12
+_KEY_SLOT_BITS = 10
+_KEY_TIME_SHIFT = _KEY_COUNTER_BITS + _KEY_SLOT_BITS
+
+
+class EventKind(IntEnum):
+    """What an event is. A VOID takes a seq and shows nothing: its sender withdrew its own counter
+    after a definite refusal, so that later sends are not held up by the hole."""
+
+    VOID = 0
+    MESSAGE = 1
+
+
+class Event(NamedTuple):
+    """One entry of a session's timeline. ``device`` is the address "user/device"."""
+
+    session: str
+    seq: int
+    key: int
+    kind: int
+    device: str
+    n: int
+    body: bytes
+
+    @property
+    def sender(self) -> str:
+        return self.device.partition("/")[0]
+
+    @property
+    def time_ms(self) -> int:
+        return key_time_ms(self.key)
+
+    @property
+    def text(self) -> str:
+        return self.body.decode("utf-8", errors="replace")
+
+
+class Record(NamedTuple):
+    """One entry of a slot's log: events that were committed together.
+
+    ``payload`` is a msgpack array of encoded events; an empty one is an EpochStart.
+    """
+
+    lsn: int
+    epoch: int
+    payload: bytes
+    checksum: int
+
+
+class Member(NamedTuple):
+    """A replica together with the identity of its disk: another disk is another member."""
+
+    replica: str
+    disk: str
+
+
+class ViewState(IntEnum):
+    RECOVERING = 0
+    ACTIVE = 1
+
+
+class View(NamedTuple):
+    """Who may write a slot, and where. Changed only by compare-and-swap on the whole record."""
+
+    slot: int
+    epoch: int
+    state: int
+    owner: str
+    members: tuple[Member, ...]
+
+
+def view_of(fields: Sequence[Any]) -> View:
+    """A view from its unpacked msgpack or JSON form."""
+    slot, epoch, state, owner, members = fields
+    return View(slot, epoch, state, owner, tuple(Member(*m) for m in members))
+
+
+_pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
+
+
+def encode_event(event: Event) -> bytes:
+    """The one byte form of an event: on the wire, in records and in history."""
+    return _pack(event)  # type: ignore[no-any-return]
+
+
+def decode_event(data: bytes) -> Event:
+    return Event._make(msgpack.unpackb(data, raw=False))
+
+
+def pack_record(events: list[bytes]) -> bytes:
+    return _pack(events)  # type: ignore[no-any-return]
+
+
+def record_events(payload: bytes) -> list[bytes]:
+    """The encoded events of a record, in order."""
+    return msgpack.unpackb(payload, raw=False)  # type: ignore[no-any-return]
+
+
+_HEAD = struct.Struct(">IQQ")
+
+
+def record_checksum(slot: int, lsn: int, epoch: int, payload: bytes) -> int:
+    """64 bits of BLAKE2b over the record and its place, signed as SQLite stores integers."""
+    digest = hashlib.blake2b(_HEAD.pack(slot, lsn, epoch), digest_size=8)
+    digest.update(payload)
+    return int.from_bytes(digest.digest(), "big", signed=True)
+
+
+def make_record(slot: int, lsn: int, epoch: int, events: list[bytes]) -> Record:
+    payload = pack_record(events)
+    return Record(lsn, epoch, payload, record_checksum(slot, lsn, epoch, payload))
+
+
+def record_intact(slot: int, record: Record) -> bool:
+    expected = record_checksum(slot, record.lsn, record.epoch, record.payload)
+    return record.checksum == expected
+
+
+def slot_of(session: str, slots: int) -> int:
+    """The slot that a session belongs to: fixed for the life of a cluster."""
+    return zlib.crc32(session.encode()) % slots
+
+
+def make_key(time_ms: int, slot: int, counter: int) -> int:
+    """A time-ordered message key; ``counter`` tells keys of one millisecond apart."""
+    assert 0 <= slot < SLOTS_MAX
+    assert 0 <= counter < 1 << _KEY_COUNTER_BITS
+    return (
+        (max(0, time_ms - KEY_EPOCH_MS) << _KEY_TIME_SHIFT) | (slot << _KEY_COUNTER_BITS) | counter
+    )
+
+
+def next_key(last_key: int, time_ms: int, slot: int) -> int:
+    """The next key of a slot: never at or below ``last_key``, also when the clock goes back."""
+    key = make_key(time_ms, slot, 0)
+    if key > last_key:
+        return key
+    counter_max = (1 << _KEY_COUNTER_BITS) - 1
+    if last_key & counter_max == counter_max:
+        return make_key(key_time_ms(last_key) + 1, slot, 0)
+    return last_key + 1
+
+
+def key_time_ms(key: int) -> int:
+    """Milliseconds since the Unix epoch."""
+    return (key >> _KEY_TIME_SHIFT) + KEY_EPOCH_MS
+
+
+def key_slot(key: int) -> int:
+    return (key >> _KEY_COUNTER_BITS) & (SLOTS_MAX - 1)
+
+
+def body_checksum(kind: int, body: bytes) -> int:
+    """Tells a resend from another message under the same key."""
+    return zlib.crc32(body, kind)
+
+
+def check_name(what: str, name: object, bytes_max: int = NAME_BYTES_MAX) -> str:
+    """``name`` if it may name a user or a device; otherwise BadRequest or TooLarge says why."""
+    return check_text(what, name, bytes_max, forbidden="/")
+
+
+def check_session(session: object) -> str:
+    """``session`` if it may name a session; otherwise BadRequest or TooLarge says why."""
+    return check_text("session", session, SESSION_BYTES_MAX)
+
+
+def check_text(what: str, text: object, bytes_max: int, forbidden: str = "") -> str:
+    if not isinstance(text, str) or not text:
+        raise BadRequest(f"{what} must be a string that is not empty")
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        raise BadRequest(f"{what} holds a lone surrogate, which UTF-8 cannot carry") from None
+    if size > bytes_max:
+        raise TooLarge(f"{what} is {size} bytes of UTF-8, the limit is {bytes_max}")
+    if any(unicodedata.category(c) == "Cc" or c in forbidden for c in text):
+        hint = f" or {forbidden!r}" if forbidden else ""
+        raise BadRequest(f"{what} must not hold control characters{hint}")
+    return text
+
+
+def check_body(body: object) -> bytes:
+    if not isinstance(body, bytes):
+        raise BadRequest("body must be bytes")
+    if len(body) > BODY_BYTES_MAX:
+        raise TooLarge(f"body is {len(body)} bytes, the limit is {BODY_BYTES_MAX}")
+    return body
