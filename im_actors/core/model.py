@@ -70,7 +70,7 @@ class Event(NamedTuple):
 class Record(NamedTuple):
     """One entry of a slot's log: events that were committed together.
 
-    ``payload`` is a msgpack array of encoded events; an empty one is an EpochStart.
+    ``payload`` is a msgpack array of encoded events, or of one integer, the key of an EpochStart.
     """
 
     lsn: int
@@ -124,8 +124,17 @@ def pack_record(events: list[bytes]) -> bytes:
 
 
 def record_events(payload: bytes) -> list[bytes]:
-    """The encoded events of a record, in order."""
-    return msgpack.unpackb(payload, raw=False)  # type: ignore[no-any-return]
+    """The encoded events of a record, in order; none for an EpochStart."""
+    entries: list[Any] = msgpack.unpackb(payload, raw=False)
+    return [] if entries and type(entries[0]) is int else entries
+
+
+def record_keys(payload: bytes) -> tuple[int, int]:
+    """The first and the last message key of a record. They never decrease along a log."""
+    entries = msgpack.unpackb(payload, raw=False)
+    if type(entries[0]) is int:
+        return entries[0], entries[0]
+    return decode_event(entries[0]).key, decode_event(entries[-1]).key
 
 
 _HEAD = struct.Struct(">IQQ")
@@ -140,6 +149,13 @@ def record_checksum(slot: int, lsn: int, epoch: int, payload: bytes) -> int:
 
 def make_record(slot: int, lsn: int, epoch: int, events: list[bytes]) -> Record:
     payload = pack_record(events)
+    return Record(lsn, epoch, payload, record_checksum(slot, lsn, epoch, payload))
+
+
+def epoch_start(slot: int, lsn: int, epoch: int, key: int) -> Record:
+    """The first record of an epoch. It holds no event, only a key, so that a new owner learns from
+    the last record alone where the slot's keys go on."""
+    payload = _pack([key])
     return Record(lsn, epoch, payload, record_checksum(slot, lsn, epoch, payload))
 
 

@@ -1,0 +1,224 @@
+"""What owners and replicas say to each other (design section 5).
+
+Named tuples, for the reason given in ``model``. Every message names its slot and its epoch; every
+request may arrive late or twice, and a replica answers the second copy as it answered the first.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from im_actors.core.model import Member, Record, View
+
+Epochs = tuple[tuple[int, int], ...]
+"""The epoch history of a log: (epoch, its first lsn), ascending."""
+
+
+class Seal(NamedTuple):
+    """Promise ``view.epoch`` to ``view.owner``, and say what you hold: promise and measurement in
+    one call, so that nothing can be written in between."""
+
+    slot: int
+    epoch: int
+    view: View
+
+
+class Sealed(NamedTuple):
+    """The promise is on disk; this is the log as it stands."""
+
+    slot: int
+    epoch: int
+    last_lsn: int
+    epochs: Epochs
+    commit_lsn: int
+    from_lsn: int
+    applied_lsn: int
+    complete: bool
+
+
+class Refused(NamedTuple):
+    """Nothing was done. ``promised`` is the epoch that the replica has promised."""
+
+    slot: int
+    epoch: int
+    promised: int
+    reason: str
+
+
+class Prepare(NamedTuple):
+    """Cut your tail back to ``keep_lsn`` and go on at ``start_lsn``.
+
+    ``start_lsn == keep_lsn + 1`` for a member; a spare may start later and fill the hole by
+    backfill. ``epochs`` is the history of the log up to ``start_lsn - 1``.
+    """
+
+    slot: int
+    epoch: int
+    keep_lsn: int
+    start_lsn: int
+    epochs: Epochs
+
+
+class Prepared(NamedTuple):
+    slot: int
+    epoch: int
+    last_lsn: int
+
+
+class Append(NamedTuple):
+    """Add ``records`` after (``prev_lsn``, ``prev_epoch``); or only tell the commit point."""
+
+    slot: int
+    epoch: int
+    prev_lsn: int
+    prev_epoch: int
+    commit_lsn: int
+    records: tuple[Record, ...]
+
+
+class Appended(NamedTuple):
+    """Everything up to ``durable_lsn`` is on disk here."""
+
+    slot: int
+    epoch: int
+    durable_lsn: int
+    commit_lsn: int
+    applied_lsn: int
+    complete: bool
+
+
+class Need(NamedTuple):
+    """The append does not join: the log here ends before it. Send from ``from_lsn`` on."""
+
+    slot: int
+    epoch: int
+    from_lsn: int
+
+
+class Fetch(NamedTuple):
+    """Send records ``first_lsn`` .. ``last_lsn``, at most about ``bytes_max``, at least one.
+
+    With ``committed`` the answer ends at the replica's commit point (backfill); an owner that has
+    sealed the replica may read its uncommitted tail too.
+    """
+
+    slot: int
+    epoch: int
+    first_lsn: int
+    last_lsn: int
+    bytes_max: int
+    committed: bool
+
+
+class Fetched(NamedTuple):
+    """Consecutive records from ``first_lsn`` on; none when the replica does not have them."""
+
+    slot: int
+    epoch: int
+    first_lsn: int
+    records: tuple[Record, ...]
+
+
+class Drop(NamedTuple):
+    """Delete the slot's data: all members of this ACTIVE view have all of its history."""
+
+    slot: int
+    epoch: int
+    view: View
+
+
+class Dropped(NamedTuple):
+    slot: int
+    epoch: int
+
+
+class DeviceImage(NamedTuple):
+    """A device's part of the dedup set: ``recent`` are (seq, body checksum) of its last sends, the
+    newest, that of ``last_n``, at the end."""
+
+    device: str
+    last_n: int
+    recent: tuple[tuple[int, int], ...]
+
+
+class SessionImage(NamedTuple):
+    """What a new owner must know of a session (design 5.4). Unknown session: ``last_seq`` 0."""
+
+    session: str
+    last_seq: int
+    devices: tuple[DeviceImage, ...]
+
+
+class LoadSessions(NamedTuple):
+    """Read session states from tables that have applied at least ``floor_lsn``."""
+
+    slot: int
+    epoch: int
+    request: int
+    floor_lsn: int
+    sessions: tuple[str, ...]
+
+
+class SessionsLoaded(NamedTuple):
+    """``ready`` is false when the tables lag behind the floor or have a hole: ask another one."""
+
+    slot: int
+    epoch: int
+    request: int
+    ready: bool
+    images: tuple[SessionImage, ...]
+
+
+class FindKey(NamedTuple):
+    """Look up a send that is older than what the dedup state remembers directly."""
+
+    slot: int
+    epoch: int
+    request: int
+    floor_lsn: int
+    session: str
+    device: str
+    n: int
+
+
+class KeyFound(NamedTuple):
+    """``seq`` 0 and ready: the key is in no event, which no honest history shows."""
+
+    slot: int
+    epoch: int
+    request: int
+    ready: bool
+    seq: int
+    key: int
+    checksum: int
+
+
+ReplicaRequest = Seal | Prepare | Append | Fetch | Drop | LoadSessions | FindKey
+ReplicaAnswer = (
+    Sealed | Refused | Prepared | Appended | Need | Fetched | Dropped | SessionsLoaded | KeyFound
+)
+
+__all__ = [
+    "Append",
+    "Appended",
+    "DeviceImage",
+    "Drop",
+    "Dropped",
+    "Epochs",
+    "Fetch",
+    "Fetched",
+    "FindKey",
+    "KeyFound",
+    "LoadSessions",
+    "Member",
+    "Need",
+    "Prepare",
+    "Prepared",
+    "Refused",
+    "ReplicaAnswer",
+    "ReplicaRequest",
+    "Seal",
+    "Sealed",
+    "SessionImage",
+    "SessionsLoaded",
+]

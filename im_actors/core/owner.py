@@ -1,0 +1,1113 @@
+"""A slot's owner: the takeover (design 5.3) and the write path (design 5.2), one machine.
+
+A crashed shard, a lost replica, a planned move, a scale-out: all of them are ``Take``, also when
+the new owner is the old one. The phases of one attempt:
+
+    IDLE ──Take──▶ READING ──view──▶ CLAIMING ──swapped──▶ SEALING ──usable──▶ COPYING
+      ▲                                                                          │ tail copied
+      └── somebody else's ── (any) ── fails ──▶ WAITING ──▶ READING …            ▼
+                                            SERVING ◀──swapped── ACTIVATING ◀── OPENING
+
+One attempt, one epoch: whatever has to be chosen again is chosen in a new attempt.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from im_actors.core.epochs import epoch_at
+from im_actors.core.messages import (
+    Append,
+    Appended,
+    Drop,
+    Dropped,
+    Fetch,
+    Fetched,
+    FindKey,
+    KeyFound,
+    LoadSessions,
+    Need,
+    Prepared,
+    Refused,
+    ReplicaAnswer,
+    ReplicaRequest,
+    Seal,
+    Sealed,
+    SessionsLoaded,
+)
+from im_actors.core.model import (
+    COPIES,
+    EventKind,
+    Member,
+    Record,
+    View,
+    ViewState,
+    body_checksum,
+    epoch_start,
+    key_time_ms,
+    next_key,
+    record_keys,
+)
+from im_actors.core.placement import ranked_replicas
+from im_actors.core.serving import OK, Answer, PendingEvent, Send, Serving, ServingLimits, refused
+from im_actors.core.story import Story
+from im_actors.core.takeover import Plan, ReplicaInfo, choose_members, make_plan
+from im_actors.errors import (
+    InvariantBroken,
+    KeyConflict,
+    Overloaded,
+    SlotMoving,
+)
+
+FETCH_BYTES_MAX = 512 * 1024
+APPEND_BYTES_MAX = 1024 * 1024
+LOAD_SESSIONS_MAX = 512
+HEADS_WAITING_MAX = 100_000
+NEEDS_MAX = 20
+"""So often in a row a member may ask for what it has acknowledged before that is an alarm."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnerTimes:
+    """The waits of an owner, in milliseconds."""
+
+    seal_wait_ms: int = 500
+    """How long the last members may take to answer a seal before spares are asked."""
+    attempt_ms: int = 5_000
+    """Longest time from a chosen log to an open one; then a new attempt."""
+    retry_ms_min: int = 50
+    retry_ms_max: int = 2_000
+    resend_ms: int = 1_000
+    """Records without an answer are sent again after this."""
+    idle_commit_ms: int = 3
+    """When no record follows, the commit point is told alone after this."""
+    replace_after_ms: int = 4_000
+    """A member out of reach for longer is replaced, if there is a spare."""
+    load_ms: int = 500
+    """A member that does not answer a read within this is passed over."""
+    idle_session_ms: int = 60_000
+
+    def validate(self) -> None:
+        if self.retry_ms_min > self.retry_ms_max:
+            raise ValueError("retry_ms_min is above retry_ms_max")
+        if self.replace_after_ms <= self.seal_wait_ms:
+            raise ValueError("replace_after_ms must be above seal_wait_ms")
+
+
+class Phase(Enum):
+    IDLE = "idle"
+    WAITING = "waiting"
+    READING = "reading"
+    CLAIMING = "claiming"
+    SEALING = "sealing"
+    COPYING = "copying"
+    OPENING = "opening"
+    ACTIVATING = "activating"
+    SERVING = "serving"
+    HALTED = "halted"
+    """An invariant does not hold: an operator has to look. Nothing is written any more."""
+
+
+# -- events ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Take:
+    """Own this slot. With ``force`` also when it is owned already (members are to be changed)."""
+
+    reason: str
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ViewRead:
+    """The view store's answer to ReadView; None: it could not be read."""
+
+    view: View | None
+
+
+@dataclass(frozen=True, slots=True)
+class ViewSwapped:
+    """What the store holds after SwapView; None: the outcome is not known."""
+
+    view: View | None
+
+
+@dataclass(frozen=True, slots=True)
+class ViewSeen:
+    """Somebody says that this is the slot's view now."""
+
+    view: View
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaAnswered:
+    member: Member
+    answer: ReplicaAnswer
+
+
+@dataclass(frozen=True, slots=True)
+class MemberUp:
+    """A link to the replica with this disk is up; what was sent before may be lost."""
+
+    member: Member
+
+
+@dataclass(frozen=True, slots=True)
+class MemberDown:
+    member: Member
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicasKnown:
+    """All replicas that should run."""
+
+    replicas: tuple[ReplicaInfo, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """Sends came in, in the order of each device."""
+
+    sends: list[Send]
+
+
+@dataclass(frozen=True, slots=True)
+class HeadsAsked:
+    """Somebody wants to know the last committed seq of sessions."""
+
+    token: Any
+    sessions: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed."""
+
+
+OwnerEvent = (
+    Take
+    | ViewRead
+    | ViewSwapped
+    | ViewSeen
+    | ReplicaAnswered
+    | MemberUp
+    | MemberDown
+    | ReplicasKnown
+    | Submitted
+    | HeadsAsked
+    | Tick
+)
+
+# -- effects -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ReadView:
+    """Read the slot's view, then report ViewRead."""
+
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class SwapView:
+    """Compare-and-swap the whole record, then report ViewSwapped."""
+
+    old: View
+    new: View
+
+
+@dataclass(frozen=True, slots=True)
+class ToReplica:
+    """Send, if the link is up. Losing it is harmless: everything is asked again."""
+
+    member: Member
+    message: ReplicaRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """Outcomes of sends. A code 0 is on three disks when this effect exists."""
+
+    answers: list[Answer]
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """Events that are committed now, in seq order, for the session's followers."""
+
+    slot: int
+    events: list[PendingEvent]
+
+
+@dataclass(frozen=True, slots=True)
+class HeadsKnown:
+    """Last committed seqs: [(session, seq)]."""
+
+    token: Any
+    heads: list[tuple[str, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Activated:
+    """The slot is served under this view from now on."""
+
+    view: View
+
+
+@dataclass(frozen=True, slots=True)
+class SteppedDown:
+    """This incarnation does not own the slot any more."""
+
+    slot: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """Something that must not happen did; an operator has to look."""
+
+    slot: int
+    text: str
+
+
+OwnerEffect = (
+    ReadView
+    | SwapView
+    | ToReplica
+    | Answered
+    | Published
+    | HeadsKnown
+    | Activated
+    | SteppedDown
+    | Alarm
+)
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One try to take the slot over, under one epoch."""
+
+    expected: View
+    claim: View
+    fresh: bool
+    """This incarnation does not know the slot's counters: it never served the slot, or somebody
+    else has claimed it since."""
+    sealed: dict[Member, Sealed] = field(default_factory=dict)
+    asked_ms: dict[Member, int] = field(default_factory=dict)
+    spares_due_ms: int = 0
+    plan: Plan | None = None
+    prepared: set[Member] = field(default_factory=set)
+    tail: list[Record] = field(default_factory=list)
+    opening: Record | None = None
+    due_ms: int = 0
+
+
+@dataclass(slots=True)
+class MemberState:
+    """What the owner knows of one member while it serves."""
+
+    durable_lsn: int = 0
+    applied_lsn: int = 0
+    complete: bool = False
+    commit_lsn: int = 0
+    down_since_ms: int | None = None
+    needs: int = 0
+    """Times in a row that it asked for records which it has acknowledged."""
+
+
+@dataclass(slots=True)
+class Lookup:
+    """A read that a complete member has to answer: session states or one old key."""
+
+    number: int
+    sessions: tuple[str, ...]
+    send: Send | None
+    due_ms: int
+    tries: int = 0
+
+
+class SlotOwner:
+    """One slot as one shard incarnation sees it. ``me`` names the incarnation."""
+
+    def __init__(
+        self,
+        slot: int,
+        me: str,
+        rng: random.Random,
+        times: OwnerTimes | None = None,
+        limits: ServingLimits | None = None,
+    ) -> None:
+        self.slot = slot
+        self.me = me
+        self.phase = Phase.IDLE
+        self.reason = ""
+        self.epoch = 0
+        self.commit_lsn = 0
+        self.last_lsn = 0
+        self.members: dict[Member, MemberState] = {}
+        self.view: View | None = None
+        self.attempt: Attempt | None = None
+        self.story = Story()
+        self._rng = rng
+        self._times = times or OwnerTimes()
+        self.serving = Serving(slot, limits or ServingLimits())
+        self._replicas: tuple[ReplicaInfo, ...] = ()
+        self._up: set[Member] = set()
+        self._lineage = 0
+        self._promised_max = 0
+        self._floor_lsn = 0
+        self._tries = 0
+        self._due_ms: int | None = None
+        self._resend_ms: int | None = None
+        self._commit_told = 0
+        self._tell_commit_ms: int | None = None
+        self._lookups: dict[int, Lookup] = {}
+        self._lookup_number = 0
+        self._loading: set[str] = set()
+        self._heads: list[tuple[Any, tuple[str, ...]]] = []
+        self._dropped_for = 0
+        self._evict_ms = 0
+        self._now_ms = 0
+        self._effects: list[OwnerEffect] = []
+
+    # -- the door ------------------------------------------------------------------------------
+
+    def handle(self, event: OwnerEvent, now_ms: int) -> list[OwnerEffect]:
+        """Take in one event; the effects are to be carried out in order."""
+        self._now_ms = now_ms
+        effects: list[OwnerEffect] = []
+        self._effects = effects
+        match event:
+            case Submitted(sends):
+                self._submitted(sends)
+            case ReplicaAnswered(member, answer):
+                self._replica_answered(member, answer)
+            case Tick():
+                self._tick()
+            case HeadsAsked(token, sessions):
+                self._heads_asked(token, sessions)
+            case MemberUp(member):
+                self._member_up(member)
+            case MemberDown(member):
+                self._member_down(member)
+            case ReplicasKnown(replicas):
+                self._replicas = replicas
+            case Take(reason, force):
+                self._take(reason, force)
+            case ViewRead(view):
+                self._view_read(view)
+            case ViewSwapped(view):
+                self._view_swapped(view)
+            case ViewSeen(view):
+                self._view_seen(view)
+        return effects
+
+    def deadline_ms(self) -> int | None:
+        """When the machine next wants a Tick."""
+        dues = [self._due_ms, self._resend_ms, self._tell_commit_ms]
+        dues += [lookup.due_ms for lookup in self._lookups.values()]
+        if self.phase is Phase.SERVING:
+            dues += [
+                state.down_since_ms + self._times.replace_after_ms
+                for state in self.members.values()
+                if state.down_since_ms is not None and self._spare_is_up()
+            ]
+        return min((due for due in dues if due is not None), default=None)
+
+    def validate(self) -> None:
+        """Check the invariants that one owner can see."""
+        self.serving.validate()
+        if self.phase is Phase.SERVING:
+            assert self.view is not None
+            durable = [state.durable_lsn for state in self.members.values()]
+            if len(durable) != COPIES or min(durable) < self.commit_lsn:
+                raise InvariantBroken(
+                    f"I1: slot {self.slot}: commit {self.commit_lsn} with durable {durable}\n"
+                    + "\n".join(self.story.story(self.slot))
+                )
+
+    # -- attempts ------------------------------------------------------------------------------
+
+    def _take(self, reason: str, force: bool) -> None:
+        idle = self.phase in (Phase.IDLE, Phase.WAITING)
+        if idle or (force and self.phase is Phase.SERVING):
+            self._start(reason)
+
+    def _start(self, reason: str) -> None:
+        self._note(f"takeover: {reason}")
+        self.reason = reason
+        self.phase = Phase.READING
+        self.attempt = None
+        self._resend_ms = self._tell_commit_ms = None
+        self._due_ms = self._now_ms + self._times.attempt_ms
+        self._effects.append(ReadView(self.slot))
+
+    def _retry(self, reason: str) -> None:
+        """This attempt is over; the next one has a new epoch. With jitter: others try too."""
+        self._note(f"attempt ends: {reason}")
+        self.phase = Phase.WAITING
+        self.reason = reason
+        self.attempt = None
+        times = self._times
+        ceiling = min(times.retry_ms_max, times.retry_ms_min << min(self._tries, 10))
+        self._tries += 1
+        self._due_ms = self._now_ms + int(ceiling * self._rng.uniform(0.5, 1.5))
+
+    def _halt(self, text: str) -> None:
+        self._note(f"HALTED: {text}")
+        self.phase = Phase.HALTED
+        self.reason = text
+        self.attempt = None
+        self._due_ms = self._resend_ms = self._tell_commit_ms = None
+        self._effects.append(Alarm(self.slot, text))
+        self._forget_state()
+
+    def _step_down(self, reason: str) -> None:
+        self._note(f"steps down: {reason}")
+        self.phase = Phase.IDLE
+        self.reason = reason
+        self.attempt = None
+        self._due_ms = self._resend_ms = self._tell_commit_ms = None
+        self._forget_state()
+        self._effects.append(SteppedDown(self.slot, reason))
+
+    def _forget_state(self) -> None:
+        """Nothing in memory may outlive a foreign epoch."""
+        answers = self.serving.abandon()
+        if answers:
+            self._effects.append(Answered(answers))
+        self.members = {}
+        self._lookups = {}
+        self._loading = set()
+        self._heads = []
+        self._lineage = 0
+
+    def _view_read(self, view: View | None) -> None:
+        if self.phase is Phase.READING:
+            if view is None:
+                self._retry("the view store does not answer, or has no view of the slot")
+            elif view.epoch < self._promised_max:
+                self._halt(
+                    f"the view store offers epoch {view.epoch}, a replica has promised"
+                    f" {self._promised_max}: the store was rolled back (see im-actors repair)"
+                )
+            else:
+                self._claim(view)
+        elif self.phase in (Phase.CLAIMING, Phase.ACTIVATING):
+            self._swap_outcome(view)
+
+    def _claim(self, view: View) -> None:
+        fresh = view.owner != self.me or view.epoch != self._lineage
+        claim = View(self.slot, view.epoch + 1, ViewState.RECOVERING, self.me, view.members)
+        if fresh:
+            self._forget_state()
+        self.attempt = Attempt(view, claim, fresh)
+        self.phase = Phase.CLAIMING
+        self._effects.append(SwapView(view, claim))
+
+    def _view_swapped(self, view: View | None) -> None:
+        if self.phase not in (Phase.CLAIMING, Phase.ACTIVATING):
+            return
+        if view is None:
+            # Unknown is not failed: read until it is known which of the two it was.
+            self._effects.append(ReadView(self.slot))
+            return
+        self._swap_outcome(view)
+
+    def _swap_outcome(self, view: View | None) -> None:
+        attempt = self.attempt
+        assert attempt is not None
+        old, new = self._swap_of(attempt)
+        if view is None:
+            self._effects.append(ReadView(self.slot))
+        elif view == old:
+            # Not there (yet): the same swap again can take effect only once.
+            self._effects.append(SwapView(old, new))
+        elif view != new:
+            self._view_lost(view)
+        elif self.phase is Phase.CLAIMING:
+            self._claimed(attempt)
+        else:
+            self._activated(attempt, new)
+
+    def _swap_of(self, attempt: Attempt) -> tuple[View, View]:
+        if self.phase is Phase.CLAIMING:
+            return attempt.expected, attempt.claim
+        assert attempt.plan is not None
+        active = attempt.claim._replace(state=ViewState.ACTIVE, members=attempt.plan.members)
+        return attempt.claim, active
+
+    def _view_lost(self, view: View) -> None:
+        if view.owner != self.me:
+            self._forget_state()
+        self._retry(f"the view is {view.owner}'s at epoch {view.epoch}")
+
+    def _claimed(self, attempt: Attempt) -> None:
+        self.epoch = attempt.claim.epoch
+        if not attempt.fresh:
+            self._lineage = self.epoch
+        self._promised_max = max(self._promised_max, self.epoch)
+        self.phase = Phase.SEALING
+        self._due_ms = attempt.spares_due_ms = self._now_ms + self._times.seal_wait_ms
+        for member in attempt.claim.members:
+            self._seal(member)
+        self._seal_progress()
+
+    def _seal(self, member: Member) -> None:
+        attempt = self.attempt
+        assert attempt is not None
+        if member in self._up and member not in attempt.sealed:
+            attempt.asked_ms[member] = self._now_ms
+            message = Seal(self.slot, attempt.claim.epoch, attempt.claim)
+            self._effects.append(ToReplica(member, message))
+
+    def _seal_progress(self) -> None:
+        """Choose the log once there are three to keep it on, and not before."""
+        attempt = self.attempt
+        assert attempt is not None
+        view = attempt.claim
+        usable = [member for member in view.members if member in attempt.sealed]
+        patient = self._now_ms < attempt.spares_due_ms
+        if not usable or (patient and len(usable) < len(view.members)):
+            return
+        spares = self._spares(view.members)
+        if len(usable) < COPIES:
+            self._seal_spares(COPIES - len(usable), spares)
+        members = choose_members(view, attempt.sealed, self._replicas, spares)
+        if members is not None:
+            self._copy(attempt, members)
+
+    def _seal_spares(self, lacking: int, spares: tuple[Member, ...]) -> None:
+        attempt = self.attempt
+        assert attempt is not None
+        asked = [spare for spare in spares if spare in attempt.asked_ms and spare in self._up]
+        for spare in [s for s in spares if s in self._up and s not in asked]:
+            if len(asked) >= lacking:
+                return
+            self._seal(spare)
+            asked.append(spare)
+
+    def _spares(self, members: tuple[Member, ...]) -> tuple[Member, ...]:
+        ranked = [info.member for info in ranked_replicas(self.slot, self._replicas)]
+        return tuple(member for member in ranked if member not in members)
+
+    def _spare_is_up(self) -> bool:
+        return any(spare in self._up for spare in self._spares(tuple(self.members)))
+
+    def _sealed(self, member: Member, answer: Sealed) -> None:
+        attempt = self.attempt
+        if self.phase is Phase.SEALING and attempt and answer.epoch == attempt.claim.epoch:
+            attempt.sealed[member] = answer
+            self._seal_progress()
+
+    # -- bringing three members to one log -----------------------------------------------------
+
+    def _copy(self, attempt: Attempt, members: tuple[Member, ...]) -> None:
+        try:
+            plan = make_plan(attempt.claim, self.epoch, attempt.sealed, members)
+        except InvariantBroken as broken:
+            self._halt(str(broken))
+            return
+        self._note(f"keeps the log of {plan.best.replica} up to {plan.last_lsn}")
+        self.phase = Phase.COPYING
+        self._due_ms = self._now_ms + self._times.attempt_ms
+        attempt.plan = plan
+        for member, prepare in plan.prepares:
+            self._effects.append(ToReplica(member, prepare))
+        self._fetch_tail(attempt, plan)
+        self._copy_progress(attempt, plan)
+
+    def _fetch_tail(self, attempt: Attempt, plan: Plan) -> None:
+        first = plan.fetch_from + len(attempt.tail)
+        if first <= plan.last_lsn:
+            request = Fetch(self.slot, self.epoch, first, plan.last_lsn, FETCH_BYTES_MAX, False)
+            self._effects.append(ToReplica(plan.best, request))
+
+    def _fetched(self, member: Member, answer: Fetched) -> None:
+        attempt = self.attempt
+        if self.phase is not Phase.COPYING or attempt is None or answer.epoch != self.epoch:
+            return
+        plan = attempt.plan
+        assert plan is not None
+        expected = plan.fetch_from + len(attempt.tail)
+        if member != plan.best or answer.first_lsn != expected:
+            return
+        if not answer.records:
+            self._retry(f"{member.replica} does not give its records from {expected} on")
+            return
+        attempt.tail.extend(answer.records)
+        self._fetch_tail(attempt, plan)
+        self._copy_progress(attempt, plan)
+
+    def _prepared(self, member: Member, answer: Prepared) -> None:
+        attempt = self.attempt
+        if self.phase is Phase.COPYING and attempt and answer.epoch == self.epoch:
+            assert attempt.plan is not None
+            attempt.prepared.add(member)
+            self._copy_progress(attempt, attempt.plan)
+
+    def _copy_progress(self, attempt: Attempt, plan: Plan) -> None:
+        complete = plan.fetch_from + len(attempt.tail) > plan.last_lsn
+        if complete and attempt.prepared >= set(plan.members):
+            self._open(attempt, plan)
+
+    def _open(self, attempt: Attempt, plan: Plan) -> None:
+        """Append what each member lacks, and the EpochStart: it makes the kept log win over any
+        older tail, whatever its length."""
+        if attempt.tail:
+            last_key = record_keys(attempt.tail[-1].payload)[1]
+            self.serving.last_key = max(self.serving.last_key, last_key)
+        self.serving.last_key = next_key(self.serving.last_key, self._now_ms, self.slot)
+        key = self.serving.last_key
+        attempt.opening = epoch_start(self.slot, plan.last_lsn + 1, self.epoch, key)
+        self.phase = Phase.OPENING
+        self.members = {
+            member: MemberState(
+                prepare.start_lsn - 1,
+                attempt.sealed[member].applied_lsn,
+                attempt.sealed[member].complete and prepare.start_lsn == prepare.keep_lsn + 1,
+            )
+            for member, prepare in plan.prepares
+        }
+        for member in plan.members:
+            if self.phase is Phase.OPENING:
+                self._send_opening(member, self.members[member].durable_lsn + 1)
+
+    def _send_opening(self, member: Member, from_lsn: int) -> None:
+        attempt = self.attempt
+        assert attempt is not None
+        assert attempt.plan is not None
+        assert attempt.opening is not None
+        plan = attempt.plan
+        if from_lsn > plan.last_lsn or not attempt.tail:
+            from_lsn = plan.last_lsn + 1
+        elif from_lsn < plan.fetch_from:
+            self._retry(f"{member.replica} lacks more than it said")
+            return
+        lacking = attempt.tail[from_lsn - plan.fetch_from :] if from_lsn <= plan.last_lsn else []
+        records = [*lacking, attempt.opening]
+        self._append(member, records, epoch_at(plan.epochs, from_lsn - 1), plan.commit_lsn)
+
+    def _append(
+        self, member: Member, records: list[Record], prev_epoch: int, commit_lsn: int
+    ) -> None:
+        """Send records in frames of bounded size."""
+        batch: list[Record] = []
+        size = 0
+        for record in records:
+            if batch and size + len(record.payload) > APPEND_BYTES_MAX:
+                self._append_batch(member, batch, prev_epoch, commit_lsn)
+                prev_epoch, batch, size = batch[-1].epoch, [], 0
+            batch.append(record)
+            size += len(record.payload)
+        self._append_batch(member, batch, prev_epoch, commit_lsn)
+
+    def _append_batch(
+        self, member: Member, batch: list[Record], prev_epoch: int, commit_lsn: int
+    ) -> None:
+        prev_lsn = batch[0].lsn - 1
+        message = Append(self.slot, self.epoch, prev_lsn, prev_epoch, commit_lsn, tuple(batch))
+        self._effects.append(ToReplica(member, message))
+
+    def _opened(self, attempt: Attempt) -> None:
+        assert attempt.opening is not None
+        if all(state.durable_lsn >= attempt.opening.lsn for state in self.members.values()):
+            self.phase = Phase.ACTIVATING
+            old, new = self._swap_of(attempt)
+            self._effects.append(SwapView(old, new))
+
+    def _activated(self, attempt: Attempt, view: View) -> None:
+        plan, opening = attempt.plan, attempt.opening
+        assert plan is not None
+        assert opening is not None
+        self.phase = Phase.SERVING
+        self.reason = ""
+        self.view = view
+        self.attempt = None
+        self._tries = 0
+        self._due_ms = None
+        self.last_lsn = self.commit_lsn = opening.lsn
+        self._lineage = self.epoch
+        self._floor_lsn = max(plan.floor_lsn, 0 if attempt.fresh else self._floor_lsn)
+        for member, state in self.members.items():
+            state.down_since_ms = None if member in self._up else self._now_ms
+        self._note(f"serves epoch {view.epoch} from lsn {opening.lsn}")
+        self._effects.append(Activated(view))
+        if attempt.fresh:
+            skip = max(0, plan.floor_lsn + 1 - plan.fetch_from)
+            self.serving.replay(attempt.tail[skip:])
+        else:
+            self.serving.keep(lambda lsn: epoch_at(plan.epochs, lsn), plan.last_lsn)
+            self._publish(plan.last_lsn)
+        self._commit_told = plan.commit_lsn
+        self._tell_commit_soon()
+        self._watch_members()
+        self._continue_serving()
+
+    # -- serving -------------------------------------------------------------------------------
+
+    def _submitted(self, sends: list[Send]) -> None:
+        if self.phase is not Phase.SERVING:
+            refusals = [refused(send.token, SlotMoving.code) for send in sends]
+            self._effects.append(Answered(refusals))
+            return
+        if self._apply_lag() > self.serving.limits.apply_lag_lsns_max:
+            refusals = [refused(send.token, Overloaded.code) for send in sends]
+            self._effects.append(Answered(refusals))
+            return
+        answers = self.serving.submit(sends, self.epoch, self._now_ms)
+        if answers:
+            self._effects.append(Answered(answers))
+        self._continue_serving()
+
+    def _apply_lag(self) -> int:
+        return self.last_lsn - min(state.applied_lsn for state in self.members.values())
+
+    def _continue_serving(self) -> None:
+        if self.serving.waiting or self._heads:
+            self._load_sessions()
+        if self.serving.ancient:
+            self._find_keys()
+        self._flush()
+
+    def _flush(self) -> None:
+        """What is open becomes the next record, as soon as there is room in flight. No timer: what
+        arrives while records are in flight is the next batch."""
+        while (record := self.serving.cut_record(self.last_lsn + 1, self.epoch)) is not None:
+            self.last_lsn = record.lsn
+            message = Append(
+                self.slot, self.epoch, record.lsn - 1, self.epoch, self.commit_lsn, (record,)
+            )
+            for member in self.members:
+                self._effects.append(ToReplica(member, message))
+            self._commit_told = self.commit_lsn
+            self._tell_commit_ms = None
+            self._watch_members()
+
+    def _replica_answered(self, member: Member, answer: ReplicaAnswer) -> None:
+        match answer:
+            case Appended():
+                self._appended(member, answer)
+            case SessionsLoaded():
+                self._sessions_loaded(answer)
+            case Sealed():
+                self._sealed(member, answer)
+            case Prepared():
+                self._prepared(member, answer)
+            case Fetched():
+                self._fetched(member, answer)
+            case Refused():
+                self._refused(member, answer)
+            case Need():
+                self._need(member, answer)
+            case KeyFound():
+                self._key_found(answer)
+            case Dropped():
+                pass
+
+    def _appended(self, member: Member, answer: Appended) -> None:
+        state = self.members.get(member)
+        # Acks of former epochs count for nothing.
+        if state is None or answer.epoch != self.epoch:
+            return
+        state.durable_lsn = max(state.durable_lsn, answer.durable_lsn)
+        state.commit_lsn = max(state.commit_lsn, answer.commit_lsn)
+        state.applied_lsn = max(state.applied_lsn, answer.applied_lsn)
+        state.needs = 0
+        became_complete = answer.complete and not state.complete
+        state.complete = answer.complete
+        if self.phase is Phase.OPENING:
+            assert self.attempt is not None
+            self._opened(self.attempt)
+        elif self.phase is Phase.SERVING:
+            self._commit_progress()
+            if became_complete or self._dropped_for != self.epoch:
+                self._drop_spares()
+
+    def _commit_progress(self) -> None:
+        durable = min(state.durable_lsn for state in self.members.values())
+        if durable <= self.commit_lsn:
+            return
+        self.commit_lsn = durable
+        self._resend_ms = None
+        self._watch_members()
+        self._publish(durable)
+        self._flush()
+        self._tell_commit_soon()
+
+    def _watch_members(self) -> None:
+        """Ask again after a while, as long as something is expected of a member."""
+        if self._resend_ms is None and any(map(self._lags, self.members.values())):
+            self._resend_ms = self._now_ms + self._times.resend_ms
+
+    def _lags(self, state: MemberState) -> bool:
+        known = state.durable_lsn >= self.last_lsn and state.commit_lsn >= self.commit_lsn
+        return not (known and state.complete)
+
+    def _all_complete(self) -> bool:
+        return all(state.complete for state in self.members.values())
+
+    def _publish(self, lsn: int) -> None:
+        answers, events = self.serving.commit(lsn, self.epoch)
+        if answers:
+            self._effects.append(Answered(answers))
+        if events:
+            self._effects.append(Published(self.slot, events))
+
+    def _tell_commit_soon(self) -> None:
+        if self._commit_told < self.commit_lsn and self._tell_commit_ms is None:
+            self._tell_commit_ms = self._now_ms + self._times.idle_commit_ms
+
+    def _tell_commit(self) -> None:
+        self._tell_commit_ms = None
+        self._commit_told = self.commit_lsn
+        for member in self.members:
+            self._append_after_commit(member, [])
+
+    def _append_after_commit(self, member: Member, records: list[Record]) -> None:
+        prev = self.commit_lsn
+        message = Append(self.slot, self.epoch, prev, self.epoch, prev, tuple(records))
+        self._effects.append(ToReplica(member, message))
+
+    def _resend(self, member: Member) -> None:
+        """Everything above the commit point, again; equal records again are fine."""
+        records = [flight.record for flight in self.serving.flights]
+        if records:
+            self._append(member, records, self.epoch, self.commit_lsn)
+        else:
+            self._append_after_commit(member, [])
+
+    def _need(self, member: Member, answer: Need) -> None:
+        if answer.epoch != self.epoch or member not in self.members:
+            return
+        if self.phase is Phase.OPENING:
+            self._send_opening(member, answer.from_lsn)
+        elif self.phase is Phase.SERVING:
+            self._serve_need(member, self.members[member], answer.from_lsn)
+
+    def _serve_need(self, member: Member, state: MemberState, from_lsn: int) -> None:
+        if from_lsn <= state.durable_lsn:
+            # Overtaken by its own acknowledgement, or a disk that lost what it had acknowledged.
+            state.needs += 1
+        if state.needs > NEEDS_MAX:
+            text = f"{member.replica} lost records from {from_lsn} that it had acknowledged"
+            self._effects.append(Alarm(self.slot, text))
+            self._start(text)
+        else:
+            self._resend(member)
+
+    def _refused(self, member: Member, answer: Refused) -> None:
+        self._promised_max = max(self._promised_max, answer.promised)
+        if answer.epoch != self.epoch or self.phase in (Phase.IDLE, Phase.HALTED):
+            return
+        if answer.promised > self.epoch:
+            if self.phase is Phase.SERVING:
+                self._step_down(f"{member.replica} has promised epoch {answer.promised}")
+            elif self.phase not in (Phase.READING, Phase.WAITING):
+                self._retry(f"{member.replica} has promised epoch {answer.promised}")
+        elif self.phase is Phase.SERVING and member in self.members:
+            self._start(f"{member.replica} refuses: {answer.reason}")
+        elif self.phase in (Phase.COPYING, Phase.OPENING):
+            self._retry(f"{member.replica} refuses: {answer.reason}")
+
+    def _drop_spares(self) -> None:
+        """All three have everything: what former members still hold may go."""
+        assert self.view is not None
+        if self._all_complete():
+            self._dropped_for = self.epoch
+            for spare in self._spares(self.view.members):
+                self._effects.append(ToReplica(spare, Drop(self.slot, self.epoch, self.view)))
+
+    def _view_seen(self, view: View) -> None:
+        newer = view.epoch > self.epoch and view.owner != self.me
+        if newer and self.phase is Phase.SERVING:
+            self._step_down(f"the view is {view.owner}'s at epoch {view.epoch}")
+
+    # -- session states ------------------------------------------------------------------------
+
+    def _heads_asked(self, token: Any, sessions: tuple[str, ...]) -> None:
+        if self.phase is Phase.SERVING and len(self._heads) < HEADS_WAITING_MAX:
+            self._heads.append((token, sessions))
+            self._continue_serving()
+
+    def _answer_heads(self) -> None:
+        still: list[tuple[Any, tuple[str, ...]]] = []
+        for token, sessions in self._heads:
+            known = [s for s in sessions if self._is_loaded(s)]
+            if known:
+                heads = [(s, self.serving.sessions[s].committed_seq) for s in known]
+                self._effects.append(HeadsKnown(token, heads))
+            unknown = tuple(s for s in sessions if not self._is_loaded(s))
+            if unknown:
+                still.append((token, unknown))
+        self._heads = still
+
+    def _is_loaded(self, session: str) -> bool:
+        state = self.serving.sessions.get(session)
+        return state is not None and state.loaded
+
+    def _load_sessions(self) -> None:
+        if self._heads:
+            self._answer_heads()
+        wanted = {s for _, sessions in self._heads for s in sessions}
+        wanted.update(self.serving.waiting)
+        fresh = sorted(wanted - self._loading)
+        for start in range(0, len(fresh), LOAD_SESSIONS_MAX):
+            names = tuple(fresh[start : start + LOAD_SESSIONS_MAX])
+            self._loading.update(names)
+            self._ask(Lookup(self._next_lookup(), names, None, 0))
+
+    def _next_lookup(self) -> int:
+        self._lookup_number += 1
+        return self._lookup_number
+
+    def _find_keys(self) -> None:
+        ancient, self.serving.ancient = self.serving.ancient, []
+        for send in ancient:
+            self._ask(Lookup(self._next_lookup(), (), send, 0))
+
+    def _ask(self, lookup: Lookup) -> None:
+        """Ask the next complete member; none: wait, unknown is never taken for absent."""
+        self._lookups[lookup.number] = lookup
+        lookup.due_ms = self._now_ms + self._times.load_ms
+        ready = [m for m, state in self.members.items() if state.complete and m in self._up]
+        if not ready:
+            return
+        # The member whose tables are furthest first; after a refusal or silence the next one.
+        ready.sort(key=lambda m: self.members[m].applied_lsn, reverse=True)
+        member = ready[lookup.tries % len(ready)]
+        lookup.tries += 1
+        send, floor = lookup.send, self._floor_lsn
+        message: LoadSessions | FindKey
+        if send is None:
+            message = LoadSessions(self.slot, self.epoch, lookup.number, floor, lookup.sessions)
+        else:
+            key = (send.session, send.device, send.n)
+            message = FindKey(self.slot, self.epoch, lookup.number, floor, *key)
+        self._effects.append(ToReplica(member, message))
+
+    def _sessions_loaded(self, answer: SessionsLoaded) -> None:
+        lookup = self._lookups.get(answer.request)
+        if lookup is None or answer.epoch != self.epoch or not answer.ready:
+            return  # A refusal waits for the lookup's deadline, so that lagging tables catch up.
+        del self._lookups[answer.request]
+        self._loading.difference_update(lookup.sessions)
+        answers: list[Answer] = []
+        for image in answer.images:
+            answers += self.serving.loaded(image, self.epoch, self._now_ms)
+        if answers:
+            self._effects.append(Answered(answers))
+        self._continue_serving()
+
+    def _key_found(self, answer: KeyFound) -> None:
+        lookup = self._lookups.get(answer.request)
+        if lookup is None or answer.epoch != self.epoch or not answer.ready:
+            return
+        del self._lookups[answer.request]
+        send = lookup.send
+        assert send is not None
+        if not answer.seq:
+            self._effects.append(
+                Alarm(
+                    self.slot, f"no event for the used key {send.session!r} {send.device} {send.n}"
+                )
+            )
+            self._effects.append(Answered([refused(send.token, KeyConflict.code)]))
+            return
+        same = answer.checksum == body_checksum(send.kind, send.body)
+        if same or send.kind == EventKind.VOID:
+            time_ms = key_time_ms(answer.key)
+            outcome = Answer(send.token, OK, answer.seq, self.epoch, time_ms, 0)
+        else:
+            device = self.serving.sessions[send.session].devices[send.device]
+            outcome = refused(send.token, KeyConflict.code, device.last_n + 1)
+        self._effects.append(Answered([outcome]))
+
+    # -- links and time ------------------------------------------------------------------------
+
+    def _member_up(self, member: Member) -> None:
+        self._up.add(member)
+        if self.phase is Phase.SEALING:
+            assert self.attempt is not None
+            if member in self.attempt.claim.members or member in self.attempt.asked_ms:
+                self._seal(member)
+            self._seal_progress()
+        elif self.phase is Phase.SERVING and member in self.members:
+            self.members[member].down_since_ms = None
+            self._resend(member)
+        elif self.phase is Phase.SERVING:
+            self._drop_spares()
+
+    def _member_down(self, member: Member) -> None:
+        self._up.discard(member)
+        if self.phase in (Phase.COPYING, Phase.OPENING):
+            assert self.attempt is not None
+            assert self.attempt.plan is not None
+            if member in self.attempt.plan.members:
+                self._retry(f"{member.replica} went out of reach")
+        elif self.phase is Phase.SERVING and member in self.members:
+            state = self.members[member]
+            if state.down_since_ms is None:
+                state.down_since_ms = self._now_ms
+
+    def _tick(self) -> None:
+        now = self._now_ms
+        if self._due_ms is not None and self._due_ms <= now:
+            self._attempt_due()
+        if self.phase is not Phase.SERVING:
+            return
+        if self._tell_commit_ms is not None and self._tell_commit_ms <= now:
+            self._tell_commit()
+        if self._resend_ms is not None and self._resend_ms <= now:
+            self._resend_due()
+        for lookup in [look for look in self._lookups.values() if look.due_ms <= now]:
+            self._ask(lookup)
+        self._replace_lost()
+        if self._evict_ms <= now:
+            self._evict()
+
+    def _attempt_due(self) -> None:
+        attempt = self.attempt
+        if self.phase is Phase.SEALING:
+            assert attempt is not None
+            self._due_ms = self._now_ms + self._times.seal_wait_ms
+            for member in {*attempt.claim.members, *attempt.asked_ms}:
+                self._seal(member)
+            self._seal_progress()
+        elif self.phase is Phase.WAITING:
+            self._start(self.reason)
+        elif self.phase in (Phase.CLAIMING, Phase.ACTIVATING):
+            # The outcome of a swap must be known before anything else is tried.
+            self._due_ms = self._now_ms + self._times.attempt_ms
+            self._effects.append(ReadView(self.slot))
+        else:
+            self._retry(f"no progress while {self.phase.value}")
+
+    def _resend_due(self) -> None:
+        self._resend_ms = None
+        self._watch_members()
+        for member, state in self.members.items():
+            if self._lags(state):
+                self._resend(member)
+
+    def _replace_lost(self) -> None:
+        limit = self._now_ms - self._times.replace_after_ms
+        for member, state in self.members.items():
+            since = state.down_since_ms
+            if since is not None and since <= limit and self._spare_is_up():
+                self._start(f"{member.replica} has been out of reach, a spare takes its place")
+                return
+
+    def _evict(self) -> None:
+        self._evict_ms = self._now_ms + self._times.idle_session_ms // 4
+        tables = [state.applied_lsn for state in self.members.values() if state.complete]
+        idle_before = self._now_ms - self._times.idle_session_ms
+        floor = self.serving.evict(idle_before, max(tables, default=0))
+        self._floor_lsn = max(self._floor_lsn, floor)
+
+    def _note(self, text: str) -> None:
+        self.story.note(self._now_ms, (self.slot,), text)

@@ -1,0 +1,312 @@
+"""What an owner keeps while it serves a slot: counters, dedup sets, what is not committed yet.
+
+It outlives a takeover that the owner carries out on itself (a replica was replaced), so that the
+seqs given stay the same; it is thrown away when anybody else held the slot in between.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from im_actors.core.messages import SessionImage
+from im_actors.core.model import (
+    Event,
+    Record,
+    body_checksum,
+    decode_event,
+    encode_event,
+    key_time_ms,
+    make_record,
+    next_key,
+    record_events,
+)
+from im_actors.core.sessions import Admission, SessionState
+from im_actors.errors import (
+    InvariantBroken,
+    KeyConflict,
+    OutOfOrder,
+    Overloaded,
+    SlotMoving,
+    Unknown,
+)
+
+OK = 0
+RECORD_BYTES_MAX = 256 * 1024
+RECORD_EVENTS_MAX = 2_048
+
+
+@dataclass(frozen=True, slots=True)
+class ServingLimits:
+    """Bounds of one slot's owner."""
+
+    pending_events_max: int = 8_192
+    """Events that are numbered and not committed, or wait for their session's state."""
+    pending_bytes_max: int = 16 * 1024 * 1024
+    records_in_flight_max: int = 2
+    """Records sent and not committed. What arrives meanwhile is the next record."""
+    apply_lag_lsns_max: int = 20_000
+    """Records that the slowest member may have journaled and not applied to history."""
+    sessions_max: int = 20_000
+    """Session states in memory; idle ones above it are forgotten (they stay in the tables)."""
+
+    def validate(self) -> None:
+        for name in self.__slots__:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1")
+
+
+class Send(NamedTuple):
+    """One message to be numbered. ``token`` is the caller's, returned with the answer."""
+
+    token: Any
+    session: str
+    device: str
+    n: int
+    kind: int
+    body: bytes
+
+
+class Answer(NamedTuple):
+    """What became of a send: ``code`` 0 with seq, epoch and time, or an error code.
+
+    ``expected_n`` is the device's next n for OUT_OF_ORDER and KEY_CONFLICT.
+    """
+
+    token: Any
+    code: int
+    seq: int
+    epoch: int
+    time_ms: int
+    expected_n: int
+
+
+class PendingEvent:
+    """An event with a seq that is not committed yet, and who waits for it."""
+
+    __slots__ = ("data", "device", "key", "n", "seq", "session", "waiters")
+
+    def __init__(self, session: SessionState, seq: int, key: int, send: Send, data: bytes) -> None:
+        self.session = session
+        self.seq = seq
+        self.key = key
+        self.device = send.device
+        self.n = send.n
+        self.data = data
+        self.waiters = [send.token]
+
+
+class Flight(NamedTuple):
+    """A record on its way to the members."""
+
+    record: Record
+    events: list[PendingEvent]
+
+
+def refused(token: Any, code: int, expected_n: int = 0) -> Answer:
+    return Answer(token, code, 0, 0, 0, expected_n)
+
+
+class Serving:
+    """The counters and dedup sets of one slot, and its uncommitted events."""
+
+    def __init__(self, slot: int, limits: ServingLimits) -> None:
+        self.slot = slot
+        self.limits = limits
+        self.sessions: dict[str, SessionState] = {}
+        self.waiting: dict[str, list[Send]] = {}
+        """Sends whose session's state is being loaded."""
+        self.waiting_events = 0
+        self.open: deque[PendingEvent] = deque()
+        self.flights: deque[Flight] = deque()
+        self.pending: dict[tuple[str, int], PendingEvent] = {}
+        self.pending_bytes = 0
+        self.last_key = 0
+        self.ancient: list[Send] = []
+        """Resends that only history can answer; the owner takes them from here."""
+
+    # -- admission -----------------------------------------------------------------------------
+
+    def submit(self, sends: list[Send], epoch: int, now_ms: int) -> list[Answer]:
+        """Number what is new, answer what is known. New ones are answered when they commit."""
+        answers: list[Answer] = []
+        sessions, limits = self.sessions, self.limits
+        for send in sends:
+            full = (
+                len(self.pending) + self.waiting_events >= limits.pending_events_max
+                or self.pending_bytes >= limits.pending_bytes_max
+            )
+            if full:
+                answers.append(refused(send.token, Overloaded.code))
+                continue
+            state = sessions.get(send.session)
+            if state is None or not state.loaded:
+                self.waiting.setdefault(send.session, []).append(send)
+                self.waiting_events += 1
+                self.pending_bytes += len(send.body)
+                continue
+            answer = self._admit(state, send, epoch, now_ms)
+            if answer is not None:
+                answers.append(answer)
+        return answers
+
+    def _admit(self, state: SessionState, send: Send, epoch: int, now_ms: int) -> Answer | None:
+        token, session, device, n, kind, body = send
+        state.used_ms = now_ms
+        outcome, seq = state.admit(device, n, kind, body_checksum(kind, body))
+        if outcome is Admission.NEW:
+            self.last_key = key = next_key(self.last_key, now_ms, self.slot)
+            data = encode_event(Event(session, seq, key, kind, device, n, body))
+            event = PendingEvent(state, seq, key, send, data)
+            self.pending[session, seq] = event
+            self.pending_bytes += len(data)
+            self.open.append(event)
+            return None
+        if outcome is Admission.KNOWN:
+            pending = self.pending.get((session, seq))
+            if pending is not None:
+                # Known and not committed: the answer has to wait like the first one does.
+                pending.waiters.append(token)
+                return None
+            # The key is not kept for committed events; the time is the ACK's and not the event's.
+            return Answer(token, OK, seq, epoch, now_ms, 0)
+        if outcome is Admission.ANCIENT:
+            self.ancient.append(send)
+            return None
+        code = OutOfOrder.code if outcome is Admission.GAP else KeyConflict.code
+        return refused(token, code, seq)
+
+    def loaded(self, image: SessionImage, epoch: int, now_ms: int) -> list[Answer]:
+        """A session's state has come from the tables: decide on what waited for it."""
+        state = self.sessions.get(image.session)
+        if state is None:
+            state = self.sessions[image.session] = SessionState(image.session)
+        if not state.loaded:
+            state.merge(image)
+        state.used_ms = now_ms
+        answers = []
+        for send in self.waiting.pop(image.session, ()):
+            self.waiting_events -= 1
+            self.pending_bytes -= len(send.body)
+            answer = self._admit(state, send, epoch, now_ms)
+            if answer is not None:
+                answers.append(answer)
+        return answers
+
+    # -- committing ----------------------------------------------------------------------------
+
+    def cut_record(self, lsn: int, epoch: int) -> Record | None:
+        """The next record from what is open, None when nothing is or enough is in flight."""
+        if not self.open or len(self.flights) >= self.limits.records_in_flight_max:
+            return None
+        events: list[PendingEvent] = []
+        size = 0
+        while self.open and len(events) < RECORD_EVENTS_MAX:
+            size += len(self.open[0].data) + 5
+            if events and size > RECORD_BYTES_MAX:
+                break
+            events.append(self.open.popleft())
+        record = make_record(self.slot, lsn, epoch, [event.data for event in events])
+        self.flights.append(Flight(record, events))
+        return record
+
+    def commit(self, lsn: int, epoch: int) -> tuple[list[Answer], list[PendingEvent]]:
+        """Records up to ``lsn`` are committed: the answers that may leave, the events to push."""
+        answers: list[Answer] = []
+        events: list[PendingEvent] = []
+        while self.flights and self.flights[0].record.lsn <= lsn:
+            record, committed = self.flights.popleft()
+            for event in committed:
+                self._commit_event(event, record.lsn, epoch, answers)
+            events += committed
+        return answers, events
+
+    def _commit_event(
+        self, event: PendingEvent, lsn: int, epoch: int, answers: list[Answer]
+    ) -> None:
+        session = event.session
+        if event.seq != session.committed_seq + 1:
+            raise InvariantBroken(
+                f"I5: session {session.name!r}: seq {event.seq} commits after"
+                f" {session.committed_seq}"
+            )
+        session.committed_seq = event.seq
+        session.last_lsn = lsn
+        del self.pending[session.name, event.seq]
+        self.pending_bytes -= len(event.data)
+        time_ms = key_time_ms(event.key)
+        for token in event.waiters:
+            answers.append(Answer(token, OK, event.seq, epoch, time_ms, 0))
+
+    # -- takeovers -----------------------------------------------------------------------------
+
+    def keep(self, epochs_at: Any, last_lsn: int) -> tuple[int, list[Flight]]:
+        """After a takeover by the same incarnation: the flights that the kept log holds stay, the
+        others are open again, in order, with the seqs that they have.
+
+        ``epochs_at(lsn)`` is the kept log's epoch. Returns the number kept and those reopened.
+        """
+        kept = 0
+        for record, _ in self.flights:
+            if record.lsn > last_lsn or epochs_at(record.lsn) != record.epoch:
+                break
+            kept += 1
+        reopened = [self.flights.pop() for _ in range(len(self.flights) - kept)]
+        for flight in reopened:
+            self.open.extendleft(reversed(flight.events))
+        return kept, reopened
+
+    def replay(self, records: list[Record]) -> None:
+        """Take in the end of the log that the tables may not have (a new owner only)."""
+        for record in records:
+            for data in record_events(record.payload):
+                event = decode_event(data)
+                state = self.sessions.get(event.session)
+                if state is None:
+                    state = self.sessions[event.session] = SessionState(event.session)
+                checksum = body_checksum(event.kind, event.body)
+                state.replay(event.seq, event.device, event.n, checksum, record.lsn)
+
+    def abandon(self) -> list[Answer]:
+        """The slot is somebody else's: everything pending is answered "unknown, ask again"."""
+        answers = [
+            refused(token, Unknown.code)
+            for event in self.pending.values()
+            for token in event.waiters
+        ]
+        answers += [refused(send.token, Unknown.code) for send in self.ancient]
+        # These were never numbered, so the answer is definite.
+        parked = [send for sends in self.waiting.values() for send in sends]
+        answers += [refused(send.token, SlotMoving.code) for send in parked]
+        self.__init__(self.slot, self.limits)  # type: ignore[misc]
+        return answers
+
+    def evict(self, idle_before_ms: int, applied_lsn: int) -> int:
+        """Forget idle sessions that the tables hold; the highest lsn that touched one of them."""
+        excess = len(self.sessions) - self.limits.sessions_max
+        floor = 0
+        for name in list(self.sessions) if excess > 0 else ():
+            state = self.sessions[name]
+            settled = state.committed_seq == state.last_seq and state.last_lsn <= applied_lsn
+            if settled and state.used_ms < idle_before_ms and name not in self.waiting:
+                floor = max(floor, state.last_lsn)
+                del self.sessions[name]
+        return floor
+
+    def validate(self) -> None:
+        """I5 and I6, as far as the owner can see them."""
+        seen = sum(len(flight.events) for flight in self.flights) + len(self.open)
+        if seen != len(self.pending):
+            raise InvariantBroken(
+                f"slot {self.slot}: {seen} events open, {len(self.pending)} known"
+            )
+        expected = {name: state.committed_seq for name, state in self.sessions.items()}
+        ordered = [event for flight in self.flights for event in flight.events] + list(self.open)
+        for event in ordered:
+            name = event.session.name
+            expected[name] += 1
+            if event.seq != expected[name]:
+                raise InvariantBroken(
+                    f"I5: session {name!r}: seq {event.seq} where {expected[name]} has to follow"
+                )

@@ -1,0 +1,126 @@
+"""A session's counters and dedup state, as its owner holds them (design 5.2 step 1 and 5.4)."""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import IntEnum
+from typing import NamedTuple
+
+from im_actors.core.messages import DeviceImage, SessionImage
+from im_actors.core.model import DEVICE_WINDOW, EventKind
+
+
+class Admission(IntEnum):
+    """What becomes of a send."""
+
+    NEW = 0
+    KNOWN = 1
+    GAP = 2
+    CONFLICT = 3
+    ANCIENT = 4
+    """A resend from before what is remembered here: history knows its seq."""
+
+
+class Admitted(NamedTuple):
+    outcome: Admission
+    seq: int
+    """NEW, KNOWN: the event's seq. GAP, CONFLICT: the device's next n."""
+
+
+class DeviceState:
+    """The dedup state of one device in one session."""
+
+    __slots__ = ("last_n", "recent")
+
+    def __init__(self, last_n: int = 0, recent: tuple[tuple[int, int], ...] = ()) -> None:
+        self.last_n = last_n
+        self.recent: deque[tuple[int, int]] = deque(recent, DEVICE_WINDOW)
+
+    def add(self, n: int, seq: int, checksum: int) -> None:
+        assert n == self.last_n + 1 or not self.recent, f"n {n} follows {self.last_n}"
+        self.last_n = n
+        self.recent.append((seq, checksum))
+
+
+class SessionState:
+    """One session: seqs given and committed, and the dedup set.
+
+    ``loaded`` is false while only the replayed end of the log is known; the tables' part is merged
+    in by ``merge``. ``last_lsn`` is the newest record that touched the session.
+    """
+
+    __slots__ = ("committed_seq", "devices", "last_lsn", "last_seq", "loaded", "name", "used_ms")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.last_seq = 0
+        self.committed_seq = 0
+        self.devices: dict[str, DeviceState] = {}
+        self.last_lsn = 0
+        self.loaded = False
+        self.used_ms = 0
+
+    def admit(self, device: str, n: int, kind: int, checksum: int) -> Admitted:
+        """Decide on a send and, when it is new, give it its seq. Nothing can come in between: the
+        check and the number are one synchronous step."""
+        state = self.devices.get(device)
+        if state is None:
+            if n != 1:
+                return Admitted(Admission.GAP, 1)
+            state = self.devices[device] = DeviceState()
+        if n == state.last_n + 1:
+            self.last_seq += 1
+            state.add(n, self.last_seq, checksum)
+            return Admitted(Admission.NEW, self.last_seq)
+        if n > state.last_n:
+            return Admitted(Admission.GAP, state.last_n + 1)
+        back = state.last_n - n
+        if back >= len(state.recent):
+            return Admitted(Admission.ANCIENT, 0)
+        seq, known_checksum = state.recent[-1 - back]
+        # A VOID asks what became of its n: whatever was accepted under it is the answer.
+        if checksum != known_checksum and kind != EventKind.VOID:
+            return Admitted(Admission.CONFLICT, state.last_n + 1)
+        return Admitted(Admission.KNOWN, seq)
+
+    def replay(self, seq: int, device: str, n: int, checksum: int, lsn: int) -> None:
+        """Take in a committed event while the log's end is replayed after a takeover."""
+        self.last_seq = self.committed_seq = seq
+        self.last_lsn = lsn
+        state = self.devices.get(device)
+        if state is None:
+            state = self.devices[device] = DeviceState()
+        state.add(n, seq, checksum)
+
+    def merge(self, image: SessionImage) -> None:
+        """Join the tables' state with the replayed end. Both come from one log and the tables may
+        already hold a part of what was replayed, so the newer of the two wins per device."""
+        assert not self.loaded, f"session {self.name!r} is loaded twice"
+        self.last_seq = max(self.last_seq, image.last_seq)
+        self.committed_seq = max(self.committed_seq, image.last_seq)
+        for device, last_n, recent in image.devices:
+            mine = self.devices.get(device)
+            self.devices[device] = _joined(mine, last_n, recent)
+        self.loaded = True
+
+    def image(self) -> SessionImage:
+        """The state as the tables would hold it."""
+        devices = tuple(
+            DeviceImage(device, state.last_n, tuple(state.recent))
+            for device, state in sorted(self.devices.items())
+            if state.last_n
+        )
+        return SessionImage(self.name, self.last_seq, devices)
+
+
+def _joined(
+    mine: DeviceState | None, last_n: int, recent: tuple[tuple[int, int], ...]
+) -> DeviceState:
+    if mine is None or mine.last_n <= last_n:
+        return DeviceState(last_n, recent)
+    newer = mine.last_n - last_n
+    if newer >= DEVICE_WINDOW:
+        return mine
+    assert newer <= len(mine.recent), "the replayed end does not join the tables"
+    tail = tuple(mine.recent)[len(mine.recent) - newer :]
+    return DeviceState(mine.last_n, (*recent, *tail))

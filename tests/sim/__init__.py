@@ -1,0 +1,1 @@
+"""A whole cluster of the real ``core`` machines in one thread with virtual time."""

@@ -1,0 +1,54 @@
+"""``python -m tests.sim [--seeds N] [--first S] [--operations N]``: run seeds, print what broke."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import random
+import sys
+import time
+import traceback
+
+from tests.sim.world import World
+
+
+def run_seed(seed: int, operations: int) -> tuple[str | None, World | None]:
+    world = None
+    try:
+        world = World(seed, operations)
+        world.run()
+    except Exception:
+        return traceback.format_exc(), world
+    return None, world
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.sim", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=50, help="how many seeds (default 50)")
+    parser.add_argument("--first", type=int, help="the first seed (default: a random one)")
+    parser.add_argument("--operations", type=int, default=400, help="client sends per seed")
+    args = parser.parse_args()
+    first = args.first if args.first is not None else random.SystemRandom().randrange(10**9)
+    failed, counts, takeovers = 0, collections.Counter[str](), 0
+    started = time.monotonic()
+    print(f"seeds {first} .. {first + args.seeds - 1}, {args.operations} sends each")
+    for seed in range(first, first + args.seeds):
+        problem, world = run_seed(seed, args.operations)
+        if world is not None:
+            counts.update(world.faults.counts)
+            takeovers += world.checker.takeovers
+        if problem is not None:
+            failed += 1
+            print(f"\nseed {seed} failed\n{problem}")
+            print(f"replay: python -m tests.sim --seeds 1 --first {seed}"
+                  f" --operations {args.operations}")  # fmt: skip
+    seconds = time.monotonic() - started
+    print(f"injected {json.dumps(dict(sorted(counts.items())))}")
+    print(f"takeovers {takeovers}, {args.seeds / seconds * 60:.0f} seeds/min")
+    print(f"{args.seeds - failed} passed, {failed} failed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
