@@ -256,6 +256,9 @@ class Inbox:
         """How many sessions are followed."""
         return len(self._sessions)
 
+    def follows(self, session: str) -> bool:
+        return session in self._sessions
+
     def cursor(self, stream: int) -> int:
         return self._streams[stream].cursor
 

@@ -54,7 +54,7 @@ from im_actors.core.model import (
 from im_actors.core.placement import ranked_replicas
 from im_actors.core.serving import OK, Answer, PendingEvent, Send, Serving, ServingLimits, refused
 from im_actors.core.story import Story
-from im_actors.core.takeover import Plan, ReplicaInfo, choose_members, make_plan
+from im_actors.core.takeover import COPY_RECORDS_MAX, Plan, ReplicaInfo, choose_members, make_plan
 from im_actors.errors import (
     InvariantBroken,
     KeyConflict,
@@ -71,8 +71,8 @@ NEEDS_MAX = 20
 
 
 @dataclass(frozen=True, slots=True)
-class OwnerTimes:
-    """The waits of an owner, in milliseconds."""
+class OwnerSettings:
+    """The waits of an owner, in milliseconds, and what a takeover copies itself."""
 
     seal_wait_ms: int = 500
     """How long the last members may take to answer a seal before spares are asked."""
@@ -89,6 +89,8 @@ class OwnerTimes:
     load_ms: int = 500
     """A member that does not answer a read within this is passed over."""
     idle_session_ms: int = 60_000
+    copy_records_max: int = COPY_RECORDS_MAX
+    """Committed records that a takeover copies to a spare; more are left to backfill."""
 
     def validate(self) -> None:
         if self.retry_ms_min > self.retry_ms_max:
@@ -338,7 +340,7 @@ class SlotOwner:
         slot: int,
         me: str,
         rng: random.Random,
-        times: OwnerTimes | None = None,
+        settings: OwnerSettings | None = None,
         limits: ServingLimits | None = None,
     ) -> None:
         self.slot = slot
@@ -353,7 +355,7 @@ class SlotOwner:
         self.attempt: Attempt | None = None
         self.story = Story()
         self._rng = rng
-        self._times = times or OwnerTimes()
+        self._settings = settings or OwnerSettings()
         self.serving = Serving(slot, limits or ServingLimits())
         self._replicas: tuple[ReplicaInfo, ...] = ()
         self._up: set[Member] = set()
@@ -412,7 +414,7 @@ class SlotOwner:
         dues += [lookup.due_ms for lookup in self._lookups.values()]
         if self.phase is Phase.SERVING:
             dues += [
-                state.down_since_ms + self._times.replace_after_ms
+                state.down_since_ms + self._settings.replace_after_ms
                 for state in self.members.values()
                 if state.down_since_ms is not None and self._spare_is_up()
             ]
@@ -443,7 +445,7 @@ class SlotOwner:
         self.phase = Phase.READING
         self.attempt = None
         self._resend_ms = self._tell_commit_ms = None
-        self._due_ms = self._now_ms + self._times.attempt_ms
+        self._due_ms = self._now_ms + self._settings.attempt_ms
         self._effects.append(ReadView(self.slot))
 
     def _retry(self, reason: str) -> None:
@@ -452,8 +454,8 @@ class SlotOwner:
         self.phase = Phase.WAITING
         self.reason = reason
         self.attempt = None
-        times = self._times
-        ceiling = min(times.retry_ms_max, times.retry_ms_min << min(self._tries, 10))
+        settings = self._settings
+        ceiling = min(settings.retry_ms_max, settings.retry_ms_min << min(self._tries, 10))
         self._tries += 1
         self._due_ms = self._now_ms + int(ceiling * self._rng.uniform(0.5, 1.5))
 
@@ -552,7 +554,7 @@ class SlotOwner:
             self._lineage = self.epoch
         self._promised_max = max(self._promised_max, self.epoch)
         self.phase = Phase.SEALING
-        self._due_ms = attempt.spares_due_ms = self._now_ms + self._times.seal_wait_ms
+        self._due_ms = attempt.spares_due_ms = self._now_ms + self._settings.seal_wait_ms
         for member in attempt.claim.members:
             self._seal(member)
         self._seal_progress()
@@ -607,14 +609,15 @@ class SlotOwner:
     # -- bringing three members to one log -----------------------------------------------------
 
     def _copy(self, attempt: Attempt, members: tuple[Member, ...]) -> None:
+        copied = self._settings.copy_records_max
         try:
-            plan = make_plan(attempt.claim, self.epoch, attempt.sealed, members)
+            plan = make_plan(attempt.claim, self.epoch, attempt.sealed, members, copied)
         except InvariantBroken as broken:
             self._halt(str(broken))
             return
         self._note(f"keeps the log of {plan.best.replica} up to {plan.last_lsn}")
         self.phase = Phase.COPYING
-        self._due_ms = self._now_ms + self._times.attempt_ms
+        self._due_ms = self._now_ms + self._settings.attempt_ms
         attempt.plan = plan
         for member, prepare in plan.prepares:
             self._effects.append(ToReplica(member, prepare))
@@ -842,7 +845,7 @@ class SlotOwner:
     def _watch_members(self) -> None:
         """Ask again after a while, as long as something is expected of a member."""
         if self._resend_ms is None and any(map(self._lags, self.members.values())):
-            self._resend_ms = self._now_ms + self._times.resend_ms
+            self._resend_ms = self._now_ms + self._settings.resend_ms
 
     def _lags(self, state: MemberState) -> bool:
         known = state.durable_lsn >= self.last_lsn and state.commit_lsn >= self.commit_lsn
@@ -860,7 +863,7 @@ class SlotOwner:
 
     def _tell_commit_soon(self) -> None:
         if self._commit_told < self.commit_lsn and self._tell_commit_ms is None:
-            self._tell_commit_ms = self._now_ms + self._times.idle_commit_ms
+            self._tell_commit_ms = self._now_ms + self._settings.idle_commit_ms
 
     def _tell_commit(self) -> None:
         self._tell_commit_ms = None
@@ -973,7 +976,7 @@ class SlotOwner:
     def _ask(self, lookup: Lookup) -> None:
         """Ask the next complete member; none: wait, unknown is never taken for absent."""
         self._lookups[lookup.number] = lookup
-        lookup.due_ms = self._now_ms + self._times.load_ms
+        lookup.due_ms = self._now_ms + self._settings.load_ms
         ready = [m for m, state in self.members.items() if state.complete and m in self._up]
         if not ready:
             return
@@ -1074,7 +1077,7 @@ class SlotOwner:
         attempt = self.attempt
         if self.phase is Phase.SEALING:
             assert attempt is not None
-            self._due_ms = self._now_ms + self._times.seal_wait_ms
+            self._due_ms = self._now_ms + self._settings.seal_wait_ms
             for member in {*attempt.claim.members, *attempt.asked_ms}:
                 self._seal(member)
             self._seal_progress()
@@ -1082,7 +1085,7 @@ class SlotOwner:
             self._start(self.reason)
         elif self.phase in (Phase.CLAIMING, Phase.ACTIVATING):
             # The outcome of a swap must be known before anything else is tried.
-            self._due_ms = self._now_ms + self._times.attempt_ms
+            self._due_ms = self._now_ms + self._settings.attempt_ms
             self._effects.append(ReadView(self.slot))
         else:
             self._retry(f"no progress while {self.phase.value}")
@@ -1095,7 +1098,7 @@ class SlotOwner:
                 self._resend(member)
 
     def _replace_lost(self) -> None:
-        limit = self._now_ms - self._times.replace_after_ms
+        limit = self._now_ms - self._settings.replace_after_ms
         for member, state in self.members.items():
             since = state.down_since_ms
             if since is not None and since <= limit and self._spare_is_up():
@@ -1103,9 +1106,9 @@ class SlotOwner:
                 return
 
     def _evict(self) -> None:
-        self._evict_ms = self._now_ms + self._times.idle_session_ms // 4
+        self._evict_ms = self._now_ms + self._settings.idle_session_ms // 4
         tables = [state.applied_lsn for state in self.members.values() if state.complete]
-        idle_before = self._now_ms - self._times.idle_session_ms
+        idle_before = self._now_ms - self._settings.idle_session_ms
         floor = self.serving.evict(idle_before, max(tables, default=0))
         self._floor_lsn = max(self._floor_lsn, floor)
 

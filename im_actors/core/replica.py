@@ -230,6 +230,9 @@ class SlotLog:
     backfill_due_ms: int = 0
     backfill_source: int = 0
     backfill_busy: bool = False
+    drain_lsn: int = 0
+    """Journaled records below ``from_lsn`` up to here still have to be applied to history; backfill
+    waits for that, so that a log without holes means tables without holes."""
     dropping: Any = None
     """Who asked for the deletion that is under way."""
 
@@ -253,7 +256,9 @@ class SlotLog:
         return any(first <= first_lsn and last_lsn <= last for first, last in self.held)
 
     def meta(self) -> bytes:
-        fields = (self.promised, self.owner, self.view, self.epochs, self.held, self.commit_lsn)
+        # applied_lsn too: what came by backfill is in history and was never in the journal.
+        ends = (self.commit_lsn, self.applied_lsn)
+        fields = (self.promised, self.owner, self.view, self.epochs, self.held, *ends)
         return msgpack.packb(fields)  # type: ignore[no-any-return]
 
     def validate(self, slot: int) -> None:
@@ -286,7 +291,8 @@ def log_from_disk(slot: int, meta: bytes | None, heads: Iterable[Any], applied_l
     """
     log = SlotLog()
     if meta is not None:
-        promised, owner, view, epochs, held, commit = msgpack.unpackb(meta)
+        promised, owner, view, epochs, held, commit, applied = msgpack.unpackb(meta)
+        applied_lsn = max(applied_lsn, applied)
         log = SlotLog(
             promised,
             owner,
@@ -299,6 +305,8 @@ def log_from_disk(slot: int, meta: bytes | None, heads: Iterable[Any], applied_l
     for head in heads:
         log.checksums[head.lsn] = head.checksum
         log.commit_lsn = max(log.commit_lsn, head.commit_lsn)
+        if head.lsn < log.from_lsn:
+            log.drain_lsn = head.lsn
         if head.lsn < log.from_lsn or head.lsn <= last:
             continue
         if head.lsn != last + 1:
@@ -474,6 +482,9 @@ class Replica:
         for applied in range(log.applied_lsn + 1, lsn + 1):
             log.checksums.pop(applied, None)
         log.applied_lsn = max(log.applied_lsn, lsn)
+        if log.drain_lsn and lsn >= log.drain_lsn:
+            log.drain_lsn = 0
+            log.checksums = {n: c for n, c in log.checksums.items() if n >= log.from_lsn}
 
     # -- changing the view ---------------------------------------------------------------------
 
@@ -499,6 +510,7 @@ class Replica:
         if keep_lsn < log.last_lsn:
             self._cut(slot, log, keep_lsn)
         if hole:
+            log.drain_lsn = keep_lsn if log.applied_lsn < keep_lsn else 0
             log.held.append([start_lsn, start_lsn - 1])
             log.epochs = cut_epochs(epochs, start_lsn - 1)
             log.applied_lsn = start_lsn - 1
@@ -521,7 +533,7 @@ class Replica:
             self._send(peer, Dropped(request.slot, request.epoch))
             return
         if log.dropping is not None:
-            return  # The first request's answer is on its way; a second deletion could hit new data.
+            return  # The first request's answer is coming; a second deletion could hit new data.
         if request.epoch < log.promised or any(m.disk == self.disk for m in request.view.members):
             self._refuse(peer, request, log, "a newer epoch is promised, or this is a member")
             return
@@ -590,7 +602,7 @@ class Replica:
     def _tick(self) -> None:
         for slot, log in self.logs.items():
             due = log.backfill_due_ms <= self._now_ms
-            if not log.complete and due and self._peers:
+            if not log.complete and not log.drain_lsn and due and self._peers:
                 self._request_backfill(slot, log)
 
     def _request_backfill(self, slot: int, log: SlotLog) -> None:

@@ -10,7 +10,7 @@ from im_actors.core.model import COPIES, Member, View
 from im_actors.errors import InvariantBroken
 
 COPY_RECORDS_MAX = 256
-"""A spare that lacks more committed records than this takes them by backfill afterwards."""
+"""Default: a spare that lacks more committed records takes them by backfill afterwards."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,11 @@ def choose_members(
 
 
 def make_plan(
-    view: View, epoch: int, usable: dict[Member, Sealed], members: tuple[Member, ...]
+    view: View,
+    epoch: int,
+    usable: dict[Member, Sealed],
+    members: tuple[Member, ...],
+    copy_records_max: int = COPY_RECORDS_MAX,
 ) -> Plan:
     """How to bring ``members`` to one log. Raises InvariantBroken when that would lose a committed
     record: then nothing may be cut."""
@@ -97,7 +101,8 @@ def make_plan(
         )
     prepares = []
     for member in members:
-        prepare = _prepare(slot, epoch, usable[member], log, commit_lsn)
+        copy_from = commit_lsn - copy_records_max
+        prepare = _prepare(slot, epoch, usable[member], log, commit_lsn, copy_from)
         prepares.append((member, prepare))
     tables = [answer.applied_lsn for answer in usable.values() if answer.complete]
     floor_lsn = max(min(max(tables, default=0), last_lsn), log.from_lsn - 1)
@@ -117,14 +122,15 @@ def make_plan(
     )
 
 
-def _prepare(slot: int, epoch: int, mine: Sealed, best: Sealed, commit_lsn: int) -> Prepare:
+def _prepare(
+    slot: int, epoch: int, mine: Sealed, best: Sealed, commit_lsn: int, copy_from: int
+) -> Prepare:
     keep = common_prefix(mine.epochs, mine.last_lsn, best.epochs, best.last_lsn)
     if keep < mine.commit_lsn:
         raise InvariantBroken(
             f"I3: slot {slot}: two logs differ below the commit point {mine.commit_lsn}"
         )
     start = keep + 1
-    missing = commit_lsn - keep
-    if missing > COPY_RECORDS_MAX or start < best.from_lsn:
+    if keep < copy_from or start < best.from_lsn:
         start = commit_lsn + 1
     return Prepare(slot, epoch, keep, start, cut_epochs(best.epochs, start - 1))

@@ -47,6 +47,7 @@ class Faults:
     one_way: float = 0.0
     wipe_disk: float = 0.0
     torn_batch: float = 0.0
+    slow_sync: float = 0.0
     store_slow: float = 0.0
     store_reply_lost: float = 0.0
     needless_take: float = 0.0
@@ -63,8 +64,8 @@ class Faults:
         ranges = {
             "drop": 0.08, "duplicate": 0.15, "slow": 0.15, "crash_replica": 0.6,
             "crash_shard": 0.6, "pause_shard": 0.4, "partition": 0.5, "one_way": 0.4,
-            "wipe_disk": 0.15, "torn_batch": 0.7, "store_slow": 0.4, "store_reply_lost": 0.4,
-            "needless_take": 0.6,
+            "wipe_disk": 0.15, "torn_batch": 0.9, "slow_sync": 0.1, "store_slow": 0.4,
+            "store_reply_lost": 0.4, "needless_take": 0.6,
         }  # fmt: skip
         chosen = {k: rng.uniform(0.1, 1.0) * top for k, top in ranges.items() if rng.random() < 0.5}
         return cls(**chosen)

@@ -1,4 +1,4 @@
-"""Simulated processes around the real machines: a replica with its disk, a shard, the view store."""
+"""Simulated processes around the real machines: replicas with disks, shards, the view store."""
 
 from __future__ import annotations
 
@@ -186,7 +186,11 @@ class SimReplica:
 
     def sync(self) -> None:
         self.syncing = True
-        delay = self.world.rng.uniform(0.1, 3.0)
+        rng, faults = self.world.rng, self.world.faults
+        delay = rng.uniform(0.1, 3.0)
+        if faults.slow_sync and rng.random() < faults.slow_sync:
+            faults.happened("slow_sync")
+            delay = rng.uniform(20, 400)
         self.world.clock.later(delay, self.alive(lambda: self.synced(len(self.queue))))
 
     def synced(self, count: int) -> None:
@@ -291,7 +295,9 @@ class SimShard:
         self.running, self.paused, self.mail = True, False, []
         self.tick_due = {}
         self.owners = {
-            slot: own.SlotOwner(slot, self.incarnation, random.Random(self.world.rng.random()))
+            slot: own.SlotOwner(
+                slot, self.incarnation, random.Random(self.world.rng.random()), self.world.settings
+            )
             for slot in range(self.world.slots)
         }
         self.world.checker.shard_started(self)

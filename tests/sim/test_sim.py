@@ -1,4 +1,4 @@
-"""A few seeds of the simulation in every test run; ``python -m tests.sim`` runs as many as you like."""
+"""A few seeds of the simulation in every test run; ``python -m tests.sim`` runs more."""
 
 from __future__ import annotations
 

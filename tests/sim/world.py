@@ -79,6 +79,8 @@ class World:
         self.network = Network(self.clock, self.rng, self.faults)
         self.checker = Checker(self)
         self.slots = self.rng.randint(1, 3)
+        copied = self.rng.choice([0, 2, 256])
+        self.settings = own.OwnerSettings(copy_records_max=copied, idle_session_ms=2_000)
         self.store = Store(self)
         self.shards = [SimShard(self, f"shard-{i}") for i in range(1, self.rng.randint(2, 3) + 1)]
         self.disks: dict[str, Disk] = {}
@@ -239,7 +241,7 @@ class World:
             replica.start()
 
     def wipe_disk(self) -> None:
-        """A disk is lost for good; the replica comes back with an empty one and another identity."""
+        """A disk is lost for good; its replica comes back with an empty one, another member."""
         replica = self.rng.choice(list(self.replicas.values()))
         self.wipes += 1
         self.faults.happened("wipe_disk")
