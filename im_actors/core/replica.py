@@ -477,6 +477,8 @@ class Replica:
 
     def _applied(self, slot: int, lsn: int) -> None:
         log = self.logs[slot]
+        if log.dropping is not None:
+            return  # Written before the deletion that is under way, and deleted by it.
         if lsn > log.commit_lsn:
             raise InvariantBroken(f"slot {slot}: applied {lsn} above commit {log.commit_lsn}")
         for applied in range(log.applied_lsn + 1, lsn + 1):

@@ -1,0 +1,1 @@
+"""The asyncio shell around ``wire``: framed connections, listeners, links that reconnect."""

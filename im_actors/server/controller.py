@@ -1,0 +1,414 @@
+"""The controller: compares what should run with what runs, and mends the difference.
+
+It decides nothing that safety rests on: it starts actors, tells them of each other, and asks shards
+to take slots. Two controllers at once, or one with an old opinion, cost time and never data.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from im_actors.server.views import ViewStore
+
+from im_actors.core.directory import Directory, ReplicaAddress, ShardAddress
+from im_actors.core.model import COPIES, View, ViewState
+from im_actors.core.placement import members_for, owner_for
+from im_actors.errors import ImError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ControllerConfig:
+    """The controller's waits and bounds."""
+
+    ping_every_ms: int = 500
+    """How often an actor is asked whether it lives."""
+    silent_after_ms: int = 3_000
+    """An actor that has not answered for so long is treated as gone. Above the stalls of a busy
+    event loop, or views would change in a storm."""
+    restart_ms_min: int = 50
+    restart_ms_max: int = 5_000
+    """Waits between two tries to bring up an actor; doubling."""
+    reconcile_every_ms: int = 500
+    settle_ms: int = 5_000
+    """A shard must have run for so long before slots are moved to it without need."""
+    moves_max: int = 4
+    """Planned moves under way at once: each stalls its slot for a moment."""
+    first_start_ms: int = 10_000
+    """How long the first start waits for all replicas before it places slots on those there are."""
+    call_ms: int = 3_000
+    """Bound of one call to an actor."""
+
+
+class Desired(NamedTuple):
+    """One actor that should run."""
+
+    kind: str
+    name: str
+
+
+class Platform(Protocol):
+    """What runs actors: Ray, or the test's own process."""
+
+    async def start(self, desired: Desired) -> Any:
+        """Have the actor running and started; its address. May be called for a running one."""
+
+    async def wait_down(self, name: str) -> str:
+        """Return when the actor is known to have ended, with the reason."""
+
+    async def call(self, name: str, method: str, *args: Any) -> Any:
+        """Call a method of the actor. Any error means that the outcome is unknown."""
+
+
+@dataclass(slots=True)
+class Observed:
+    """An actor that runs, and since when."""
+
+    kind: str
+    address: Any
+    since: float
+
+
+class ControllerNode:
+    """One controller. ``start`` returns when the supervision runs, ``wait_serving`` when all slots
+    are served."""
+
+    def __init__(
+        self,
+        slots: int,
+        desired: Iterable[Desired],
+        platform: Platform,
+        views: ViewStore,
+        config: ControllerConfig | None = None,
+    ) -> None:
+        self.slots = slots
+        self._desired = list(desired)
+        self._platform = platform
+        self.store = views
+        self._config = config or ControllerConfig()
+        self._observed: dict[str, Observed] = {}
+        self._troubles: dict[str, str] = {}
+        self._views: dict[int, View] = {}
+        self._version = int(time.time() * 1000)
+        """Grows over restarts of the controller too, as long as clocks are roughly right; an actor
+        that ignores a directory hears the next one."""
+        self._changed = asyncio.Event()
+        self._served = asyncio.Event()
+        self._pushing: dict[str, asyncio.Task[None]] = {}
+        self._told: dict[str, tuple[Any, int]] = {}
+        self._moving: dict[int, float] = {}
+        self._taking: set[str] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._started = time.monotonic()
+        self._stopping = False
+        self.starts: dict[str, int] = {}
+
+    # -- life ----------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        self._views = await self.store.read_all()
+        for desired in self._desired:
+            self._spawn(self._supervise(desired))
+        self._spawn(self._reconcile_forever())
+
+    async def stop(self) -> None:
+        """Stop supervising, so that what ends now is not started again."""
+        self._stopping = True
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.store.close()
+
+    def _spawn(self, work: Any) -> asyncio.Task[Any]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("the controller failed in %r", task, exc_info=task.exception())
+
+    async def wait_serving(self) -> None:
+        """Return when every slot is served by a shard that runs."""
+        await self._served.wait()
+
+    # -- supervision ---------------------------------------------------------------------------
+
+    async def _supervise(self, desired: Desired) -> None:
+        """Keep one actor running, for ever."""
+        tries = 0
+        while not self._stopping:
+            try:
+                address = await self._platform.start(desired)
+            except Exception as error:
+                tries += 1
+                self._troubles[desired.name] = str(error) or repr(error)
+                logger.warning("%s does not start: %s", desired.name, error)
+                ceiling = self._config.restart_ms_min << min(tries, 10)
+                await asyncio.sleep(min(ceiling, self._config.restart_ms_max) / 1000)
+                continue
+            tries = 0
+            self.starts[desired.name] = self.starts.get(desired.name, 0) + 1
+            self._troubles.pop(desired.name, None)
+            self._observed[desired.name] = Observed(desired.kind, address, time.monotonic())
+            self._changed.set()
+            reason = await self._until_gone(desired.name)
+            logger.warning("%s is gone: %s", desired.name, reason)
+            self._observed.pop(desired.name, None)
+            self._told.pop(desired.name, None)
+            self._troubles[desired.name] = reason
+            self._changed.set()
+
+    async def _until_gone(self, name: str) -> str:
+        death = asyncio.ensure_future(self._platform.wait_down(name))
+        silence = asyncio.ensure_future(self._until_silent(name))
+        try:
+            done, _ = await asyncio.wait({death, silence}, return_when=asyncio.FIRST_COMPLETED)
+            first = next(iter(done))
+            error = first.exception()
+            return str(error) if error is not None else first.result()
+        finally:
+            death.cancel()
+            silence.cancel()
+
+    async def _until_silent(self, name: str) -> str:
+        config = self._config
+        last = time.monotonic()
+        while (time.monotonic() - last) * 1000 < config.silent_after_ms:
+            left = config.silent_after_ms / 1000 - (time.monotonic() - last)
+            try:
+                async with asyncio.timeout(max(0.05, left)):
+                    await self._platform.call(name, "ping")
+                last = time.monotonic()
+            except Exception as error:
+                logger.debug("%s does not answer: %r", name, error)
+            await asyncio.sleep(config.ping_every_ms / 1000)
+        return f"no answer for {config.silent_after_ms} ms"
+
+    # -- reconciliation ------------------------------------------------------------------------
+
+    async def _reconcile_forever(self) -> None:
+        while True:
+            try:
+                await self._reconcile()
+            except ImError as error:
+                # The view store is out of reach: what runs goes on, nothing can move meanwhile.
+                self._troubles["view store"] = str(error)
+                logger.warning("cannot reconcile: %s", error)
+            try:
+                async with asyncio.timeout(self._config.reconcile_every_ms / 1000):
+                    await self._changed.wait()
+            except TimeoutError:
+                pass
+            self._changed.clear()
+
+    async def _reconcile(self) -> None:
+        if len(self._views) < self.slots:
+            await self._create_views()
+        elif not self._served.is_set() or any(
+            not self._owner_runs(v) for v in self._views.values()
+        ):
+            # Activations are told by the shards; a lost word is found by looking.
+            await self._read_views()
+        self._troubles.pop("view store", None)
+        self._push_directory()
+        self._assign()
+
+    async def _create_views(self) -> None:
+        """The first start of a cluster: place every slot."""
+        replicas = self._running("replica")
+        wanted = sum(desired.kind == "replica" for desired in self._desired)
+        waited = (time.monotonic() - self._started) * 1000
+        patient = len(replicas) < wanted and waited < self._config.first_start_ms
+        if len(replicas) < COPIES or patient:
+            return
+        infos = [replica.info for replica in replicas]
+        for slot in range(self.slots):
+            members = tuple(info.member for info in members_for(slot, infos))
+            view = View(slot, 0, ViewState.RECOVERING, "", members)
+            self._views[slot] = await self.store.create(view)
+
+    async def _read_views(self) -> None:
+        self._views = await self.store.read_all()
+
+    def activated(self, view: View) -> None:
+        """A shard says that it serves a slot now."""
+        known = self._views.get(view.slot)
+        if known is None or view.epoch >= known.epoch:
+            self._views[view.slot] = view
+            self._moving.pop(view.slot, None)
+            self._changed.set()
+
+    def _running(self, kind: str) -> list[Any]:
+        return [o.address for o in self._observed.values() if o.kind == kind]
+
+    def _owner_runs(self, view: View) -> bool:
+        return any(shard.incarnation == view.owner for shard in self._running("shard"))
+
+    def directory(self) -> Directory:
+        """The state of the cluster as it is known now."""
+        replicas: list[ReplicaAddress] = sorted(self._running("replica"))
+        shards: list[ShardAddress] = sorted(self._running("shard"))
+        views = tuple(self._views[slot] for slot in sorted(self._views))
+        return Directory(self._version, self.slots, tuple(replicas), tuple(shards), views)
+
+    def _push_directory(self) -> None:
+        """Tell every actor that has not heard the present state; one call at a time to each."""
+        latest = self.directory()
+        state = latest[1:]
+        for name, observed in self._observed.items():
+            told = self._told.get(name)
+            current = told is not None and told[0] == state and told[1] == id(observed)
+            if not current and name not in self._pushing:
+                self._version += 1
+                fresh = latest._replace(version=self._version)
+                self._pushing[name] = self._spawn(self._push(name, observed, fresh))
+
+    async def _push(self, name: str, observed: Observed, directory: Directory) -> None:
+        try:
+            async with asyncio.timeout(self._config.call_ms / 1000):
+                await self._platform.call(name, "directory", directory)
+            self._told[name] = (directory[1:], id(observed))
+        except Exception as error:
+            logger.debug("%s did not take the directory: %r", name, error)
+        finally:
+            del self._pushing[name]
+            # What changed meanwhile goes out now.
+            self._changed.set() if directory[1:] != self.directory()[1:] else None
+
+    def _assign(self) -> None:
+        shards = {o.address.name: o for o in self._observed.values() if o.kind == "shard"}
+        orphans: dict[str, list[int]] = {}
+        for slot, view in self._views.items():
+            served = view.state == ViewState.ACTIVE and self._owner_runs(view)
+            if not served and shards:
+                target = self._owner_shard(view) or owner_for(slot, shards)
+                assert target is not None
+                orphans.setdefault(target, []).append(slot)
+        if not orphans and len(self._views) == self.slots and shards:
+            self._served.set()
+            self._move_some(shards)
+        else:
+            self._served.clear()
+        for name, slots in orphans.items():
+            self._ask(name, slots, "its owner does not run")
+
+    def _owner_shard(self, view: View) -> str | None:
+        """A running shard that is already at work on the slot."""
+        shards: list[ShardAddress] = self._running("shard")
+        return next((s.name for s in shards if s.incarnation == view.owner), None)
+
+    def _move_some(self, shards: dict[str, Observed]) -> None:
+        """Planned moves: slots go where rendezvous hashing wants them, a few at a time."""
+        now = time.monotonic()
+        settled = {
+            name for name, o in shards.items() if now - o.since > self._config.settle_ms / 1000
+        }
+        self._moving = {slot: end for slot, end in self._moving.items() if end > now}
+        for slot, view in self._views.items():
+            if len(self._moving) >= self._config.moves_max:
+                return
+            target = owner_for(slot, shards)
+            if target is None or target not in settled or slot in self._moving:
+                continue
+            if shards[target].address.incarnation != view.owner and target not in self._taking:
+                self._moving[slot] = now + self._config.call_ms / 1000
+                self._ask(target, [slot], "planned move")
+
+    def _ask(self, shard: str, slots: list[int], reason: str) -> None:
+        if shard not in self._taking:
+            self._taking.add(shard)
+            self._spawn(self._take(shard, slots, reason))
+
+    async def _take(self, shard: str, slots: list[int], reason: str) -> None:
+        try:
+            async with asyncio.timeout(self._config.call_ms / 1000):
+                # Its view of the replicas first: it cannot seal whom it does not know.
+                await self._platform.call(shard, "directory", self.directory())
+                await self._platform.call(shard, "take", slots, reason)
+        except Exception as error:
+            logger.warning("%s did not take %d slots: %r", shard, len(slots), error)
+        finally:
+            self._taking.discard(shard)
+
+    # -- looking in ----------------------------------------------------------------------------
+
+    async def call_all(self, kind: str, method: str, *args: Any) -> dict[str, Any]:
+        """Call a method of every running actor of a kind; an error stands in for a result."""
+        names = [name for name, o in self._observed.items() if o.kind == kind]
+
+        async def one(name: str) -> Any:
+            try:
+                async with asyncio.timeout(self._config.call_ms / 1000):
+                    return await self._platform.call(name, method, *args)
+            except Exception as error:
+                return {"name": name, "error": str(error) or repr(error)}
+
+        results = await asyncio.gather(*(one(name) for name in names))
+        return dict(zip(names, results, strict=True))
+
+    async def status(self) -> dict[str, Any]:
+        """The state of the whole cluster, as JSON."""
+        shards = await self.call_all("shard", "status")
+        working = {
+            int(slot): text
+            for status in shards.values()
+            for slot, text in status.get("working", {}).items()
+        }
+        slots = [self._slot_status(slot, working) for slot in range(self.slots)]
+        unhealthy = [slot for slot in slots if slot["state"] != "active"]
+        missing = [d.name for d in self._desired if d.name not in self._observed]
+        return {
+            "healthy": not unhealthy and not missing,
+            "slots": {
+                "total": self.slots,
+                "active": self.slots - len(unhealthy),
+                "unhealthy": unhealthy,
+            },
+            "shards": shards,
+            "replicas": await self.call_all("replica", "status"),
+            "gateways": await self.call_all("gateway", "status"),
+            "missing": {name: self._troubles.get(name, "starting") for name in missing},
+            "degraded_placement": self._degraded(),
+            "starts": dict(self.starts),
+            "view_store": self._troubles.get("view store", "ok"),
+        }
+
+    def _slot_status(self, slot: int, working: dict[int, str]) -> dict[str, Any]:
+        view = self._views.get(slot)
+        if view is None:
+            return {"slot": slot, "state": "unplaced", "why": "waits for three replicas"}
+        active = view.state == ViewState.ACTIVE and self._owner_runs(view)
+        found = {
+            "slot": slot,
+            "state": "active" if active else "recovering",
+            "epoch": view.epoch,
+            "owner": view.owner,
+            "members": [member.replica for member in view.members],
+        }
+        running = {replica.member for replica in self._running("replica")}
+        down = [member.replica for member in view.members if member not in running]
+        if active and down:
+            found["state"] = "stalled"
+            found["why"] = f"writes wait for {', '.join(down)}"
+        elif not active:
+            found["why"] = working.get(slot, "its owner does not run")
+        return found
+
+    def _degraded(self) -> list[int]:
+        """Slots with two members on one host."""
+        host = {replica.member: replica.host for replica in self._running("replica")}
+        degraded = []
+        for slot, view in sorted(self._views.items()):
+            hosts = [host[member] for member in view.members if member in host]
+            if len(hosts) != len(set(hosts)):
+                degraded.append(slot)
+        return degraded

@@ -1,0 +1,534 @@
+"""The shell of a replica: files, threads and links around ``core.replica`` (design 5.2 and 6)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from im_actors.core import replica as rep
+from im_actors.core.directory import Directory, ReplicaAddress
+from im_actors.core.messages import Fetched, FindKey, KeyFound, LoadSessions, SessionsLoaded
+from im_actors.core.model import Record, body_checksum, slot_of
+from im_actors.core.storage_ops import StoreRecords
+from im_actors.errors import CorruptData, ImError, NotReachable, Overloaded
+from im_actors.net.link import Link, LinkConfig, PeerInfo
+from im_actors.net.link_connection import LinkConnection
+from im_actors.net.link_server import LinkCallbacks, LinkServer
+from im_actors.server.apply import ApplyQueue
+from im_actors.server.clock import now_ms
+from im_actors.server.storage import ReplicaStorage
+from im_actors.wire.links import (
+    LINK_FRAME_BYTES_MAX,
+    InsideType,
+    pack_frame,
+    pack_inside,
+    read_inside,
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaConfig:
+    """How a replica paces its background work."""
+
+    apply_every_ms: int = 150
+    """Committed records are applied to history at least so often, in one transaction."""
+    apply_bytes: int = 1024 * 1024
+    """So many committed payload bytes are applied without waiting."""
+    apply_bytes_max: int = 4 * 1024 * 1024
+    """Payload bytes of one apply transaction."""
+    trim_every_ms: int = 2_000
+    """How often the journal deletes what history has."""
+    checkpoint_bytes: int = 32 * 1024 * 1024
+    """Bytes in the journal's write-ahead log that call for a checkpoint."""
+    tick_ms: int = 50
+    """How often the machine looks at backfill: 512 KiB per slot each time."""
+    reads_max: int = 1_024
+    """Reads of gateways under way at once; more are refused as overloaded."""
+    head_wait_ms: int = 150
+    """How long a read waits for a seq that the gateway has already heard of."""
+
+    def validate(self) -> None:
+        for name in self.__slots__:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1")
+        if self.apply_bytes > self.apply_bytes_max:
+            raise ValueError("apply_bytes is above apply_bytes_max")
+
+
+class ReplicaNode:
+    """One data directory, served over links.
+
+    ``on_fatal(error)`` is called once when the node cannot go on (a failed disk, corrupt data): the
+    process has to end and a new one starts from the disk.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        host: str,
+        path: Path,
+        cluster: str,
+        slots: int,
+        secret: bytes,
+        rng: random.Random,
+        on_fatal: Callable[[ImError], None],
+        config: ReplicaConfig | None = None,
+    ) -> None:
+        self.name = name
+        self.host = host
+        self.slots = slots
+        self._secret = secret
+        self._rng = rng
+        self._on_fatal = on_fatal
+        self._config = config or ReplicaConfig()
+        self._config.validate()
+        self._storage = ReplicaStorage(path, cluster, name)
+        self._queue = ApplyQueue()
+        self._peers: dict[str, Link] = {}
+        self._directory_version = -1
+        self._address = ""
+        self._effects: list[Any] = []
+        """What the machine said since the last transaction began."""
+        self._flush_planned = False
+        self._writing = False
+        self._applying = False
+        self._apply_timer: asyncio.TimerHandle | None = None
+        self._tick_timer: asyncio.TimerHandle | None = None
+        self._applied_waiters: list[asyncio.Future[None]] = []
+        self._trim: dict[int, int] = {}
+        self._trim_due = 0.0
+        self._reads = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._failed: ImError | None = None
+        self._stopping = False
+        self.commits = 0
+        self.records = 0
+
+    # -- life ----------------------------------------------------------------------------------
+
+    async def start(self, address: str, port: int = 0) -> ReplicaAddress:
+        """Open the files and listen. Errors say what is wrong with the directory."""
+        self._loop = asyncio.get_running_loop()
+        logs, waiting = await self._storage.open()
+        self.disk = self._storage.data.disk
+        self.machine = rep.Replica(self.name, self.disk, logs)
+        for slot, record in waiting:
+            self._queue.add(slot, (record,))
+        for slot, log in logs.items():
+            self._queue.commit(slot, log.commit_lsn)
+        me = PeerInfo("replica", self.name, self.disk)
+        self._link_config = LinkConfig(frame_bytes_max=LINK_FRAME_BYTES_MAX)
+        self._me = me
+        self._server = LinkServer(me, self._secret, self._linked, config=self._link_config)
+        await self._server.start(address, port)
+        self._address = address
+        self._tick()
+        self._apply_soon()
+        return self.address
+
+    @property
+    def address(self) -> ReplicaAddress:
+        return ReplicaAddress(self.name, self.disk, self.host, self._address, self._server.port)
+
+    async def stop(self) -> None:
+        """Finish what is being written and close the files."""
+        self._stopping = True
+        for timer in (self._apply_timer, self._tick_timer):
+            if timer is not None:
+                timer.cancel()
+        for link in self._peers.values():
+            link.close()
+        self._server.close()
+        await self._server.wait_closed()
+        for task in list(self._tasks):
+            task.cancel()
+        while (self._writing or self._applying or self._effects) and self._failed is None:
+            await self._idle()
+        await (self._storage.close() if self._failed is None else self._storage.abandon())
+
+    async def _idle(self) -> None:
+        """Return when both storage threads have done what they were given."""
+        await self._storage.in_journal(lambda: None)
+        await self._storage.in_history(lambda: None)
+        await asyncio.sleep(0)
+
+    def crash(self) -> None:
+        """Stop as a killed process would, for tests: nothing is finished, nothing answered."""
+        self._stopping = True
+        for timer in (self._apply_timer, self._tick_timer):
+            if timer is not None:
+                timer.cancel()
+        for link in self._peers.values():
+            link.close()
+        for connection in self._server.links:
+            connection.abort()
+        self._server.close()
+
+    def _fatal(self, error: BaseException) -> None:
+        if self._failed is not None or self._stopping:
+            return
+        known = error if isinstance(error, ImError) else CorruptData(f"{self.name}: {error!r}")
+        self._failed = known
+        logger.critical("replica %s cannot go on: %s", self.name, known, exc_info=error)
+        self._server.close()
+        task = self._loop.create_task(self._end(known))
+        self._tasks.add(task)
+
+    async def _end(self, error: ImError) -> None:
+        try:
+            if type(error) is CorruptData:
+                where = await self._storage.quarantine(str(error))
+                logger.critical("replica %s put its data aside in %s", self.name, where)
+        finally:
+            self._on_fatal(error)
+
+    # -- links ---------------------------------------------------------------------------------
+
+    def directory(self, directory: Directory) -> None:
+        """Learn who else there is."""
+        if directory.version <= self._directory_version:
+            return
+        self._directory_version = directory.version
+        others = {r.name: r for r in directory.replicas if r.name != self.name}
+        for name in [name for name in self._peers if name not in others]:
+            self._peers.pop(name).close()
+        for name, link in self._peers.items():
+            link.retarget(others[name].address, others[name].port)
+        self._handle(rep.PeersChanged(tuple(others)))
+        self._addresses = others
+
+    def _peer(self, name: str) -> Link:
+        """The link to another replica, made when backfill first needs it."""
+        link = self._peers.get(name)
+        if link is None:
+            there = self._addresses[name]
+            link = self._peers[name] = Link(
+                self._me,
+                self._secret,
+                there.address,
+                there.port,
+                on_up=lambda _: None,
+                on_frames=partial(self._backfilled, name),
+                on_down=lambda _: None,
+                rng=self._rng,
+                config=self._link_config,
+                expected_id=name,
+            )
+        return link
+
+    def _linked(self, peer: PeerInfo, connection: LinkConnection) -> LinkCallbacks:
+        return LinkCallbacks(partial(self._frames, connection), lambda _: None)
+
+    def _frames(self, connection: LinkConnection, messages: list[Any]) -> None:
+        for message in messages:
+            if message[0] == InsideType.REQUESTS:
+                for request in read_inside(message[1]):
+                    self._handle(rep.Asked(connection, request))
+            elif message[0] == InsideType.READ:
+                self._start_read(connection, message)
+
+    def _backfilled(self, name: str, messages: list[Any]) -> None:
+        for message in messages:
+            for answer in read_inside(message[1]):
+                if isinstance(answer, Fetched):
+                    self._handle(rep.BackfillArrived(name, answer))
+
+    # -- the machine and the journal -----------------------------------------------------------
+
+    def _handle(self, event: rep.ReplicaEvent) -> None:
+        if self._failed is not None:
+            return
+        effects = self.machine.handle(event, now_ms())
+        if not effects:
+            return
+        self._effects += effects
+        if not self._flush_planned and not self._writing:
+            self._flush_planned = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        """Write what came up in this turn of the loop in one transaction, then let answers go."""
+        self._flush_planned = False
+        if self._writing or not self._effects or self._failed is not None:
+            return
+        effects, self._effects = self._effects, []
+        ops = [effect.op for effect in effects if type(effect) is rep.Store]
+        if not ops:
+            self._carry_out(effects)
+            return
+        self._writing = True
+        future = self._loop.run_in_executor(
+            self._storage.journal_thread, self._storage.journal.commit, ops
+        )
+        future.add_done_callback(partial(self._written, effects))
+
+    def _written(self, effects: list[Any], future: asyncio.Future[None]) -> None:
+        self._writing = False
+        error = future.exception()
+        if error is not None:
+            # What is on disk is not known any more: only a new start can tell (never retry).
+            self._fatal(error)
+            return
+        self.commits += 1
+        self._carry_out(effects)
+        self._flush()
+
+    def _carry_out(self, effects: list[Any]) -> None:
+        answers: dict[LinkConnection, list[Any]] = {}
+        for effect in effects:
+            match effect:
+                case rep.Store(op):
+                    if type(op) is StoreRecords:
+                        self.records += len(op.records)
+                        self._queue.add(op.slot, op.records)
+                case rep.Send(peer, message):
+                    if peer is not None:
+                        answers.setdefault(peer, []).append(message)
+                case rep.Commit(slot, lsn):
+                    self._queue.commit(slot, lsn)
+                case _:
+                    self._carry_out_rare(effect)
+        for peer, messages in answers.items():
+            peer.send(pack_inside(InsideType.ANSWERS, messages))
+        self._apply_soon()
+
+    def _carry_out_rare(self, effect: Any) -> None:
+        match effect:
+            case rep.SendRecords():
+                self._start(self._send_records(effect))
+            case rep.SendStates(peer, request):
+                self._start(self._send_states(peer, request))
+            case rep.SendKey(peer, request):
+                self._start(self._send_key(peer, request))
+            case rep.Forget(slot, after_lsn):
+                self._queue.forget(slot, after_lsn)
+            case rep.DropHistory(slot):
+                self._start(self._drop_history(slot))
+            case rep.FetchFromPeer(name, request):
+                self._peer(name).send(pack_inside(InsideType.REQUESTS, [request]))
+            case rep.StoreHistory(slot, records):
+                self._start(self._store_history(slot, records))
+            case rep.Alarm(slot, text):
+                logger.error("ALARM replica %s slot %d: %s", self.name, slot, text)
+
+    def _start(self, work: Any) -> None:
+        """Run a coroutine that uses the history's thread; its failure ends the node."""
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            error = task.exception()
+            assert error is not None
+            self._fatal(error)
+
+    # -- reading for owners --------------------------------------------------------------------
+
+    async def _send_records(self, effect: rep.SendRecords) -> None:
+        slot, first, last, size = effect.slot, effect.first_lsn, effect.last_lsn, effect.bytes_max
+        records = self._queue.records(slot, first, last, size)
+        if not records:
+            records = await self._storage.in_history(
+                self._storage.history.records, slot, first, last, size
+            )
+        answer = Fetched(slot, effect.epoch, first, tuple(records))
+        effect.peer.send(pack_inside(InsideType.ANSWERS, [answer]))
+
+    async def _send_states(self, peer: LinkConnection, request: LoadSessions) -> None:
+        images = await self._storage.in_history(
+            self._storage.history.session_states, list(request.sessions)
+        )
+        slot, epoch, number = request.slot, request.epoch, request.request
+        answer = SessionsLoaded(slot, epoch, number, True, tuple(images))
+        peer.send(pack_inside(InsideType.ANSWERS, [answer]))
+
+    async def _send_key(self, peer: LinkConnection, request: FindKey) -> None:
+        event = await self._storage.in_history(
+            self._storage.history.find, request.session, request.device, request.n
+        )
+        slot, epoch, number = request.slot, request.epoch, request.request
+        answer = KeyFound(slot, epoch, number, True, 0, 0, 0)
+        if event is not None:
+            checksum = body_checksum(event.kind, event.body)
+            answer = KeyFound(slot, epoch, number, True, event.seq, event.key, checksum)
+        peer.send(pack_inside(InsideType.ANSWERS, [answer]))
+
+    async def _drop_history(self, slot: int) -> None:
+        await self._storage.in_history(self._storage.history.drop, slot)
+        self._handle(rep.HistoryDropped(slot))
+
+    async def _store_history(self, slot: int, records: tuple[Record, ...]) -> None:
+        batch = [(slot, record) for record in records]
+        await self._storage.in_history(self._storage.history.apply, batch, {})
+        self._handle(rep.HistoryStored(slot, records[0].lsn, records[-1].lsn))
+
+    # -- history -------------------------------------------------------------------------------
+
+    def _apply_soon(self) -> None:
+        if self._applying or self._stopping:
+            return
+        if self._queue.ready_bytes >= self._config.apply_bytes or self._applied_waiters:
+            self._apply()
+        elif not self._queue.ready:
+            return
+        elif self._apply_timer is None:
+            delay = self._config.apply_every_ms / 1000
+            self._apply_timer = self._loop.call_later(delay, self._apply)
+
+    def _apply(self) -> None:
+        """Apply what is committed; one transaction at a time, the next right after if needed."""
+        if self._apply_timer is not None:
+            self._apply_timer.cancel()
+            self._apply_timer = None
+        if self._applying or self._failed is not None:
+            return
+        waiters, self._applied_waiters = self._applied_waiters, []
+        batch = self._queue.take(self._config.apply_bytes_max)
+        if not batch:
+            self._release(waiters)
+            return
+        self._applying = True
+        applied: dict[int, int] = {}
+        for slot, record in batch:
+            # In a slot that filled a hole by backfill an old record must not lower the mark.
+            log = self.machine.logs[slot]
+            applied[slot] = max(applied.get(slot, log.applied_lsn), record.lsn)
+        future = self._loop.run_in_executor(
+            self._storage.history_thread, self._storage.history.apply, batch, applied
+        )
+        future.add_done_callback(partial(self._applied, batch, waiters))
+
+    def _applied(
+        self,
+        batch: list[tuple[int, Record]],
+        waiters: list[asyncio.Future[None]],
+        future: asyncio.Future[None],
+    ) -> None:
+        self._applying = False
+        error = future.exception()
+        if error is not None:
+            self._fatal(error)
+            return
+        for slot, lsn in self._queue.done(batch).items():
+            self._handle(rep.Applied(slot, lsn))
+            self._trim[slot] = lsn
+        self._release(waiters)
+        self._trim_if_due()
+        self._apply_soon()
+
+    @staticmethod
+    def _release(waiters: list[asyncio.Future[None]]) -> None:
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def _trim_if_due(self) -> None:
+        now = time.monotonic()
+        if now < self._trim_due or not self._trim:
+            return
+        self._trim_due = now + self._config.trim_every_ms / 1000
+        upto, self._trim = self._trim, {}
+        self._start(self._tidy_journal(upto))
+
+    async def _tidy_journal(self, upto: dict[int, int]) -> None:
+        journal = self._storage.journal
+        await self._storage.in_journal(journal.trim, upto)
+        if journal.wal_bytes() >= self._config.checkpoint_bytes:
+            await self._storage.in_journal(journal.checkpoint)
+
+    async def _all_applied(self) -> None:
+        """Return when everything that is committed now is in history."""
+        waiter: asyncio.Future[None] = self._loop.create_future()
+        self._applied_waiters.append(waiter)
+        if self._applying:
+            # The transaction under way may have begun before the commit that is waited for.
+            await waiter
+            return
+        self._apply()
+        await waiter
+
+    # -- reading for gateways ------------------------------------------------------------------
+
+    def _start_read(self, connection: LinkConnection, message: list[Any]) -> None:
+        if self._reads >= self._config.reads_max:
+            connection.send(pack_frame((InsideType.PAGE, message[1], Overloaded.code, 0, [])))
+            return
+        self._reads += 1
+        self._start(self._read(connection, *message[1:]))
+
+    async def _read(
+        self,
+        connection: LinkConnection,
+        request: int,
+        session: str,
+        after: int,
+        before: int,
+        limit: int,
+        head: int,
+    ) -> None:
+        try:
+            slot = slot_of(session, self.slots)
+            log = self.machine.logs.get(slot)
+            if log is None or not log.complete:
+                # Unknown is not absent: a replica with a hole does not answer for the session.
+                page: tuple[int, list[bytes]] = (0, [])
+                code = NotReachable.code
+            else:
+                page = await self._page(slot, session, after, before, limit, head)
+                code = 0
+            connection.send(pack_frame((InsideType.PAGE, request, code, *page)))
+        finally:
+            self._reads -= 1
+
+    async def _page(
+        self, slot: int, session: str, after: int, before: int, limit: int, head: int
+    ) -> tuple[int, list[bytes]]:
+        deadline = self._loop.time() + self._config.head_wait_ms / 1000
+        while True:
+            log = self.machine.logs[slot]
+            if log.applied_lsn < log.commit_lsn:
+                await self._all_applied()
+            found = await self._storage.in_history(
+                self._storage.history.read, session, after, before, limit
+            )
+            if found.last_seq >= head or self._loop.time() >= deadline:
+                return found.last_seq, found.events
+            # The commit point that covers ``head`` is on its way to us.
+            await asyncio.sleep(0.005)
+
+    # -- looking in ----------------------------------------------------------------------------
+
+    def _tick(self) -> None:
+        self._tick_timer = self._loop.call_later(self._config.tick_ms / 1000, self._tick)
+        self._handle(rep.Tick())
+
+    def story(self, slot: int) -> list[str]:
+        return self.machine.story.story(slot)
+
+    def status(self) -> dict[str, Any]:
+        """What ``im-actors status`` shows of a replica."""
+        logs = self.machine.logs
+        return {
+            "name": self.name,
+            "disk": self.disk,
+            "host": self.host,
+            "directory": str(self._storage.path),
+            "slots": len(logs),
+            "incomplete_slots": sorted(s for s, log in logs.items() if not log.complete),
+            "apply_lag_records": sum(log.commit_lsn - log.applied_lsn for log in logs.values()),
+            "waiting_records": self._queue.backlog(),
+            "commits": self.commits,
+            "records": self.records,
+            "free_bytes": self._storage.data.free_bytes(),
+        }

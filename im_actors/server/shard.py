@@ -1,0 +1,406 @@
+"""The shell of a shard: links and timers around one ``core.owner.SlotOwner`` per slot."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import logging
+import random
+import uuid
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol
+
+from im_actors.core import owner as own
+from im_actors.core.directory import Directory, ReplicaAddress, ShardAddress
+from im_actors.core.messages import Append
+from im_actors.core.model import Member, View, slot_of
+from im_actors.core.serving import Send, ServingLimits
+from im_actors.net.link import Link, LinkConfig, PeerInfo
+from im_actors.net.link_connection import LinkConnection
+from im_actors.net.link_server import LinkCallbacks, LinkServer
+from im_actors.server.clock import now_ms
+from im_actors.wire.links import (
+    LINK_FRAME_BYTES_MAX,
+    InsideType,
+    pack_frame,
+    pack_inside,
+    read_inside,
+)
+
+logger = logging.getLogger(__name__)
+
+FRAME_BATCH_BYTES_MAX = 8 * 1024 * 1024
+"""Requests to one replica in one frame; a turn of the loop that makes more sends several."""
+
+
+class Views(Protocol):
+    """The part of the view store that a shard uses. Every failure means "unknown"."""
+
+    async def read(self, slot: int) -> View | None: ...
+
+    async def swap(self, old: View, new: View) -> View: ...
+
+
+class ShardNode:
+    """One incarnation of a shard. It keeps no disk: all that it knows it learns by taking slots."""
+
+    def __init__(
+        self,
+        name: str,
+        slots: int,
+        secret: bytes,
+        views: Views,
+        rng: random.Random,
+        on_activated: Callable[[View], None],
+        settings: own.OwnerSettings | None = None,
+        limits: ServingLimits | None = None,
+    ) -> None:
+        self.name = name
+        self.incarnation = f"{name}.{uuid.uuid4().hex[:12]}"
+        self.slots = slots
+        self._secret = secret
+        self._views = views
+        self._rng = rng
+        self._on_activated = on_activated
+        self._owners = {
+            slot: own.SlotOwner(
+                slot, self.incarnation, random.Random(rng.random()), settings, limits
+            )
+            for slot in range(slots)
+        }
+        self._links: dict[Member, Link] = {}
+        self._replicas: dict[Member, ReplicaAddress] = {}
+        self._version = -1
+        self._address = ""
+        self._watchers: dict[str, set[LinkConnection]] = {}
+        self._watched: dict[LinkConnection, set[str]] = {}
+        self._to_replicas: dict[Member, list[Any]] = {}
+        self._results: dict[LinkConnection, list[Any]] = {}
+        self._pushes: dict[LinkConnection, list[Any]] = {}
+        self._flush_planned = False
+        self._deadlines: list[tuple[int, int]] = []
+        self._deadline_of: dict[int, int] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_due = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stopping = False
+        self.acked = 0
+
+    # -- life ----------------------------------------------------------------------------------
+
+    async def start(self, address: str, port: int = 0) -> ShardAddress:
+        self._loop = asyncio.get_running_loop()
+        self._me = PeerInfo("shard", self.name, self.incarnation)
+        self._link_config = LinkConfig(frame_bytes_max=LINK_FRAME_BYTES_MAX)
+        self._server = LinkServer(self._me, self._secret, self._linked, config=self._link_config)
+        await self._server.start(address, port)
+        self._address = address
+        return self.address
+
+    @property
+    def address(self) -> ShardAddress:
+        return ShardAddress(self.name, self.incarnation, self._address, self._server.port)
+
+    async def stop(self) -> None:
+        """Stop serving. Nothing has to be saved: what is not committed was not promised."""
+        self.crash()
+        await self._server.wait_closed()
+        for link in self._links.values():
+            await link.wait_closed()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def crash(self) -> None:
+        """Stop at once, answering nothing, as a killed process would."""
+        self._stopping = True
+        if self._timer is not None:
+            self._timer.cancel()
+        for link in self._links.values():
+            link.close()
+        for connection in self._server.links:
+            connection.abort()
+        self._server.close()
+
+    # -- what the controller says --------------------------------------------------------------
+
+    def directory(self, directory: Directory) -> None:
+        """Learn which replicas run and what the views are."""
+        if directory.version <= self._version or self._stopping:
+            return
+        self._version = directory.version
+        wanted = {replica.member: replica for replica in directory.replicas}
+        if wanted != self._replicas:
+            self._follow_replicas(wanted)
+        for view in directory.views:
+            self._handle(view.slot, own.ViewSeen(view))
+
+    def _follow_replicas(self, wanted: dict[Member, ReplicaAddress]) -> None:
+        self._replicas = wanted
+        for member in [member for member in self._links if member not in wanted]:
+            self._links.pop(member).close()
+            self._down(member, "not in the directory")
+        infos = tuple(replica.info for replica in wanted.values())
+        for slot in self._owners:
+            self._handle(slot, own.ReplicasKnown(infos))
+        for member, replica in wanted.items():
+            if member in self._links:
+                self._links[member].retarget(replica.address, replica.port)
+            else:
+                self._links[member] = self._dial(member, replica)
+
+    def _dial(self, member: Member, replica: ReplicaAddress) -> Link:
+        return Link(
+            self._me,
+            self._secret,
+            replica.address,
+            replica.port,
+            on_up=lambda _: self._up(member),
+            on_frames=partial(self._answers, member),
+            on_down=partial(self._down, member),
+            rng=self._rng,
+            config=self._link_config,
+            expected_id=member.replica,
+            expected_incarnation=member.disk,
+        )
+
+    def take(self, slots: list[int], reason: str, force: bool = False) -> None:
+        """Own these slots; returns at once, ``on_activated`` tells when each is served."""
+        for slot in slots:
+            self._handle(slot, own.Take(reason, force))
+
+    # -- frames --------------------------------------------------------------------------------
+
+    def _up(self, member: Member) -> None:
+        for slot in self._owners:
+            self._handle(slot, own.MemberUp(member))
+
+    def _down(self, member: Member, reason: str) -> None:
+        if not self._stopping:
+            for slot in self._owners:
+                self._handle(slot, own.MemberDown(member))
+
+    def _answers(self, member: Member, messages: list[Any]) -> None:
+        for message in messages:
+            for answer in read_inside(message[1]):
+                self._handle(answer.slot, own.ReplicaAnswered(member, answer))
+
+    def _linked(self, peer: PeerInfo, connection: LinkConnection) -> LinkCallbacks:
+        return LinkCallbacks(
+            partial(self._frames, connection), lambda _: self._gateway_left(connection)
+        )
+
+    def _frames(self, connection: LinkConnection, messages: list[Any]) -> None:
+        for message in messages:
+            match message[0]:
+                case InsideType.SUBMIT:
+                    self._submitted(connection, message[1])
+                case InsideType.WATCH:
+                    self._watch(connection, message[1])
+                case InsideType.UNWATCH:
+                    for session in message[1]:
+                        self._unwatch(connection, session)
+
+    def _submitted(self, connection: LinkConnection, rows: list[list[Any]]) -> None:
+        by_slot: dict[int, list[Send]] = {}
+        for token, slot, session, device, n, kind, body in rows:
+            send = Send((connection, token), session, device, n, kind, body)
+            sends = by_slot.get(slot)
+            if sends is None:
+                by_slot[slot] = [send]
+            else:
+                sends.append(send)
+        for slot, sends in by_slot.items():
+            self._handle(slot, own.Submitted(sends))
+
+    def _watch(self, connection: LinkConnection, sessions: list[str]) -> None:
+        by_slot: dict[int, list[str]] = {}
+        watched = self._watched.setdefault(connection, set())
+        for session in sessions:
+            watched.add(session)
+            self._watchers.setdefault(session, set()).add(connection)
+            by_slot.setdefault(slot_of(session, self.slots), []).append(session)
+        for slot, names in by_slot.items():
+            self._handle(slot, own.HeadsAsked(connection, tuple(names)))
+
+    def _unwatch(self, connection: LinkConnection, session: str) -> None:
+        watchers = self._watchers.get(session)
+        if watchers is not None:
+            watchers.discard(connection)
+            if not watchers:
+                del self._watchers[session]
+        self._watched.get(connection, set()).discard(session)
+
+    def _gateway_left(self, connection: LinkConnection) -> None:
+        for session in list(self._watched.get(connection, ())):
+            self._unwatch(connection, session)
+        self._watched.pop(connection, None)
+        self._results.pop(connection, None)
+        self._pushes.pop(connection, None)
+
+    # -- machines ------------------------------------------------------------------------------
+
+    def _handle(self, slot: int, event: own.OwnerEvent) -> None:
+        owner = self._owners[slot]
+        for effect in owner.handle(event, now_ms()):
+            match effect:
+                case own.ToReplica(member, message):
+                    self._to_replicas.setdefault(member, []).append(message)
+                case own.Answered(answers):
+                    self._answered(answers)
+                case own.Published(_, events):
+                    self._published(events)
+                case _:
+                    self._carry_out_rare(slot, effect)
+        self._plan_flush()
+        due = owner.deadline_ms()
+        if due is not None and due != self._deadline_of.get(slot):
+            self._deadline_of[slot] = due
+            heapq.heappush(self._deadlines, (due, slot))
+            self._plan_tick()
+
+    def _answered(self, answers: list[Any]) -> None:
+        for (connection, token), code, seq, epoch, time_ms, expected_n in answers:
+            row = (token, code, seq, epoch, time_ms, expected_n)
+            self.acked += code == 0
+            rows = self._results.get(connection)
+            if rows is None:
+                self._results[connection] = [row]
+            else:
+                rows.append(row)
+
+    def _published(self, events: list[Any]) -> None:
+        watchers = self._watchers
+        for event in events:
+            name = event.session.name
+            for connection in watchers.get(name, ()):
+                self._pushes.setdefault(connection, []).append((name, event.data))
+
+    def _carry_out_rare(self, slot: int, effect: own.OwnerEffect) -> None:
+        match effect:
+            case own.ReadView(_):
+                self._start(self._read_view(slot))
+            case own.SwapView(old, new):
+                self._start(self._swap_view(slot, old, new))
+            case own.HeadsKnown(connection, heads):
+                if connection.is_open:
+                    connection.send(pack_frame((InsideType.WATCHED, heads)))
+            case own.Activated(view):
+                self._on_activated(view)
+            case own.SteppedDown(_, reason):
+                logger.info("%s leaves slot %d: %s", self.incarnation, slot, reason)
+            case own.Alarm(_, text):
+                logger.error("ALARM %s slot %d: %s", self.incarnation, slot, text)
+
+    def _start(self, work: Any) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _read_view(self, slot: int) -> None:
+        try:
+            view = await self._views.read(slot)
+        except Exception as error:
+            logger.warning("%s cannot read the view of slot %d: %s", self.name, slot, error)
+            view = None
+            await asyncio.sleep(self._rng.uniform(0.05, 0.15))
+        if not self._stopping:
+            self._handle(slot, own.ViewRead(view))
+
+    async def _swap_view(self, slot: int, old: View, new: View) -> None:
+        current: View | None
+        try:
+            current = await self._views.swap(old, new)
+        except Exception as error:
+            logger.warning(
+                "%s: outcome of a view change unknown, slot %d: %s", self.name, slot, error
+            )
+            current = None
+            await asyncio.sleep(self._rng.uniform(0.05, 0.15))
+        if not self._stopping:
+            self._handle(slot, own.ViewSwapped(current))
+
+    # -- sending -------------------------------------------------------------------------------
+
+    def _plan_flush(self) -> None:
+        if not self._flush_planned:
+            self._flush_planned = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        """One frame per peer for everything that this turn of the loop produced."""
+        self._flush_planned = False
+        if self._to_replicas:
+            for member, messages in self._to_replicas.items():
+                self._send_requests(member, messages)
+            self._to_replicas = {}
+        # Results first: who has its ACK may already see the event of others, never the reverse.
+        if self._results:
+            for connection, rows in self._results.items():
+                connection.send(pack_frame((InsideType.RESULTS, rows)))
+            self._results = {}
+        if self._pushes:
+            for connection, pushes in self._pushes.items():
+                connection.send(pack_frame((InsideType.PUSHED, pushes)))
+            self._pushes = {}
+
+    def _send_requests(self, member: Member, messages: list[Any]) -> None:
+        link = self._links.get(member)
+        if link is None or not link.up:
+            return  # The machine hears of it by MemberDown and asks again after MemberUp.
+        start = size = 0
+        for index, message in enumerate(messages):
+            records = message.records if type(message) is Append else ()
+            added = sum(len(record.payload) for record in records)
+            if size and size + added > FRAME_BATCH_BYTES_MAX:
+                link.send(pack_inside(InsideType.REQUESTS, messages[start:index]))
+                start, size = index, 0
+            size += added
+        link.send(pack_inside(InsideType.REQUESTS, messages[start:]))
+
+    # -- time ----------------------------------------------------------------------------------
+
+    def _plan_tick(self) -> None:
+        due = self._deadlines[0][0]
+        if self._timer is not None:
+            if self._timer_due <= due:
+                return
+            self._timer.cancel()
+        self._timer_due = due
+        delay = max(0, due - now_ms()) / 1000
+        self._timer = self._loop.call_later(delay, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        now = now_ms()
+        while self._deadlines and self._deadlines[0][0] <= now:
+            due, slot = heapq.heappop(self._deadlines)
+            if self._deadline_of.get(slot) == due:
+                del self._deadline_of[slot]
+                self._handle(slot, own.Tick())
+        if self._deadlines:
+            self._plan_tick()
+
+    # -- looking in ----------------------------------------------------------------------------
+
+    def story(self, slot: int) -> list[str]:
+        return self._owners[slot].story.story(slot)
+
+    def status(self) -> dict[str, Any]:
+        """What ``im-actors status`` shows of a shard."""
+        phases = {slot: owner.phase for slot, owner in self._owners.items()}
+        serving = [slot for slot, phase in phases.items() if phase is own.Phase.SERVING]
+        return {
+            "name": self.name,
+            "incarnation": self.incarnation,
+            "serving": sorted(serving),
+            "working": {
+                str(slot): f"{phase.value}: {self._owners[slot].reason}"
+                for slot, phase in phases.items()
+                if phase not in (own.Phase.SERVING, own.Phase.IDLE)
+            },
+            "acked": self.acked,
+            "watched_sessions": len(self._watchers),
+            "sessions": sum(len(owner.serving.sessions) for owner in self._owners.values()),
+        }

@@ -1,0 +1,129 @@
+"""What servers send, as a client reads it.
+
+A server of the same protocol version may be newer: elements that it adds at the end of an array are
+left alone here, and so should a client leave types that it does not know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from im_actors.core.model import Event, decode_event
+from im_actors.errors import ImError, ProtocolViolation, UnknownVersion, error_for
+from im_actors.wire.codec import Message
+from im_actors.wire.limits import Limits, heard_limits
+from im_actors.wire.messages import PROTOCOL_VERSION, WELCOME, Ack, Nack
+
+
+class Welcome(NamedTuple):
+    version: int
+    server: str
+    time_ms: int
+    limits: Limits
+
+
+class Events(NamedTuple):
+    """The answer to a PULL. ``code`` 0: ``events`` is the page; otherwise why there is none."""
+
+    request: int
+    session: str
+    head: int
+    code: int
+    events: list[Event]
+
+
+class Head(NamedTuple):
+    session: str
+    head: int
+
+
+class ServerBye(NamedTuple):
+    reason: str
+    reconnect_after_ms: int
+
+
+def read_welcome(message: Message) -> Welcome:
+    """The server's answer to HELLO; an ERROR in its place is raised as the error it stands for."""
+    if message[0] != WELCOME:
+        raise ProtocolViolation(f"the server began with type {message[0]}, not with WELCOME")
+    version, server, time_ms, limits = _read("WELCOME", message, (int, str, int, dict))
+    if version != PROTOCOL_VERSION:
+        raise UnknownVersion(f"the server answered in version {version}")
+    return Welcome(version, server, time_ms, heard_limits(limits))
+
+
+_ACK_TYPES = (str, int, int, int, int, int)
+_NACK_TYPES = (str, int, int, int, int, str)
+
+
+def read_acks(message: Message) -> list[Ack]:
+    return [Ack._make(row) for row in _rows("ACK", message, _ACK_TYPES)]
+
+
+def read_nacks(message: Message) -> list[Nack]:
+    return [Nack._make(row) for row in _rows("NACK", message, _NACK_TYPES)]
+
+
+def read_heads(message: Message) -> list[Head]:
+    return [Head._make(row) for row in _rows("HEADS", message, (str, int))]
+
+
+def read_events(message: Message) -> Events:
+    request, session, head, code, encoded = _read("EVENTS", message, (int, str, int, int, list))
+    return Events(request, session, head, code, _events(encoded))
+
+
+def read_push(message: Message) -> list[Event]:
+    (encoded,) = _read("PUSH", message, (list,))
+    return _events(encoded)
+
+
+def read_pong(message: Message) -> int:
+    (token,) = _read("PONG", message, (int,))
+    return int(token)
+
+
+def read_error(message: Message) -> ImError:
+    """The error that the server reports of the connection, to be raised or shown."""
+    code, detail = _read("ERROR", message, (int, str))
+    return error_for(code, detail)
+
+
+def read_bye(message: Message) -> ServerBye:
+    reason, reconnect_after_ms = _read("BYE", message, (str, int))
+    return ServerBye(reason, reconnect_after_ms)
+
+
+_EVENT_TYPES = (str, int, int, int, str, int, bytes)
+
+
+def _events(encoded: list[Any]) -> list[Event]:
+    found: list[Event] = []
+    for data in encoded:
+        try:
+            event = decode_event(data)
+        except Exception as error:
+            raise ProtocolViolation(f"an event cannot be read: {error}") from None
+        if tuple(map(type, event)) != _EVENT_TYPES:
+            raise ProtocolViolation("an event has a field of a wrong type")
+        found.append(event)
+    return found
+
+
+def _rows(what: str, message: Message, types: tuple[type, ...]) -> list[Sequence[Any]]:
+    (rows,) = _read(what, message, (list,))
+    count = len(types)
+    found: list[Sequence[Any]] = []
+    for row in rows:
+        if type(row) is not list or tuple(map(type, row[:count])) != types:
+            raise ProtocolViolation(f"a row of {what} has a wrong form")
+        found.append(row if len(row) == count else row[:count])
+    return found
+
+
+def _read(what: str, message: Message, types: tuple[type, ...]) -> list[Any]:
+    values = message[1 : len(types) + 1]
+    if tuple(map(type, values)) != types:
+        raise ProtocolViolation(f"{what} from the server has a wrong form")
+    return values

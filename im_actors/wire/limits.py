@@ -1,0 +1,110 @@
+"""The limits of the client protocol; ``PROTOCOL.md`` repeats them and a test compares the two."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from im_actors.core.model import BODY_BYTES_MAX, DEVICE_WINDOW, SESSION_BYTES_MAX
+from im_actors.errors import SetupError
+from im_actors.wire.codec import FRAME_BYTES_MAX
+
+AGENT_BYTES_MAX = 256
+"""What a client says of itself in HELLO."""
+TOKEN_BYTES_MAX = 8_192
+DETAIL_BYTES_MAX = 512
+"""A reason or an explanation, in either direction; longer ones are cut."""
+ECHO_BYTES_MAX = 1_024
+"""A session longer than this is not worth a NACK, which would have to repeat it."""
+ROWS_PER_FRAME_MAX = 128
+"""Most rows in one ACK, NACK or HEADS, so that the longest of each fit in the smallest frame."""
+CLIENT_ARRAY_ITEMS_MAX = 8_192
+"""Most elements of an array that a gateway accepts; above every limit that a client is told."""
+
+_OVERHEAD_BYTES = 1_024
+"""Room for all fields of an event and of the message around it, apart from the body."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a gateway allows one connection. WELCOME tells the client those that it has to keep."""
+
+    window: int = DEVICE_WINDOW
+    """Most entries of one SEND, and most un-ACKed sends of one device in one session."""
+    frame_bytes: int = FRAME_BYTES_MAX
+    """Most bytes of msgpack in one frame, either way; the header is not counted."""
+    body_bytes: int = BODY_BYTES_MAX
+    """Most bytes of one body."""
+    heartbeat_ms: int = 10_000
+    """Milliseconds without another message after which the client sends a PING."""
+    pull_events: int = 500
+    """Most events of one EVENTS; a larger ``limit`` in a PULL is lowered to it."""
+    follow_sessions: int = 1_000
+    """Most sessions that one connection follows, and most names in one FOLLOW or UNFOLLOW."""
+    hello_timeout_ms: int = 5_000
+    """Milliseconds from the connection's start in which HELLO has to arrive."""
+    heartbeats_missed: int = 3
+    """The server closes after so many heartbeat intervals without any frame."""
+
+    def validate(self) -> Limits:
+        """Itself; SetupError when two limits contradict each other or the protocol."""
+        for name, lowest, highest in (
+            ("window", 1, DEVICE_WINDOW),
+            ("frame_bytes", _OVERHEAD_BYTES, FRAME_BYTES_MAX),
+            ("body_bytes", 1, BODY_BYTES_MAX),
+            ("heartbeat_ms", 100, 3_600_000),
+            ("pull_events", 1, CLIENT_ARRAY_ITEMS_MAX),
+            ("follow_sessions", 1, CLIENT_ARRAY_ITEMS_MAX),
+            ("hello_timeout_ms", 100, 600_000),
+            ("heartbeats_missed", 2, 100),
+        ):
+            value = getattr(self, name)
+            if type(value) is not int or not lowest <= value <= highest:
+                raise SetupError(f"{name} is {value!r}, it must be {lowest} to {highest}")
+        self._check_pairs()
+        return self
+
+    def _check_pairs(self) -> None:
+        room = self.frame_bytes - _OVERHEAD_BYTES
+        if self.body_bytes > room:
+            raise SetupError(
+                f"body_bytes {self.body_bytes} does not fit into frame_bytes {self.frame_bytes}: "
+                f"a message with its fields needs {_OVERHEAD_BYTES} bytes more than its body"
+            )
+        if room < ROWS_PER_FRAME_MAX * (ECHO_BYTES_MAX + DETAIL_BYTES_MAX + 64):
+            raise SetupError(f"frame_bytes {self.frame_bytes} is too small for a full NACK")
+        if self.follow_sessions * (SESSION_BYTES_MAX + 3) > room:
+            raise SetupError(
+                f"follow_sessions {self.follow_sessions} long names do not fit into "
+                f"frame_bytes {self.frame_bytes}"
+            )
+
+
+WELCOME_LIMITS = (
+    "window",
+    "frame_bytes",
+    "body_bytes",
+    "heartbeat_ms",
+    "pull_events",
+    "follow_sessions",
+)
+"""The limits that WELCOME names, as keys of its map."""
+
+
+def told_limits(limits: Limits) -> dict[str, int]:
+    """The map of WELCOME."""
+    return {name: getattr(limits, name) for name in WELCOME_LIMITS}
+
+
+def heard_limits(told: dict[Any, Any]) -> Limits:
+    """The limits that a client keeps. A key that it does not know is a later version's; a limit
+    above what this version can do is lowered, and one that is missing has its default."""
+    default = {field.name: field.default for field in fields(Limits)}
+    return Limits(**{name: _lower(told.get(name), default[name], name) for name in WELCOME_LIMITS})
+
+
+def _lower(value: object, default: Any, name: str) -> int:
+    if type(value) is not int or value < 1:
+        return int(default)
+    # Only these two have a bound that the client's own code was built with.
+    return min(value, int(default)) if name in ("window", "frame_bytes") else value

@@ -1,0 +1,216 @@
+"""PROTOCOL.md is compared with the code: every example both ways, and every table.
+
+After a change of an example's JSON, ``python tests/wire/test_protocol.py --write`` renews its hex;
+the difference is for a reviewer to read.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+import im_actors.wire
+from im_actors.core.model import (
+    NAME_BYTES_MAX,
+    SESSION_BYTES_MAX,
+    Event,
+    decode_event,
+    encode_event,
+    key_time_ms,
+)
+from im_actors.errors import BY_CODE
+from im_actors.wire import answers, limits, messages
+from im_actors.wire.codec import FrameDecoder, encode_frame
+from im_actors.wire.limits import WELCOME_LIMITS, Limits
+from im_actors.wire.messages import MessageType
+
+DOCUMENT = Path(im_actors.wire.__path__[0]) / "PROTOCOL.md"
+BLOCK = re.compile(r"```frame\n(.*?)\n```", re.DOTALL)
+HEX_BYTES_PER_LINE = 24
+
+
+class Example(NamedTuple):
+    message: list[Any]
+    frame: bytes
+
+
+def from_json(value: Any) -> Any:
+    """The message that a JSON rendering stands for."""
+    if isinstance(value, list):
+        return [from_json(item) for item in value]
+    if isinstance(value, dict) and set(value) == {"$bin"}:
+        return bytes.fromhex(value["$bin"])
+    if isinstance(value, dict) and set(value) == {"$event"}:
+        return encode_event(Event._make(from_json(value["$event"])))
+    return value
+
+
+def parse(block: str) -> Example:
+    rendering, _, frame = block.partition("\n\n")
+    return Example(from_json(json.loads(rendering)), bytes.fromhex(frame))
+
+
+def examples() -> list[Example]:
+    return [parse(block) for block in BLOCK.findall(DOCUMENT.read_text())]
+
+
+def table(*header: str) -> list[list[str]]:
+    """The rows of the table under this header."""
+    lines = iter(DOCUMENT.read_text().splitlines())
+    for line in lines:
+        if cells(line) == list(header):
+            next(lines)
+            rows: list[list[str]] = []
+            for row in lines:
+                if not row.startswith("|"):
+                    return rows
+                rows.append(cells(row))
+    raise AssertionError(f"no table with the header {header}")
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip().strip("|").split("|")]
+
+
+def example_of(kind: MessageType) -> Example:
+    (found,) = [e for e in examples() if e.message[0] == kind]
+    return found
+
+
+def test_each_type_has_exactly_one_example() -> None:
+    assert sorted(e.message[0] for e in examples()) == sorted(MessageType)
+
+
+@pytest.mark.parametrize("kind", MessageType, ids=lambda kind: kind.name)
+def test_example_encodes_and_decodes(kind: MessageType) -> None:
+    example = example_of(kind)
+    assert encode_frame(example.message).hex(" ") == example.frame.hex(" ")
+    assert FrameDecoder().feed(example.frame) == [example.message]
+
+
+@pytest.mark.parametrize("kind", MessageType, ids=lambda kind: kind.name)
+def test_builder_makes_the_example(kind: MessageType) -> None:
+    fields = example_of(kind).message[1:]
+    build = {
+        MessageType.HELLO: lambda: messages.hello(*fields[1:]),
+        MessageType.SEND: lambda: messages.send(*fields),
+        MessageType.FOLLOW: lambda: messages.follow(*fields),
+        MessageType.UNFOLLOW: lambda: messages.unfollow(*fields),
+        MessageType.PULL: lambda: messages.pull(*fields),
+        MessageType.PING: lambda: messages.ping(*fields),
+        MessageType.BYE: lambda: messages.bye(*fields),
+        MessageType.WELCOME: lambda: messages.welcome(fields[1], fields[2], Limits()),
+        MessageType.ACK: lambda: messages.acks([messages.Ack(*row) for row in fields[0]]),
+        MessageType.NACK: lambda: messages.nacks([messages.Nack(*row) for row in fields[0]]),
+        MessageType.EVENTS: lambda: messages.events(
+            fields[0], fields[1], fields[2], fields[4], fields[3]
+        ),
+        MessageType.PONG: lambda: messages.pong(*fields),
+        MessageType.ERROR: lambda: messages.error_message(BY_CODE[fields[0]](fields[1])),
+        MessageType.SERVER_BYE: lambda: messages.server_bye(*fields),
+        MessageType.HEADS: lambda: messages.heads(*fields),
+        MessageType.PUSH: lambda: messages.push(*fields),
+    }
+    assert encode_frame(build[kind]()) == example_of(kind).frame
+
+
+@pytest.mark.parametrize("kind", MessageType, ids=lambda kind: kind.name)
+def test_the_receiver_accepts_the_example(kind: MessageType) -> None:
+    limits = Limits()
+    accept = {
+        MessageType.HELLO: messages.check_hello,
+        MessageType.SEND: lambda m: messages.check_send(m, limits),
+        MessageType.FOLLOW: lambda m: messages.check_follow(m, limits),
+        MessageType.UNFOLLOW: lambda m: messages.check_unfollow(m, limits),
+        MessageType.PULL: lambda m: messages.check_pull(m, limits),
+        MessageType.PING: messages.check_ping,
+        MessageType.BYE: messages.check_bye,
+        MessageType.WELCOME: answers.read_welcome,
+        MessageType.ACK: answers.read_acks,
+        MessageType.NACK: answers.read_nacks,
+        MessageType.EVENTS: answers.read_events,
+        MessageType.PONG: answers.read_pong,
+        MessageType.ERROR: answers.read_error,
+        MessageType.SERVER_BYE: answers.read_bye,
+        MessageType.HEADS: answers.read_heads,
+        MessageType.PUSH: answers.read_push,
+    }
+    accept[kind](example_of(kind).message)
+
+
+def test_the_example_events_have_the_time_that_they_were_acked_with() -> None:
+    (encoded,) = example_of(MessageType.PUSH).message[1]
+    ack = example_of(MessageType.ACK).message[1][1]
+    assert key_time_ms(decode_event(encoded).key) == ack[5]
+
+
+def test_type_table() -> None:
+    rows = table("type", "name", "from", "fields after the type")
+    assert [(int(row[0]), row[1]) for row in rows] == [(t.value, t.name) for t in MessageType]
+    assert [row[2] for row in rows] == ["client" if t < 64 else "server" for t in MessageType]
+
+
+@pytest.mark.parametrize("kind", MessageType, ids=lambda kind: kind.name)
+def test_type_table_names_as_many_fields_as_the_example_has(kind: MessageType) -> None:
+    (row,) = [
+        row for row in table("type", "name", "from", "fields after the type") if row[1] == kind.name
+    ]
+    assert len(row[3].split(", ")) == len(example_of(kind).message) - 1
+
+
+def test_error_table() -> None:
+    rows = table("code", "name", "retry", "definite", "meaning, and what a client does")
+    assert [row[:4] for row in rows] == [
+        [
+            str(code),
+            re.sub(r"(?<!^)(?=[A-Z])", "_", error.__name__).upper(),
+            "yes" if error.retryable else "no",
+            "yes" if error.definite else "no",
+        ]
+        for code, error in sorted(BY_CODE.items())
+    ]
+    assert all(row[4] for row in rows)
+
+
+def test_limits_tables() -> None:
+    default = Limits()
+    told = table("key", "default", "unit", "meaning")
+    assert [row[0] for row in told] == list(WELCOME_LIMITS)
+    others = {row[0]: row[1] for row in table("name", "value", "unit", "meaning")}
+    assert {row[0]: row[1] for row in told} | others == {
+        **{name: str(getattr(default, name)) for name in Limits.__slots__},
+        "user, device": str(NAME_BYTES_MAX),
+        "session": str(SESSION_BYTES_MAX),
+        "session echoed": str(limits.ECHO_BYTES_MAX),
+        "token": str(limits.TOKEN_BYTES_MAX),
+        "agent": str(limits.AGENT_BYTES_MAX),
+        "reason, detail": str(limits.DETAIL_BYTES_MAX),
+        "rows": str(limits.ROWS_PER_FRAME_MAX),
+        "array": str(limits.CLIENT_ARRAY_ITEMS_MAX),
+    }
+
+
+def write() -> None:
+    """Renew the hex of every example."""
+
+    def renewed(match: re.Match[str]) -> str:
+        rendering = match[1].partition("\n\n")[0]
+        frame = encode_frame(from_json(json.loads(rendering)))
+        lines = [
+            frame[i : i + HEX_BYTES_PER_LINE].hex(" ")
+            for i in range(0, len(frame), HEX_BYTES_PER_LINE)
+        ]
+        return "\n".join(["```frame", rendering, "", *lines, "```"])
+
+    DOCUMENT.write_text(BLOCK.sub(renewed, DOCUMENT.read_text()))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] != ["--write"]:
+        sys.exit("usage: python tests/wire/test_protocol.py --write")
+    write()
