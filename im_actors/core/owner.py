@@ -398,6 +398,7 @@ class SlotOwner:
                 self._member_down(member)
             case ReplicasKnown(replicas):
                 self._replicas = replicas
+                self._replace_lost()
             case Take(reason, force):
                 self._take(reason, force)
             case ViewRead(view):
@@ -1044,6 +1045,7 @@ class SlotOwner:
             self._resend(member)
         elif self.phase is Phase.SERVING:
             self._drop_spares()
+            self._replace_lost()
 
     def _member_down(self, member: Member) -> None:
         self._up.discard(member)
@@ -1098,11 +1100,16 @@ class SlotOwner:
                 self._resend(member)
 
     def _replace_lost(self) -> None:
+        if self.phase is not Phase.SERVING or not self._spare_is_up():
+            return
         limit = self._now_ms - self._settings.replace_after_ms
+        disks = {info.name: info.disk for info in self._replicas}
         for member, state in self.members.items():
             since = state.down_since_ms
-            if since is not None and since <= limit and self._spare_is_up():
-                self._start(f"{member.replica} has been out of reach, a spare takes its place")
+            # A replica that came back with another disk will never be this member again.
+            other_disk = disks.get(member.replica, member.disk) != member.disk
+            if since is not None and (since <= limit or other_disk):
+                self._start(f"{member.replica} is lost, a spare takes its place")
                 return
 
     def _evict(self) -> None:

@@ -13,12 +13,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-from im_actors.server.views import ViewStore
-
 from im_actors.core.directory import Directory, ReplicaAddress, ShardAddress
 from im_actors.core.model import COPIES, View, ViewState
 from im_actors.core.placement import members_for, owner_for
 from im_actors.errors import ImError
+from im_actors.server.views import ViewStore
 
 logger = logging.getLogger(__name__)
 
