@@ -50,3 +50,11 @@ class Directory(NamedTuple):
         if view is None:
             return None
         return next((s for s in self.shards if s.incarnation == view.owner), None)
+
+
+class GatewayAddress(NamedTuple):
+    """A running gateway and where clients reach it."""
+
+    name: str
+    address: str
+    port: int

@@ -1,1 +1,1 @@
-"""The shells of the server without Ray: replica, shard and controller nodes, and the view stores."""
+"""The shells of the server, without Ray: replica, shard and controller nodes, view stores."""

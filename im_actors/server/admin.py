@@ -40,7 +40,12 @@ class AdminServer:
         await self._server.start(address, port)
         return self._server.port
 
+    @property
+    def port(self) -> int:
+        return self._server.port
+
     async def stop(self) -> None:
+        """Let nobody in any more and drop what is under way."""
         for task in list(self._tasks):
             task.cancel()
         self._server.close()

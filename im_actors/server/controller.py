@@ -223,7 +223,7 @@ class ControllerNode:
 
     async def _create_views(self) -> None:
         """The first start of a cluster: place every slot."""
-        replicas = self._running("replica")
+        replicas = self.running("replica")
         wanted = sum(desired.kind == "replica" for desired in self._desired)
         waited = (time.monotonic() - self._started) * 1000
         patient = len(replicas) < wanted and waited < self._config.first_start_ms
@@ -246,16 +246,17 @@ class ControllerNode:
             self._moving.pop(view.slot, None)
             self._changed.set()
 
-    def _running(self, kind: str) -> list[Any]:
+    def running(self, kind: str) -> list[Any]:
+        """The addresses of the running actors of a kind."""
         return [o.address for o in self._observed.values() if o.kind == kind]
 
     def _owner_runs(self, view: View) -> bool:
-        return any(shard.incarnation == view.owner for shard in self._running("shard"))
+        return any(shard.incarnation == view.owner for shard in self.running("shard"))
 
     def directory(self) -> Directory:
         """The state of the cluster as it is known now."""
-        replicas: list[ReplicaAddress] = sorted(self._running("replica"))
-        shards: list[ShardAddress] = sorted(self._running("shard"))
+        replicas: list[ReplicaAddress] = sorted(self.running("replica"))
+        shards: list[ShardAddress] = sorted(self.running("shard"))
         views = tuple(self._views[slot] for slot in sorted(self._views))
         return Directory(self._version, self.slots, tuple(replicas), tuple(shards), views)
 
@@ -302,7 +303,7 @@ class ControllerNode:
 
     def _owner_shard(self, view: View) -> str | None:
         """A running shard that is already at work on the slot."""
-        shards: list[ShardAddress] = self._running("shard")
+        shards: list[ShardAddress] = self.running("shard")
         return next((s.name for s in shards if s.incarnation == view.owner), None)
 
     def _move_some(self, shards: dict[str, Observed]) -> None:
@@ -340,13 +341,27 @@ class ControllerNode:
 
     # -- looking in ----------------------------------------------------------------------------
 
-    async def call_all(self, kind: str, method: str, *args: Any) -> dict[str, Any]:
+    async def call(self, name: str, method: str, *args: Any) -> Any:
+        """Call a method of one actor; any error means that the outcome is unknown."""
+        async with asyncio.timeout(self._config.call_ms / 1000):
+            return await self._platform.call(name, method, *args)
+
+    def running_names(self) -> dict[str, list[str]]:
+        names: dict[str, list[str]] = {"shard": [], "replica": [], "gateway": []}
+        for name, observed in sorted(self._observed.items()):
+            names[observed.kind].append(name)
+        return names
+
+    async def call_all(
+        self, kind: str, method: str, *args: Any, timeout_s: float | None = None
+    ) -> dict[str, Any]:
         """Call a method of every running actor of a kind; an error stands in for a result."""
         names = [name for name, o in self._observed.items() if o.kind == kind]
+        bound_s = timeout_s or self._config.call_ms / 1000
 
         async def one(name: str) -> Any:
             try:
-                async with asyncio.timeout(self._config.call_ms / 1000):
+                async with asyncio.timeout(bound_s):
                     return await self._platform.call(name, method, *args)
             except Exception as error:
                 return {"name": name, "error": str(error) or repr(error)}
@@ -393,7 +408,7 @@ class ControllerNode:
             "owner": view.owner,
             "members": [member.replica for member in view.members],
         }
-        running = {replica.member for replica in self._running("replica")}
+        running = {replica.member for replica in self.running("replica")}
         down = [member.replica for member in view.members if member not in running]
         if active and down:
             found["state"] = "stalled"
@@ -404,7 +419,7 @@ class ControllerNode:
 
     def _degraded(self) -> list[int]:
         """Slots with two members on one host."""
-        host = {replica.member: replica.host for replica in self._running("replica")}
+        host = {replica.member: replica.host for replica in self.running("replica")}
         degraded = []
         for slot, view in sorted(self._views.items()):
             hosts = [host[member] for member in view.members if member in host]

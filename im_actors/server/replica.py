@@ -181,7 +181,7 @@ class ReplicaNode:
         await self._storage.in_history(lambda: None)
         await asyncio.sleep(0)
 
-    def crash(self) -> None:
+    async def crash(self) -> None:
         """Stop as a killed process would, for tests: nothing is finished, nothing answered."""
         self._stopping = True
         for timer in (self._apply_timer, self._tick_timer):
@@ -192,6 +192,11 @@ class ReplicaNode:
         for connection in self._server.links:
             connection.abort()
         self._server.close()
+        await self._server.wait_closed()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._storage.abandon()
 
     def _fatal(self, error: BaseException) -> None:
         if self._failed is not None or self._stopping:

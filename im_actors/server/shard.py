@@ -104,15 +104,9 @@ class ShardNode:
 
     async def stop(self) -> None:
         """Stop serving. Nothing has to be saved: what is not committed was not promised."""
-        self.crash()
-        await self._server.wait_closed()
-        for link in self._links.values():
-            await link.wait_closed()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.crash()
 
-    def crash(self) -> None:
+    async def crash(self) -> None:
         """Stop at once, answering nothing, as a killed process would."""
         self._stopping = True
         if self._timer is not None:
@@ -122,6 +116,12 @@ class ShardNode:
         for connection in self._server.links:
             connection.abort()
         self._server.close()
+        await self._server.wait_closed()
+        for link in self._links.values():
+            await link.wait_closed()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     # -- what the controller says --------------------------------------------------------------
 
