@@ -1,0 +1,598 @@
+"""The client's store: what a device must not forget, in one SQLite file per device address.
+
+It keeps the outbox (promise P1), the device counters, the read cursors, and a cache of timelines
+for reading offline. Two of a kind: ``SqliteStore`` for a path, ``MemoryStore`` for ``None`` and
+``":memory:"``; ``open_store`` picks one.
+
+One task owns the SQLite connection and everybody else queues work for it, so statements of one
+transaction never interleave with others, and a caller that is cancelled disturbs nothing. Work
+is of two kinds. *Durable*: outbox rows; all that came in while the last commit was waiting for the
+disk is the next transaction, so many concurrent sends share one fsync. *Lazy*: deletions, cursors
+and the cache; collected for a moment, because losing the last of them costs a resend or a pull.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import secrets
+import sqlite3
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import aiosqlite
+
+from im_actors.core.model import Event, check_name, decode_event
+from im_actors.core.outbox_words import Key, OutboxRow
+from im_actors.errors import CorruptData, DiskFailed, ImError, NewerFormat, WrongDirectory
+
+try:
+    import fcntl
+except ImportError:  # pragma: no cover - Windows has no flock
+    fcntl = None  # type: ignore[assignment]
+
+FORMAT = 1
+"""``PRAGMA user_version`` of the files that this version writes."""
+APPLICATION_ID = 0x494D4353
+"""``PRAGMA application_id``, "IMCS": tells our files from other programs' SQLite files."""
+BATCH_ROWS_MAX = 180
+"""Most rows of one statement: 5 columns each, below the 999 variables of old builds of SQLite."""
+BATCH_STATEMENTS_MAX = 8
+"""Most such statements in one durable transaction: bounds how long the first send of it waits."""
+LAZY_MS = 50
+"""How long lazy work is collected before it is written."""
+LAZY_EVENTS_MAX = 20_000
+"""Most events that wait to be cached; more are not cached at all, and pulled when needed."""
+CACHE_EVENTS_PER_SESSION = 5_000
+"""About how many of a session's newest events are kept for reading offline."""
+_PRUNE_EVERY = 1_000
+"""Cached events of a session after which its old ones are looked for."""
+
+_SCHEMA = """
+CREATE TABLE identity (user TEXT NOT NULL, device TEXT NOT NULL, install TEXT NOT NULL);
+CREATE TABLE outbox (
+    id INTEGER PRIMARY KEY, session TEXT NOT NULL, n INTEGER NOT NULL, kind INTEGER NOT NULL,
+    body BLOB NOT NULL, created_ms INTEGER NOT NULL, UNIQUE (session, n));
+CREATE TABLE counters (session TEXT PRIMARY KEY, next_n INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE cursors (session TEXT PRIMARY KEY, seq INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE timeline (
+    session TEXT NOT NULL, seq INTEGER NOT NULL, event BLOB NOT NULL,
+    PRIMARY KEY (session, seq)) WITHOUT ROWID;
+CREATE TABLE sessions (
+    session TEXT PRIMARY KEY, last_seq INTEGER NOT NULL, event BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+"""
+_MIGRATIONS: dict[int, str] = {0: _SCHEMA}
+"""From a version to the next one; version 0 is an empty file."""
+
+
+class Opened(NamedTuple):
+    """What a store knows when it is opened. ``address`` is "user/device-install"."""
+
+    address: str
+    rows: list[OutboxRow]
+    next_n: dict[str, int]
+    cursors: dict[str, int]
+
+
+class CachedEvent(NamedTuple):
+    session: str
+    seq: int
+    event: bytes
+
+
+class ClientStore(Protocol):
+    """What the client needs of a store. Writes are queued and never wait."""
+
+    instant: bool
+    """True when a row counts as saved as soon as it is handed over."""
+
+    async def open(self, on_saved: OnSaved, on_failed: OnFailed) -> Opened:
+        """``on_saved`` hears of rows that are on disk, in order; ``on_failed`` once, when the disk
+        fails: nothing is saved from then on."""
+
+    def save(self, row: OutboxRow, replaces: int = 0) -> None:
+        """Write a row durably and remove the one that it replaces, in one transaction."""
+
+    def delete(self, keys: Iterable[Key]) -> None: ...
+
+    def set_cursor(self, session: str, seq: int) -> None: ...
+
+    def cache(self, events: Iterable[CachedEvent]) -> None: ...
+
+    async def events_after(self, session: str, after: int, limit: int) -> list[Event]:
+        """The oldest cached events above ``after``, ascending, perhaps with gaps."""
+
+    async def events_before(self, session: str, before: int | None, limit: int) -> list[Event]:
+        """The newest cached events below ``before``, ascending, perhaps with gaps."""
+
+    async def last_events(self) -> list[Event]:
+        """The last cached event of every session, newest first."""
+
+    async def setting(self, name: str) -> str | None: ...
+
+    async def set_setting(self, name: str, value: str) -> None: ...
+
+    async def flush(self) -> None:
+        """Write everything that is queued."""
+
+    async def close(self) -> None:
+        """Write everything that is queued and let go of the file. Twice is harmless."""
+
+
+OnSaved = Callable[[list[Key]], None]
+OnFailed = Callable[[ImError], None]
+
+
+def open_store(path: str | os.PathLike[str] | None, user: str, device: str) -> ClientStore:
+    """The store of one device; it is opened with ``open()``."""
+    if path is None or str(path) == ":memory:":
+        return MemoryStore(user, device)
+    return SqliteStore(path, user, device)
+
+
+def new_install() -> str:
+    """The id of a new store: 8 hex digits. A store that was lost and made anew counts from n = 1
+    again; under its old name its messages would be taken for resends."""
+    return secrets.token_hex(4)
+
+
+class MemoryStore:
+    """A store that forgets everything when it is closed."""
+
+    instant = True
+
+    def __init__(self, user: str, device: str) -> None:
+        self._address = f"{check_name('user', user)}/{check_name('device', device)}-{new_install()}"
+        self._saved: list[Key] = []
+        self._timelines: dict[str, dict[int, bytes]] = {}
+        self._settings: dict[str, str] = {}
+        self._on_saved: OnSaved = lambda keys: None
+
+    async def open(self, on_saved: OnSaved, on_failed: OnFailed) -> Opened:
+        self._on_saved = on_saved
+        return Opened(self._address, [], {}, {})
+
+    def save(self, row: OutboxRow, replaces: int = 0) -> None:
+        if not self._saved:
+            asyncio.get_running_loop().call_soon(self._report)
+        self._saved.append((row.session, row.n))
+
+    def _report(self) -> None:
+        saved, self._saved = self._saved, []
+        self._on_saved(saved)
+
+    def delete(self, keys: Iterable[Key]) -> None:
+        pass
+
+    def set_cursor(self, session: str, seq: int) -> None:
+        pass
+
+    def cache(self, events: Iterable[CachedEvent]) -> None:
+        for session, seq, event in events:
+            timeline = self._timelines.get(session)
+            if timeline is None:
+                timeline = self._timelines[session] = {}
+            timeline[seq] = event
+            if len(timeline) > 2 * CACHE_EVENTS_PER_SESSION:
+                oldest = sorted(timeline)[:CACHE_EVENTS_PER_SESSION]
+                for old in oldest:
+                    del timeline[old]
+
+    async def events_after(self, session: str, after: int, limit: int) -> list[Event]:
+        timeline = self._timelines.get(session, {})
+        seqs = sorted(seq for seq in timeline if seq > after)[:limit]
+        return [decode_event(timeline[seq]) for seq in seqs]
+
+    async def events_before(self, session: str, before: int | None, limit: int) -> list[Event]:
+        timeline = self._timelines.get(session, {})
+        seqs = sorted(seq for seq in timeline if before is None or seq < before)[-limit:]
+        return [decode_event(timeline[seq]) for seq in seqs]
+
+    async def last_events(self) -> list[Event]:
+        last = [decode_event(t[max(t)]) for t in self._timelines.values()]
+        return sorted(last, key=_newest_first)
+
+    async def setting(self, name: str) -> str | None:
+        return self._settings.get(name)
+
+    async def set_setting(self, name: str, value: str) -> None:
+        self._settings[name] = value
+
+    async def flush(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+
+class _Lazy:
+    """Work that may wait; later values of one key replace earlier ones."""
+
+    def __init__(self) -> None:
+        self.deleted: list[Key] = []
+        self.cursors: dict[str, int] = {}
+        self.events: list[CachedEvent] = []
+        self.settings: dict[str, str] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self.deleted or self.cursors or self.events or self.settings)
+
+
+_ROW = ", ".join(OutboxRow._fields)
+_SELECT_ROWS = f"SELECT {_ROW} FROM outbox"
+_Statement = tuple[str, Sequence[Any]]
+
+
+class SqliteStore:
+    """A store in one file, which only one process may have open."""
+
+    instant = False
+
+    def __init__(self, path: str | os.PathLike[str], user: str, device: str) -> None:
+        self._user = check_name("user", user)
+        self._device = check_name("device", device)
+        self._path = Path(os.path.realpath(path))
+        self._lock: int | None = None
+        self._durable: list[tuple[OutboxRow, int]] = []
+        self._lazy = _Lazy()
+        self._reads: list[tuple[_Statement | None, asyncio.Future[list[Any]]]] = []
+        self._cached: dict[str, int] = {}
+        """Events cached per session since its old ones were last looked for."""
+        self._work = asyncio.Event()
+        self._lazy_timer: asyncio.TimerHandle | None = None
+        self._lazy_due = False
+        self._closing = False
+        self._owner: asyncio.Task[None] | None = None
+        self._error: ImError | None = None
+        self._on_saved: OnSaved = lambda keys: None
+        self._on_failed: OnFailed = lambda error: None
+
+    # -- opening and closing ---------------------------------------------------------------------
+
+    async def open(self, on_saved: OnSaved, on_failed: OnFailed) -> Opened:
+        """WrongDirectory, NewerFormat, CorruptData or DiskFailed says why it cannot be opened."""
+        assert self._owner is None, "a store is opened once"
+        self._on_saved, self._on_failed = on_saved, on_failed
+        self._lock = _lock(self._path)
+        opened: asyncio.Future[Opened] = asyncio.get_running_loop().create_future()
+        # The task that opens the connection is the one that closes it, whatever happens to us.
+        self._owner = asyncio.create_task(self._own(opened), name=f"client store {self._path}")
+        try:
+            return await asyncio.shield(opened)
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        self._closing = True
+        self._work.set()
+        if self._owner is not None:
+            await asyncio.shield(asyncio.gather(self._owner, return_exceptions=True))
+
+    async def _own(self, opened: asyncio.Future[Opened]) -> None:
+        """Open, work, close: the life of the connection."""
+        try:
+            async with aiosqlite.connect(self._path, isolation_level=None) as db:
+                result = await self._prepare(db)
+                if not opened.done():
+                    opened.set_result(result)
+                await self._serve(db)
+        except BaseException as error:
+            problem = _problem(error, self._path)
+            if opened.done():
+                self._fail(problem)
+            else:
+                opened.set_exception(problem)
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            if self._lazy_timer:
+                self._lazy_timer.cancel()
+            if self._lock is not None:
+                os.close(self._lock)
+                self._lock = None
+
+    async def _prepare(self, db: aiosqlite.Connection) -> Opened:
+        version = await _pragma(db, "user_version")
+        application = await _pragma(db, "application_id")
+        foreign = application not in (0, APPLICATION_ID)
+        if not version and not application:
+            foreign = bool(await db.execute_fetchall("SELECT 1 FROM sqlite_master LIMIT 1"))
+        if foreign:
+            raise WrongDirectory(f"{self._path} is an SQLite file of another program")
+        if version > FORMAT:
+            raise NewerFormat(
+                f"{self._path} has format {version}, this version of im_actors reads up to "
+                f"{FORMAT}: install a newer one"
+            )
+        await db.execute("PRAGMA journal_mode = WAL")
+        await db.execute("PRAGMA synchronous = FULL")
+        if await _pragma(db, "synchronous") != 2:
+            raise DiskFailed(f"SQLite does not sync {self._path} fully; sends would not be safe")
+        await self._migrate(db, version)
+        return await self._load(db)
+
+    async def _migrate(self, db: aiosqlite.Connection, version: int) -> None:
+        if version == FORMAT:
+            return
+        script = "".join(_MIGRATIONS[step] for step in range(version, FORMAT))
+        await db.executescript(
+            f"BEGIN; {script} PRAGMA user_version = {FORMAT}; "
+            f"PRAGMA application_id = {APPLICATION_ID}; COMMIT;"
+        )
+
+    async def _load(self, db: aiosqlite.Connection) -> Opened:
+        found = list(await db.execute_fetchall("SELECT user, device, install FROM identity"))
+        if not found:
+            row = (self._user, self._device, new_install())
+            await db.execute("INSERT INTO identity VALUES (?, ?, ?)", row)
+            found = [row]  # type: ignore[list-item]
+        user, device, install = found[0]
+        if (user, device) != (self._user, self._device):
+            raise WrongDirectory(
+                f"{self._path} is the store of user {user!r}, device {device!r}, not of user "
+                f"{self._user!r}, device {self._device!r}: every device needs a file of its own"
+            )
+        rows = [OutboxRow._make(r) for r in await db.execute_fetchall(_SELECT_ROWS)]
+        next_n = dict(await _pairs(db, "SELECT session, next_n FROM counters"))
+        for row_ in rows:
+            next_n[row_.session] = max(next_n.get(row_.session, 1), row_.n + 1)
+        cursors = dict(await _pairs(db, "SELECT session, seq FROM cursors"))
+        return Opened(f"{user}/{device}-{install}", rows, next_n, cursors)
+
+    # -- queueing --------------------------------------------------------------------------------
+
+    def save(self, row: OutboxRow, replaces: int = 0) -> None:
+        self._durable.append((row, replaces))
+        self._work.set()
+
+    def delete(self, keys: Iterable[Key]) -> None:
+        self._lazy.deleted.extend(keys)
+        self._later()
+
+    def set_cursor(self, session: str, seq: int) -> None:
+        self._lazy.cursors[session] = seq
+        self._later()
+
+    def cache(self, events: Iterable[CachedEvent]) -> None:
+        if len(self._lazy.events) < LAZY_EVENTS_MAX:
+            self._lazy.events.extend(events)
+            self._later()
+
+    async def events_after(self, session: str, after: int, limit: int) -> list[Event]:
+        sql = "SELECT event FROM timeline WHERE session = ? AND seq > ? ORDER BY seq LIMIT ?"
+        return [decode_event(row[0]) for row in await self._read((sql, (session, after, limit)))]
+
+    async def events_before(self, session: str, before: int | None, limit: int) -> list[Event]:
+        sql = "SELECT event FROM timeline WHERE session = ? AND seq < ? ORDER BY seq DESC LIMIT ?"
+        bound = (1 << 63) - 1 if before is None else before
+        rows = await self._read((sql, (session, bound, limit)))
+        return [decode_event(row[0]) for row in reversed(rows)]
+
+    async def last_events(self) -> list[Event]:
+        rows = await self._read(("SELECT event FROM sessions", ()))
+        return sorted((decode_event(row[0]) for row in rows), key=_newest_first)
+
+    async def setting(self, name: str) -> str | None:
+        rows = await self._read(("SELECT value FROM settings WHERE name = ?", (name,)))
+        return rows[0][0] if rows else None
+
+    async def set_setting(self, name: str, value: str) -> None:
+        self._lazy.settings[name] = value
+        await self.flush()
+
+    async def flush(self) -> None:
+        await self._read(None)
+
+    async def _read(self, statement: _Statement | None) -> list[Any]:
+        """Queued work is written before anything is read, so a read sees all that was queued."""
+        if self._error is not None:
+            raise type(self._error)(self._error.detail)
+        assert not self._closing, "the store is closed"
+        answer: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+        self._reads.append((statement, answer))
+        self._work.set()
+        return await answer
+
+    def _later(self) -> None:
+        if self._lazy_timer is None and not self._closing:
+            loop = asyncio.get_running_loop()
+            self._lazy_timer = loop.call_later(LAZY_MS / 1000, self._lazy_now)
+
+    def _lazy_now(self) -> None:
+        self._lazy_due = True
+        self._work.set()
+
+    # -- the owner's work ------------------------------------------------------------------------
+
+    async def _serve(self, db: aiosqlite.Connection) -> None:
+        while not (self._closing and not self._durable and not self._reads and not self._lazy):
+            if self._durable:
+                await self._write_durable(db)
+            elif self._lazy and (self._lazy_due or self._reads or self._closing):
+                await self._write_lazy(db)
+            elif self._reads:
+                await self._answer(db)
+            else:
+                await self._work.wait()
+                self._work.clear()
+
+    async def _write_durable(self, db: aiosqlite.Connection) -> None:
+        count = BATCH_ROWS_MAX * BATCH_STATEMENTS_MAX
+        batch, self._durable = self._durable[:count], self._durable[count:]
+        gone = [(row.session, old) for row, old in batch if old and old != row.n]
+        statements = [*_inserts(row for row, _ in batch), *_deletes(gone)]
+        await _transaction(db, statements)
+        self._on_saved([(row.session, row.n) for row, _ in batch])
+
+    async def _write_lazy(self, db: aiosqlite.Connection) -> None:
+        lazy, self._lazy, self._lazy_due = self._lazy, _Lazy(), False
+        if self._lazy_timer is not None:
+            self._lazy_timer.cancel()
+            self._lazy_timer = None
+        statements = _deletes(lazy.deleted)
+        statements += _many("INSERT OR REPLACE INTO cursors VALUES", list(lazy.cursors.items()))
+        statements += _many("INSERT OR REPLACE INTO settings VALUES", list(lazy.settings.items()))
+        statements += _many("INSERT OR IGNORE INTO timeline VALUES", lazy.events)
+        statements += _many(
+            "INSERT INTO sessions VALUES", _last_of_each(lazy.events),
+            "ON CONFLICT (session) DO UPDATE SET last_seq = excluded.last_seq, "
+            "event = excluded.event WHERE excluded.last_seq > last_seq",
+        )  # fmt: skip
+        statements += self._prunes(lazy.events)
+        await _transaction(db, statements)
+
+    def _prunes(self, events: list[CachedEvent]) -> list[_Statement]:
+        for event in events:
+            self._cached[event.session] = self._cached.get(event.session, 0) + 1
+        full = [session for session, count in self._cached.items() if count >= _PRUNE_EVERY]
+        for session in full:
+            del self._cached[session]
+        sql = (
+            "DELETE FROM timeline WHERE session = ?1 AND seq <= "
+            "(SELECT max(seq) FROM timeline WHERE session = ?1) - ?2"
+        )
+        return [(sql, (session, CACHE_EVENTS_PER_SESSION)) for session in full]
+
+    async def _answer(self, db: aiosqlite.Connection) -> None:
+        reads, self._reads = self._reads, []
+        for statement, answer in reads:
+            rows = list(await db.execute_fetchall(*statement)) if statement else []
+            if not answer.done():
+                answer.set_result(rows)
+
+    def _fail(self, problem: ImError) -> None:
+        """Nothing is tried again on this file: after a failed fsync SQLite may believe pages to be
+        on disk that are not. What was saved before is read by the next open."""
+        reads, self._reads = self._reads, []
+        for _, answer in reads:
+            if not answer.done():
+                answer.set_exception(type(problem)(problem.detail))
+        if self._error is None:
+            self._error = problem
+            self._durable.clear()
+            self._lazy = _Lazy()
+            self._on_failed(problem)
+
+
+# --- statements -----------------------------------------------------------------------------------
+
+
+async def _transaction(db: aiosqlite.Connection, statements: list[_Statement]) -> None:
+    """All or nothing. One statement is a transaction by itself and costs one trip to the thread."""
+    if len(statements) == 1:
+        await db.execute_fetchall(*statements[0])
+        return
+    await db.execute_fetchall("BEGIN IMMEDIATE")
+    for sql, values in statements:
+        await db.execute_fetchall(sql, values)
+    await db.execute_fetchall("COMMIT")
+
+
+def _inserts(rows: Iterable[OutboxRow]) -> list[_Statement]:
+    return _many(f"INSERT OR REPLACE INTO outbox ({_ROW}) VALUES", list(rows))
+
+
+def _deletes(keys: list[Key]) -> list[_Statement]:
+    """The counter moves past a row in the transaction that removes the row: until then the row
+    itself says which n are used up, which makes an insert the only statement of a send."""
+    statements: list[_Statement] = []
+    for part in _parts(keys):
+        values = [value for key in part for value in key]
+        # Any simpler form reads the whole table. CROSS JOIN fixes the order: keys, then index.
+        sql = (
+            f"WITH gone (session, n) AS (VALUES {_marks(len(part), 2)}) DELETE FROM outbox WHERE "
+            "id IN (SELECT o.id FROM gone CROSS JOIN outbox o USING (session, n))"
+        )
+        statements.append((sql, values))
+    next_n: dict[str, int] = {}
+    for session, n in keys:
+        next_n[session] = max(next_n.get(session, 0), n + 1)
+    return statements + _many(
+        "INSERT INTO counters VALUES", list(next_n.items()),
+        "ON CONFLICT (session) DO UPDATE SET next_n = max(next_n, excluded.next_n)",
+    )  # fmt: skip
+
+
+def _many(head: str, rows: Sequence[Sequence[Any]], tail: str = "") -> list[_Statement]:
+    """One statement for many rows. ``executemany`` gives up the GIL once per row, and gets it back
+    only after 5 ms each time when the event loop is busy."""
+    return [
+        (f"{head} {_marks(len(part), len(part[0]))} {tail}", [v for row in part for v in row])
+        for part in _parts(rows)
+    ]
+
+
+def _parts(rows: Sequence[Any]) -> Iterable[Sequence[Any]]:
+    return (rows[i : i + BATCH_ROWS_MAX] for i in range(0, len(rows), BATCH_ROWS_MAX))
+
+
+@functools.lru_cache(maxsize=1024)
+def _marks(rows: int, columns: int) -> str:
+    row = f"({', '.join('?' * columns)})"
+    return ", ".join([row] * rows)
+
+
+def _last_of_each(events: list[CachedEvent]) -> list[CachedEvent]:
+    last: dict[str, CachedEvent] = {}
+    for event in events:
+        if event.session not in last or event.seq > last[event.session].seq:
+            last[event.session] = event
+    return list(last.values())
+
+
+async def _pragma(db: aiosqlite.Connection, name: str) -> int:
+    rows = list(await db.execute_fetchall(f"PRAGMA {name}"))
+    return int(rows[0][0])
+
+
+async def _pairs(db: aiosqlite.Connection, sql: str) -> list[tuple[str, int]]:
+    return [(row[0], row[1]) for row in await db.execute_fetchall(sql)]
+
+
+def _newest_first(event: Event) -> tuple[int, str]:
+    return -event.key, event.session
+
+
+# --- the world ------------------------------------------------------------------------------------
+
+
+def _lock(path: Path) -> int | None:
+    """Hold ``path`` for this process until the descriptor is closed, also by a crash.
+
+    The lock is on a file beside it: SQLite has locks of its own on the store.
+    """
+    if not path.parent.is_dir():
+        raise WrongDirectory(f"there is no directory {path.parent} for the client store")
+    if fcntl is None:  # pragma: no cover - SQLite's own locks have to do
+        return None
+    name = f"{path}.lock"
+    try:
+        lock = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise DiskFailed(f"the client store's lock {name} cannot be opened: {error}") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        holder = os.pread(lock, 32, 0).decode(errors="replace").strip() or "another process"
+        os.close(lock)
+        raise WrongDirectory(
+            f"the client store {path} is in use by process {holder}: two programs that share a "
+            "store would use the same message numbers; give each a store and a device of its own"
+        ) from None
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+    return lock
+
+
+def _problem(error: BaseException, path: Path) -> ImError:
+    if isinstance(error, ImError):
+        return error
+    if isinstance(error, sqlite3.OperationalError):
+        return DiskFailed(f"the client store {path} cannot be read or written: {error}")
+    if isinstance(error, sqlite3.DatabaseError):
+        return CorruptData(f"the client store {path} is damaged: {error}")
+    return DiskFailed(f"the client store {path} was stopped: {error or type(error).__name__}")

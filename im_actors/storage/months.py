@@ -1,0 +1,174 @@
+"""One month of history: committed records, and the timeline that finds events in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from im_actors.core.model import Record, key_time_ms, make_key
+from im_actors.errors import InvariantBroken
+from im_actors.storage.database import Database, Format
+from im_actors.storage.journal import LSN_BITS, LSN_MAX, checked_record, row_id
+
+FORMAT = Format(
+    name="history month",
+    version=1,
+    # Content is stored once, in its record; the timeline only says where. Written in transactions
+    # of thousands of rows, sorted, so that neighbours share a page.
+    schema=(
+        "CREATE TABLE records(id INTEGER PRIMARY KEY, epoch INTEGER NOT NULL,"
+        " checksum INTEGER NOT NULL, payload BLOB NOT NULL)",
+        "CREATE TABLE timeline(session INTEGER NOT NULL, seq INTEGER NOT NULL,"
+        " lsn INTEGER NOT NULL, position INTEGER NOT NULL, PRIMARY KEY(session, seq))"
+        " WITHOUT ROWID",
+    ),
+    page_bytes=16_384,
+    cache_kib=32_768,
+)
+
+RecordRow = tuple[int, int, int, bytes]
+TimelineRow = tuple[int, int, int, int]
+
+
+class Place(NamedTuple):
+    """Where an event is: in which record of its slot, and where in that."""
+
+    seq: int
+    lsn: int
+    position: int
+
+
+class MonthSpan(NamedTuple):
+    """A month as year * 100 + month, with its message keys from ``first`` to below ``end``."""
+
+    month: int
+    first_key: int
+    end_key: int
+
+
+def month_of(key: int) -> MonthSpan:
+    """The UTC month that a message key belongs to."""
+    at = datetime.fromtimestamp(key_time_ms(key) / 1000, UTC)
+    year, month = (at.year + 1, 1) if at.month == 12 else (at.year, at.month + 1)
+    return MonthSpan(
+        at.year * 100 + at.month,
+        _first_key(at.year, at.month),
+        _first_key(year, month),
+    )
+
+
+def _first_key(year: int, month: int) -> int:
+    return make_key(int(datetime(year, month, 1, tzinfo=UTC).timestamp()) * 1000, 0, 0)
+
+
+def month_name(month: int) -> str:
+    """The name of a month's file."""
+    return f"{month // 100:04}-{month % 100:02}.db"
+
+
+class MonthFile:
+    """The file of one month. Rows are only ever added, but for ``drop``."""
+
+    def __init__(self, path: Path, create: bool) -> None:
+        self.db = Database(path, FORMAT, create)
+
+    def write(self, records: list[RecordRow], timeline: list[TimelineRow]) -> None:
+        """Add rows; the same rows again are fine. On disk when this returns."""
+        records.sort()
+        timeline.sort()
+        with self.db.transaction() as connection:
+            added = connection.executemany("INSERT OR IGNORE INTO records VALUES(?,?,?,?)", records)
+            if added.rowcount != len(records):
+                self._check_equal(records)
+            # A record applied again, by backfill or after a crash, brings its rows again.
+            connection.executemany("INSERT OR REPLACE INTO timeline VALUES(?,?,?,?)", timeline)
+
+    def _check_equal(self, records: list[RecordRow]) -> None:
+        """I3: a committed lsn has the same bytes for ever."""
+        for place, epoch, checksum, _ in records:
+            found = self.db.row("SELECT epoch, checksum FROM records WHERE id=?", (place,))
+            if found != (epoch, checksum):
+                raise InvariantBroken(
+                    f"I3: slot {place >> LSN_BITS} lsn {place & LSN_MAX} is in history as {found} "
+                    f"and comes again as {(epoch, checksum)}"
+                )
+
+    def run(self, slot: int, first_lsn: int, last_lsn: int, bytes_max: int) -> list[Record]:
+        """Consecutive records from ``first_lsn`` on, verified: at least one if it is here."""
+        found: list[Record] = []
+        size = 0
+        for record in self.records(slot, first_lsn, last_lsn):
+            size += len(record.payload)
+            if record.lsn != first_lsn + len(found) or (found and size > bytes_max):
+                break
+            found.append(record)
+        return found
+
+    def records(self, slot: int, first_lsn: int, last_lsn: int) -> Iterator[Record]:
+        """The records of a stretch, verified, with whatever holes it has."""
+        for row in self.rows(slot, first_lsn, last_lsn):
+            yield checked_record(self.db.path, slot, row)
+
+    def rows(self, slot: int, first_lsn: int, last_lsn: int) -> Iterator[RecordRow]:
+        """The rows of a stretch of records as they are, not verified."""
+        return self.db.rows(
+            "SELECT id, epoch, checksum, payload FROM records WHERE id BETWEEN ? AND ? ORDER BY id",
+            (row_id(slot, first_lsn), row_id(slot, min(last_lsn, LSN_MAX))),
+        )
+
+    def next_lsn(self, slot: int, from_lsn: int) -> int | None:
+        """The lowest lsn of the slot at or above ``from_lsn`` that is here."""
+        row = self.db.row(
+            "SELECT id FROM records WHERE id BETWEEN ? AND ? ORDER BY id LIMIT 1",
+            (row_id(slot, from_lsn), row_id(slot, LSN_MAX)),
+        )
+        return None if row is None else row[0] & LSN_MAX
+
+    def has(self, slot: int, lsn: int) -> bool:
+        select = "SELECT 1 FROM records WHERE id=?"
+        return self.db.row(select, (row_id(slot, lsn),)) is not None
+
+    def place(self, session: int, seq: int) -> Place | None:
+        rows = self.db.int_rows(
+            "SELECT seq, lsn, position FROM timeline WHERE session=? AND seq=?", (session, seq)
+        )
+        return next((Place(*row) for row in rows), None)
+
+    def places(
+        self, session: int, after: int, before: int, limit: int, newest: bool
+    ) -> list[Place]:
+        """Up to ``limit`` events with ``after`` < seq < ``before``, from the side asked for."""
+        order = "DESC" if newest else "ASC"
+        rows = self.db.int_rows(
+            "SELECT seq, lsn, position FROM timeline"
+            f" WHERE session=? AND seq>? AND seq<? ORDER BY seq {order} LIMIT ?",
+            (session, after, before, limit),
+        )
+        return [Place(*row) for row in rows]
+
+    def count(self, session: int, upto_lsn: int) -> int:
+        """How many events of the session this month has in records up to an lsn."""
+        select = "SELECT count(*) FROM timeline WHERE session=? AND lsn<=?"
+        return int(self.db.row(select, (session, upto_lsn))[0])
+
+    def slots(self) -> list[int]:
+        """The slots that have records here."""
+        found: list[int] = []
+        slot = 0
+        while True:
+            row = self.db.row("SELECT id FROM records WHERE id>=? LIMIT 1", (row_id(slot, 0),))
+            if row is None:
+                return found
+            found.append(row[0] >> LSN_BITS)
+            slot = found[-1] + 1
+
+    def drop(self, slot: int, sessions: list[int]) -> None:
+        with self.db.transaction() as connection:
+            connection.execute(
+                "DELETE FROM records WHERE id BETWEEN ? AND ?",
+                (row_id(slot, 0), row_id(slot, LSN_MAX)),
+            )
+            gone = [(session,) for session in sessions]
+            connection.executemany("DELETE FROM timeline WHERE session=?", gone)

@@ -1,0 +1,339 @@
+"""Reads a replica's whole history back from the disk and checks it, for ``im-actors verify``.
+
+The reading shares no state with the code that wrote: sessions, devices and the timeline are derived
+anew from the records and compared with what the tables say.
+"""
+
+from __future__ import annotations
+
+import zlib
+from array import array
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+from im_actors.core.model import DEVICE_WINDOW, Event, Record, decode_event, record_events
+from im_actors.errors import CorruptData
+from im_actors.storage.journal import LSN_MAX, Journal, checked_record
+from im_actors.storage.months import MonthFile
+from im_actors.storage.states import SENT, SessionEntry
+
+if TYPE_CHECKING:
+    from im_actors.storage.history import History
+
+CHUNK_RECORDS = 256
+SESSIONS_CHUNK = 256
+PROBLEMS_MAX = 100
+"""Problems told per slot; the rest is only counted."""
+
+CORRUPT, ORDER, TABLES = "corrupt", "order", "tables"
+
+
+class Problem(NamedTuple):
+    """Something that is wrong. ``kind``: "corrupt" (bytes have changed), "order" (the log says what
+    it may not say), "tables" (timeline or states disagree with the records). lsn 0: no one record.
+    """
+
+    kind: str
+    slot: int
+    lsn: int
+    text: str
+
+
+@dataclass(slots=True)
+class SlotScan:
+    """What is on disk of one slot. ``runs``: (first lsn, the checksums from there on); intact
+    records only. 8 bytes a record."""
+
+    slot: int
+    runs: list[tuple[int, array[int]]] = field(default_factory=list)
+    events: int = 0
+    epochs: list[tuple[int, int]] = field(default_factory=list)
+    """(epoch, its first lsn)."""
+    problems: list[Problem] = field(default_factory=list)
+    problems_untold: int = 0
+
+    def problem(self, kind: str, lsn: int, text: str) -> None:
+        if len(self.problems) < PROBLEMS_MAX:
+            self.problems.append(Problem(kind, self.slot, lsn, f"slot {self.slot}: {text}"))
+        else:
+            self.problems_untold += 1
+
+    def add(self, lsn: int, checksum: int) -> bool:
+        """Note a record; whether it follows the one before without a hole."""
+        follows = bool(self.runs) and self.runs[-1][0] + len(self.runs[-1][1]) == lsn
+        if not follows:
+            self.runs.append((lsn, array("q")))
+        self.runs[-1][1].append(checksum)
+        return follows
+
+
+class _Device:
+    __slots__ = ("last_n", "sent")
+
+    def __init__(self) -> None:
+        self.last_n = 0
+        self.sent = b""
+
+
+class _Session:
+    """What the records say of a session."""
+
+    __slots__ = ("devices", "id", "last_key", "last_seq", "months", "stretch")
+
+    def __init__(self, identity: int | None) -> None:
+        self.id = identity
+        self.last_seq = 0
+        self.last_key = 0
+        self.stretch = -1
+        """The stretch of log in which it was seen last: across a hole nothing has to follow."""
+        self.devices: dict[str, _Device] = {}
+        self.months: dict[int, list[int]] = {}
+        """month -> [lowest seq, events]."""
+
+
+def scan_history(history: History, slots: Iterable[int] | None = None) -> Iterator[SlotScan | None]:
+    """See ``History.scan``."""
+    # What SQLite holds in memory would hide what has become of the disk.
+    history.forget_pages()
+    for slot in _slots_of(history) if slots is None else slots:
+        scanner = _SlotScanner(history, slot)
+        while scanner.step():
+            yield None
+        yield scanner.found
+
+
+def _slots_of(history: History) -> list[int]:
+    slots = set(history.applied())
+    for month in history.months():
+        try:
+            slots.update(history.month(month).slots())
+        except CorruptData:
+            # The scan of the slots that are known will meet it and tell.
+            continue
+    return sorted(slots)
+
+
+class _SlotScanner:
+    def __init__(self, history: History, slot: int) -> None:
+        self.found = SlotScan(slot)
+        self._history = history
+        self._slot = slot
+        self._sessions: dict[str, _Session] = {}
+        self._last_lsn = 0
+        self._last_epoch = 0
+        self._last_key = 0
+        self._stretch = 0
+        self._month = 0
+        self._unreadable: set[int] = set()
+
+    def step(self) -> bool:
+        """Read a chunk; false when the slot is done."""
+        upto = self._history.applied().get(self._slot, LSN_MAX)
+        for month in self._history.months():
+            if month < self._month or month in self._unreadable:
+                continue
+            self._month = month
+            try:
+                if self._read_chunk(self._history.month(month), month, upto):
+                    return True
+            except CorruptData as error:
+                self._unreadable.add(month)
+                self._stretch += 1
+                self.found.problem(CORRUPT, 0, str(error))
+        self._finish(upto)
+        return False
+
+    def _read_chunk(self, file: MonthFile, month: int, upto: int) -> bool:
+        """Whether there was anything. Beyond ``upto`` the journal has the records too, and the
+        tables may not have them yet."""
+        seen = 0
+        for row in file.rows(self._slot, self._last_lsn + 1, upto):
+            seen += 1
+            lsn = self._last_lsn = row[0] & LSN_MAX
+            try:
+                self._take(file, month, checked_record(file.db.path, self._slot, row))
+            except CorruptData as error:
+                self._stretch += 1
+                self.found.problem(CORRUPT, lsn, str(error))
+            if seen >= CHUNK_RECORDS:
+                break
+        return seen > 0
+
+    # -- records ---------------------------------------------------------------------------------
+
+    def _take(self, file: MonthFile, month: int, record: Record) -> None:
+        if not self.found.add(record.lsn, record.checksum) and record.lsn > 1:
+            self._stretch += 1
+        if record.epoch < self._last_epoch:
+            text = f"epoch {record.epoch} follows {self._last_epoch} at lsn {record.lsn}"
+            self.found.problem(ORDER, record.lsn, text)
+        elif record.epoch > self._last_epoch:
+            self.found.epochs.append((record.epoch, record.lsn))
+        self._last_epoch = max(self._last_epoch, record.epoch)
+        for position, data in enumerate(record_events(record.payload)):
+            event = decode_event(data)
+            self.found.events += 1
+            session = self._take_event(month, record.lsn, event)
+            self._check_timeline(file, session, event, record.lsn, position)
+
+    def _take_event(self, month: int, lsn: int, event: Event) -> _Session:
+        session = self._sessions.get(event.session)
+        if session is None:
+            row = self._row(event.session)
+            session = self._sessions[event.session] = _Session(row.id if row else None)
+        # From lsn 1 on without a hole everything is known; otherwise only what was seen is.
+        known = self._stretch == 0 or session.stretch == self._stretch
+        name = f"session {event.session!r}"
+        if known and event.seq != session.last_seq + 1:
+            text = f"{name}: seq {event.seq} follows {session.last_seq} at lsn {lsn}"
+            self.found.problem(ORDER, lsn, text)
+        if event.key <= self._last_key:
+            self.found.problem(ORDER, lsn, f"key {event.key} follows {self._last_key} at lsn {lsn}")
+        self._last_key = max(self._last_key, event.key)
+        session.last_seq = max(session.last_seq, event.seq)
+        session.last_key = max(session.last_key, event.key)
+        session.stretch = self._stretch
+        first_count = session.months.setdefault(month, [event.seq, 0])
+        first_count[0] = min(first_count[0], event.seq)
+        first_count[1] += 1
+        self._take_device(session, lsn, event)
+        return session
+
+    def _take_device(self, session: _Session, lsn: int, event: Event) -> None:
+        device = session.devices.setdefault(event.device, _Device())
+        # A device's n goes 1, 2, 3: then one that is not above the last is a key used twice.
+        if event.n <= device.last_n or (self._stretch == 0 and event.n != device.last_n + 1):
+            what = "a duplicate key" if event.n <= device.last_n else "a gap"
+            text = (
+                f"{what}: ({event.session!r}, {event.device!r}, {event.n}) at lsn {lsn} follows "
+                f"n {device.last_n}"
+            )
+            self.found.problem(ORDER, lsn, text)
+        device.last_n = max(device.last_n, event.n)
+        sent = device.sent + SENT.pack(event.seq, zlib.crc32(event.body, event.kind))
+        device.sent = sent[-DEVICE_WINDOW * SENT.size :]
+
+    def _check_timeline(
+        self, file: MonthFile, session: _Session, event: Event, lsn: int, position: int
+    ) -> None:
+        place = None if session.id is None else file.place(session.id, event.seq)
+        if place is None or place[1:] != (lsn, position):
+            text = (
+                f"session {event.session!r} seq {event.seq} is in lsn {lsn} at {position}, the "
+                f"timeline says {'nothing' if place is None else place[1:]}"
+            )
+            self.found.problem(TABLES, lsn, text)
+
+    def _row(self, name: str) -> SessionEntry | None:
+        try:
+            return self._history.states.session(name)
+        except CorruptData as error:
+            self.found.problem(CORRUPT, 0, str(error))
+            return None
+
+    # -- tables ----------------------------------------------------------------------------------
+
+    def _finish(self, upto: int) -> None:
+        """Compare the tables with the records, in one step: nothing is applied meanwhile."""
+        complete = len(self.found.runs) == 1 and self.found.runs[0][0] == 1
+        unchecked = set(self._sessions) if complete and upto < LSN_MAX else set()
+        after = 0
+        try:
+            while rows := self._history.states.sessions_of(self._slot, after, SESSIONS_CHUNK):
+                for row in rows:
+                    after = row.id
+                    devices = list(self._history.states.devices(row.id))
+                    if complete and upto < LSN_MAX:
+                        unchecked.discard(row.name)
+                        self._compare(row, devices, upto)
+        except CorruptData as error:
+            self.found.problem(CORRUPT, 0, str(error))
+            return
+        for name in sorted(unchecked):
+            self.found.problem(TABLES, 0, f"session {name!r} has records and no state")
+
+    def _compare(self, row: SessionEntry, devices: list[tuple[str, int, bytes]], upto: int) -> None:
+        said = self._sessions.get(row.name) or _Session(row.id)
+        pairs: list[tuple[str, object, object]] = [
+            ("id", row.id, said.id),
+            ("last seq", row.last_seq, said.last_seq),
+            ("last key", row.last_key, said.last_key),
+            (
+                "months",
+                self._history.states.spans(row.id),
+                {month: first for month, (first, _) in sorted(said.months.items())},
+            ),
+            (
+                "devices",
+                [(name, last_n, recent) for name, last_n, recent in devices],
+                [(name, d.last_n, d.sent) for name, d in sorted(said.devices.items())],
+            ),
+            (
+                "timeline rows",
+                {m: self._history.month(m).count(row.id, upto) for m in said.months},
+                {m: count for m, (_, count) in said.months.items()},
+            ),
+        ]
+        for what, tables, records in pairs:
+            if tables != records:
+                told = "" if what == "devices" else f": {tables} in the tables, {records} by them"
+                text = f"session {row.name!r}: {what} disagree with the records{told}"
+                self.found.problem(TABLES, 0, text)
+
+
+# -- the journal -----------------------------------------------------------------------------------
+
+
+class JournalRecord(NamedTuple):
+    """A record of the journal as a scan finds it."""
+
+    lsn: int
+    checksum: int
+    events: int
+
+
+@dataclass(slots=True)
+class JournalScan:
+    """What the journal holds of a slot: the intact records, ascending. ``commit_lsn`` is the
+    highest commit point that came with one of them."""
+
+    slot: int
+    records: list[JournalRecord] = field(default_factory=list)
+    commit_lsn: int = 0
+    problems: list[Problem] = field(default_factory=list)
+
+
+def scan_journal(
+    journal: Journal, slots: Iterable[int] | None = None
+) -> Iterator[JournalScan | None]:
+    """Read the journal back from the disk and check it: one JournalScan per slot, and between them
+    None, where other work may be done in this thread."""
+    journal.forget_pages()
+    for slot in journal.slots() if slots is None else slots:
+        found = JournalScan(slot)
+        epoch = 0
+        for count, lsn in enumerate(journal.lsns(slot), start=1):
+            epoch = _scan_one(journal, found, lsn, epoch)
+            if count % CHUNK_RECORDS == 0:
+                yield None
+        found.commit_lsn = journal.commit_lsn(slot)
+        yield found
+
+
+def _scan_one(journal: Journal, found: JournalScan, lsn: int, epoch: int) -> int:
+    slot = found.slot
+    try:
+        records = journal.read(slot, lsn, lsn, 0)
+    except CorruptData as error:
+        found.problems.append(Problem(CORRUPT, slot, lsn, f"slot {slot}: {error}"))
+        return epoch
+    # Trimmed since the list was made: history has it.
+    for record in records:
+        if record.epoch < epoch:
+            text = f"slot {slot}: epoch {record.epoch} follows {epoch} at lsn {lsn}"
+            found.problems.append(Problem(ORDER, slot, lsn, text))
+        events = len(record_events(record.payload))
+        found.records.append(JournalRecord(lsn, record.checksum, events))
+        epoch = max(epoch, record.epoch)
+    return epoch

@@ -1,0 +1,128 @@
+"""Builds logs that an honest owner could have written, and keeps what they should read as."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from im_actors.core.model import (
+    Event,
+    Record,
+    encode_event,
+    epoch_start,
+    make_record,
+    next_key,
+)
+
+START_MS = 1_700_000_000_000
+
+
+class LogBuilder:
+    """An owner's counters. ``events`` is the model: session -> its events in order."""
+
+    def __init__(self) -> None:
+        self.logs: dict[int, list[Record]] = defaultdict(list)
+        self.events: dict[str, list[Event]] = defaultdict(list)
+        self.n: dict[tuple[str, str], int] = defaultdict(int)
+        self.keys: dict[int, int] = defaultdict(int)
+        self.epochs: dict[int, int] = defaultdict(lambda: 1)
+        self.now_ms = START_MS
+
+    def record(self, slot: int, *sends: tuple[str, str], body: bytes = b"hello") -> Record:
+        """The next record of a slot, with one event for each (session, device address)."""
+        encoded = []
+        for session, device in sends:
+            self.n[session, device] += 1
+            self.keys[slot] = next_key(self.keys[slot], self.now_ms, slot)
+            event = Event(
+                session,
+                len(self.events[session]) + 1,
+                self.keys[slot],
+                1,
+                device,
+                self.n[session, device],
+                body,
+            )
+            self.events[session].append(event)
+            encoded.append(encode_event(event))
+        return self._add(slot, make_record(slot, self._lsn(slot), self.epochs[slot], encoded))
+
+    def epoch(self, slot: int) -> Record:
+        """An EpochStart."""
+        self.epochs[slot] += 1
+        self.keys[slot] = next_key(self.keys[slot], self.now_ms, slot)
+        return self._add(
+            slot, epoch_start(slot, self._lsn(slot), self.epochs[slot], self.keys[slot])
+        )
+
+    def _lsn(self, slot: int) -> int:
+        return len(self.logs[slot]) + 1
+
+    def _add(self, slot: int, record: Record) -> Record:
+        self.logs[slot].append(record)
+        return record
+
+    def batch(self, slot: int, first: int = 1, last: int = 1 << 40) -> list[tuple[int, Record]]:
+        return [(slot, r) for r in self.logs[slot] if first <= r.lsn <= last]
+
+
+@pytest.fixture
+def log() -> LogBuilder:
+    return LogBuilder()
+
+
+@pytest.fixture
+def new_log() -> Callable[[], LogBuilder]:
+    return LogBuilder
+
+
+@pytest.fixture
+def flip() -> Callable[..., None]:
+    return flip_byte
+
+
+def flip_byte(path: Path, at: int, mask: int = 0x10) -> None:
+    """Change bits of one byte of a file."""
+    with path.open("r+b") as file:
+        file.seek(at)
+        old = file.read(1)
+        file.seek(at)
+        file.write(bytes([old[0] ^ mask]))
+
+
+@pytest.fixture
+def find_bytes() -> Callable[[Path, bytes], int]:
+    """Where in a file some bytes are; fails when they are not there exactly once or more."""
+
+    def find(path: Path, wanted: bytes) -> int:
+        at = path.read_bytes().find(wanted)
+        assert at >= 0, f"{wanted!r} is not in {path}"
+        return at
+
+    return find
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """Mounts file systems (root only): ``mounted("-t", "tmpfs", ...)`` answers the mount point."""
+    points: list[Path] = []
+
+    def mount(*arguments: str) -> Path:
+        point = tmp_path / f"mount{len(points)}"
+        point.mkdir()
+        done = subprocess.run(
+            ["mount", *arguments, str(point)], capture_output=True, text=True, check=False
+        )
+        if os.geteuid() != 0 or done.returncode:
+            pytest.skip(f"needs the right to mount: {done.stderr.strip()}")
+        points.append(point)
+        return point
+
+    yield mount
+    for point in reversed(points):
+        subprocess.run(["umount", "--lazy", str(point)], check=False)
