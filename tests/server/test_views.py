@@ -51,8 +51,6 @@ from tests.support_views import (
 if TYPE_CHECKING:
     from tests.support_redis import RedisServer
 
-pytest_plugins = ["tests.support_redis"]
-
 
 @pytest.fixture(params=["sqlite", "redis"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:

@@ -28,8 +28,6 @@ from tests.support_views import (
 if TYPE_CHECKING:
     from tests.support_redis import MakeRedis, RedisServer
 
-pytest_plugins = ["tests.support_redis"]
-
 WAIT_S = 20.0
 
 
