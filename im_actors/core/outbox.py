@@ -221,7 +221,8 @@ class Outbox:
             lane.queue = deque(sorted(lane.queue, key=_n_of))
 
     def _submitted(self, event: Submitted, now_ms: int) -> Effect:
-        check_session(event.session)
+        if event.session not in self._next_n:  # one that was used before is good
+            check_session(event.session)
         check_body(event.body)
         self._check_refused(event.session)
         if self._rows >= OUTBOX_ROWS_MAX or self._bytes + len(event.body) > OUTBOX_BYTES_MAX:
@@ -331,7 +332,7 @@ class Outbox:
                 self._refused(lane, row, entry, now_ms, effects)
             case _:
                 # A token that ran out says nothing about the message, nor does a broken server.
-                if not isinstance(row.error, RetryableError):
+                if not isinstance(row.error, RetryableError) and not lane.back:
                     effects.append(Warn(row.error))
                 self._stumble(lane, [row], entry, now_ms, ladder_ms(lane.step, self._rng))
         self._wake(lane)

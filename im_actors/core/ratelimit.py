@@ -39,7 +39,7 @@ class TokenBucket:
         if self._level >= needed - _ROUNDING:
             self._level -= n
             return 0
-        return max(1, math.ceil((needed - self._level) / self._rate_per_ms))
+        return max(1, math.ceil((needed - _ROUNDING - self._level) / self._rate_per_ms))
 
     def _fill(self, now_ms: int) -> None:
         if self._filled_ms is not None:

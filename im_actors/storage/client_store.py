@@ -26,12 +26,15 @@ import aiosqlite
 
 from im_actors.core.model import Event, check_name, decode_event
 from im_actors.core.outbox_words import Key, OutboxRow
-from im_actors.errors import CorruptData, DiskFailed, ImError, NewerFormat, WrongDirectory
-
-try:
-    import fcntl
-except ImportError:  # pragma: no cover - Windows has no flock
-    fcntl = None  # type: ignore[assignment]
+from im_actors.errors import (
+    CorruptData,
+    DiskFailed,
+    ImError,
+    NewerFormat,
+    ShuttingDown,
+    WrongDirectory,
+)
+from im_actors.storage.file_lock import FileLock
 
 FORMAT = 1
 """``PRAGMA user_version`` of the files that this version writes."""
@@ -41,8 +44,8 @@ BATCH_ROWS_MAX = 180
 """Most rows of one statement: 5 columns each, below the 999 variables of old builds of SQLite."""
 BATCH_STATEMENTS_MAX = 8
 """Most such statements in one durable transaction: bounds how long the first send of it waits."""
-LAZY_MS = 50
-"""How long lazy work is collected before it is written."""
+LAZY_MS = 200
+"""How long lazy work is collected before it is written: what a crash makes be done again."""
 LAZY_EVENTS_MAX = 20_000
 """Most events that wait to be cached; more are not cached at all, and pulled when needed."""
 CACHE_EVENTS_PER_SESSION = 5_000
@@ -56,12 +59,14 @@ CREATE TABLE outbox (
     id INTEGER PRIMARY KEY, session TEXT NOT NULL, n INTEGER NOT NULL, kind INTEGER NOT NULL,
     body BLOB NOT NULL, created_ms INTEGER NOT NULL, UNIQUE (session, n));
 CREATE TABLE counters (session TEXT PRIMARY KEY, next_n INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TRIGGER used AFTER DELETE ON outbox BEGIN
+    INSERT INTO counters VALUES (old.session, old.n + 1)
+    ON CONFLICT (session) DO UPDATE SET next_n = max(next_n, excluded.next_n);
+END;
 CREATE TABLE cursors (session TEXT PRIMARY KEY, seq INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE timeline (
     session TEXT NOT NULL, seq INTEGER NOT NULL, event BLOB NOT NULL,
     PRIMARY KEY (session, seq)) WITHOUT ROWID;
-CREATE TABLE sessions (
-    session TEXT PRIMARY KEY, last_seq INTEGER NOT NULL, event BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
 _MIGRATIONS: dict[int, str] = {0: _SCHEMA}
@@ -221,6 +226,19 @@ class _Lazy:
         return bool(self.deleted or self.cursors or self.events or self.settings)
 
 
+_SHARING = (
+    "two programs that share a client store would use the same message numbers; give each a store "
+    "and a device of its own"
+)
+_LAST_EVENTS = """
+WITH RECURSIVE names (session) AS (
+    SELECT min(session) FROM timeline UNION ALL
+    SELECT (SELECT min(session) FROM timeline t WHERE t.session > names.session)
+    FROM names WHERE session IS NOT NULL)
+SELECT (SELECT event FROM timeline t WHERE t.session = names.session ORDER BY seq DESC LIMIT 1)
+FROM names WHERE session IS NOT NULL
+"""
+"""Jumps from session to session by the index; GROUP BY would read every event."""
 _ROW = ", ".join(OutboxRow._fields)
 _SELECT_ROWS = f"SELECT {_ROW} FROM outbox"
 _Statement = tuple[str, Sequence[Any]]
@@ -235,7 +253,7 @@ class SqliteStore:
         self._user = check_name("user", user)
         self._device = check_name("device", device)
         self._path = Path(os.path.realpath(path))
-        self._lock: int | None = None
+        self._lock: FileLock | None = None
         self._durable: list[tuple[OutboxRow, int]] = []
         self._lazy = _Lazy()
         self._reads: list[tuple[_Statement | None, asyncio.Future[list[Any]]]] = []
@@ -256,7 +274,9 @@ class SqliteStore:
         """WrongDirectory, NewerFormat, CorruptData or DiskFailed says why it cannot be opened."""
         assert self._owner is None, "a store is opened once"
         self._on_saved, self._on_failed = on_saved, on_failed
-        self._lock = _lock(self._path)
+        if not self._path.parent.is_dir():
+            raise WrongDirectory(f"there is no directory {self._path.parent} for the client store")
+        self._lock = FileLock(self._path, _SHARING)
         opened: asyncio.Future[Opened] = asyncio.get_running_loop().create_future()
         # The task that opens the connection is the one that closes it, whatever happens to us.
         self._owner = asyncio.create_task(self._own(opened), name=f"client store {self._path}")
@@ -292,7 +312,7 @@ class SqliteStore:
             if self._lazy_timer:
                 self._lazy_timer.cancel()
             if self._lock is not None:
-                os.close(self._lock)
+                self._lock.release()
                 self._lock = None
 
     async def _prepare(self, db: aiosqlite.Connection) -> Opened:
@@ -373,7 +393,7 @@ class SqliteStore:
         return [decode_event(row[0]) for row in reversed(rows)]
 
     async def last_events(self) -> list[Event]:
-        rows = await self._read(("SELECT event FROM sessions", ()))
+        rows = await self._read((_LAST_EVENTS, ()))
         return sorted((decode_event(row[0]) for row in rows), key=_newest_first)
 
     async def setting(self, name: str) -> str | None:
@@ -391,7 +411,8 @@ class SqliteStore:
         """Queued work is written before anything is read, so a read sees all that was queued."""
         if self._error is not None:
             raise type(self._error)(self._error.detail)
-        assert not self._closing, "the store is closed"
+        if self._closing or self._owner is None:
+            raise ShuttingDown("the client store is not open")
         answer: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
         self._reads.append((statement, answer))
         self._work.set()
@@ -437,11 +458,6 @@ class SqliteStore:
         statements += _many("INSERT OR REPLACE INTO cursors VALUES", list(lazy.cursors.items()))
         statements += _many("INSERT OR REPLACE INTO settings VALUES", list(lazy.settings.items()))
         statements += _many("INSERT OR IGNORE INTO timeline VALUES", lazy.events)
-        statements += _many(
-            "INSERT INTO sessions VALUES", _last_of_each(lazy.events),
-            "ON CONFLICT (session) DO UPDATE SET last_seq = excluded.last_seq, "
-            "event = excluded.event WHERE excluded.last_seq > last_seq",
-        )  # fmt: skip
         statements += self._prunes(lazy.events)
         await _transaction(db, statements)
 
@@ -497,31 +513,24 @@ def _inserts(rows: Iterable[OutboxRow]) -> list[_Statement]:
 
 
 def _deletes(keys: list[Key]) -> list[_Statement]:
-    """The counter moves past a row in the transaction that removes the row: until then the row
-    itself says which n are used up, which makes an insert the only statement of a send."""
-    statements: list[_Statement] = []
-    for part in _parts(keys):
-        values = [value for key in part for value in key]
-        # Any simpler form reads the whole table. CROSS JOIN fixes the order: keys, then index.
-        sql = (
+    """A trigger moves the counter past a row that is deleted: until then the row itself says which
+    n are used up, so an insert is the only statement of a send."""
+    # Any simpler form reads the whole table. CROSS JOIN fixes the order: keys, then index.
+    return [
+        (
             f"WITH gone (session, n) AS (VALUES {_marks(len(part), 2)}) DELETE FROM outbox WHERE "
-            "id IN (SELECT o.id FROM gone CROSS JOIN outbox o USING (session, n))"
+            "id IN (SELECT o.id FROM gone CROSS JOIN outbox o USING (session, n))",
+            [value for key in part for value in key],
         )
-        statements.append((sql, values))
-    next_n: dict[str, int] = {}
-    for session, n in keys:
-        next_n[session] = max(next_n.get(session, 0), n + 1)
-    return statements + _many(
-        "INSERT INTO counters VALUES", list(next_n.items()),
-        "ON CONFLICT (session) DO UPDATE SET next_n = max(next_n, excluded.next_n)",
-    )  # fmt: skip
+        for part in _parts(keys)
+    ]
 
 
-def _many(head: str, rows: Sequence[Sequence[Any]], tail: str = "") -> list[_Statement]:
+def _many(head: str, rows: Sequence[Sequence[Any]]) -> list[_Statement]:
     """One statement for many rows. ``executemany`` gives up the GIL once per row, and gets it back
     only after 5 ms each time when the event loop is busy."""
     return [
-        (f"{head} {_marks(len(part), len(part[0]))} {tail}", [v for row in part for v in row])
+        (f"{head} {_marks(len(part), len(part[0]))}", [v for row in part for v in row])
         for part in _parts(rows)
     ]
 
@@ -534,14 +543,6 @@ def _parts(rows: Sequence[Any]) -> Iterable[Sequence[Any]]:
 def _marks(rows: int, columns: int) -> str:
     row = f"({', '.join('?' * columns)})"
     return ", ".join([row] * rows)
-
-
-def _last_of_each(events: list[CachedEvent]) -> list[CachedEvent]:
-    last: dict[str, CachedEvent] = {}
-    for event in events:
-        if event.session not in last or event.seq > last[event.session].seq:
-            last[event.session] = event
-    return list(last.values())
 
 
 async def _pragma(db: aiosqlite.Connection, name: str) -> int:
@@ -558,34 +559,6 @@ def _newest_first(event: Event) -> tuple[int, str]:
 
 
 # --- the world ------------------------------------------------------------------------------------
-
-
-def _lock(path: Path) -> int | None:
-    """Hold ``path`` for this process until the descriptor is closed, also by a crash.
-
-    The lock is on a file beside it: SQLite has locks of its own on the store.
-    """
-    if not path.parent.is_dir():
-        raise WrongDirectory(f"there is no directory {path.parent} for the client store")
-    if fcntl is None:  # pragma: no cover - SQLite's own locks have to do
-        return None
-    name = f"{path}.lock"
-    try:
-        lock = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise DiskFailed(f"the client store's lock {name} cannot be opened: {error}") from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        holder = os.pread(lock, 32, 0).decode(errors="replace").strip() or "another process"
-        os.close(lock)
-        raise WrongDirectory(
-            f"the client store {path} is in use by process {holder}: two programs that share a "
-            "store would use the same message numbers; give each a store and a device of its own"
-        ) from None
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
-    return lock
 
 
 def _problem(error: BaseException, path: Path) -> ImError:

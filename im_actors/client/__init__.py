@@ -1,0 +1,65 @@
+"""The SDK: a durable outbox, a gapless inbox, and one connection that comes back by itself.
+
+``Client`` is for asyncio; ``im_actors.client.sync.Client`` has the same calls for plain programs.
+"""
+
+from im_actors.client.client import LIVE, Client
+from im_actors.client.config import ClientConfig
+from im_actors.client.reader import Follower
+from im_actors.client.results import Ack, Page, Sent, SessionInfo, Status, Where
+from im_actors.core.model import Event, EventKind
+from im_actors.core.outbox_words import SendState
+from im_actors.errors import (
+    BadRequest,
+    CorruptData,
+    DiskFailed,
+    Forbidden,
+    ImError,
+    KeyConflict,
+    NewerFormat,
+    NotReachable,
+    Overloaded,
+    RequestError,
+    RetryableError,
+    SetupError,
+    ShuttingDown,
+    TooLarge,
+    Unauthenticated,
+    Unknown,
+    UnknownVersion,
+    WrongDirectory,
+)
+
+__all__ = [
+    "LIVE",
+    "Ack",
+    "BadRequest",
+    "Client",
+    "ClientConfig",
+    "CorruptData",
+    "DiskFailed",
+    "Event",
+    "EventKind",
+    "Follower",
+    "Forbidden",
+    "ImError",
+    "KeyConflict",
+    "NewerFormat",
+    "NotReachable",
+    "Overloaded",
+    "Page",
+    "RequestError",
+    "RetryableError",
+    "SendState",
+    "Sent",
+    "SessionInfo",
+    "SetupError",
+    "ShuttingDown",
+    "Status",
+    "TooLarge",
+    "Unauthenticated",
+    "Unknown",
+    "UnknownVersion",
+    "Where",
+    "WrongDirectory",
+]
