@@ -1,0 +1,191 @@
+"""The actor of the controller: it starts itself, also when Ray restarts it and nobody looks on."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from dataclasses import replace
+from typing import Any
+
+from im_actors.actors.classes import FAULT_DELAY_S, SIGNALS
+from im_actors.actors.logs import log_loop_errors, log_to_file
+from im_actors.actors.platform import RayCalls, RayPlatform
+from im_actors.actors.settings import CONTROLLER, ActorSettings
+from im_actors.core.model import View, ViewState
+from im_actors.errors import BadRequest, ImError, NotReachable
+from im_actors.server.admin import AdminServer
+from im_actors.server.cluster_file import read_cluster, write_cluster
+from im_actors.server.controller import ControllerNode
+from im_actors.server.operations import Operations
+from im_actors.server.views import ViewStore, open_view_store
+
+logger = logging.getLogger(__name__)
+
+RETRY_S_MIN = 0.1
+RETRY_S_MAX = 2.0
+"""Between two tries to start itself; doubling."""
+STARTING_S = 1.5
+"""How long a question about a view waits for the store to be open; less than the asker waits."""
+STOP_S = 10.0
+"""Bound of one actor's stop; what is killed afterwards loses nothing that was promised."""
+
+
+class ControllerActor:
+    """Holds the ControllerNode, the view store (SQLite) and the operator's door."""
+
+    def __init__(self, settings: ActorSettings) -> None:
+        from im_actors.actors import ray_api
+
+        log_to_file(settings.directory, CONTROLLER)
+        self._settings = settings
+        self._calls: RayCalls = ray_api
+        self._place = ray_api.node_address() if settings.joined else ""
+        self._platform: RayPlatform
+        self._node: ControllerNode
+        self._views: ViewStore
+        self._error: Exception | None = None
+        self._tried = asyncio.Event()
+        self._open = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        log_loop_errors(loop)
+        self._task = loop.create_task(self._start_until_it_works())
+
+    async def _start_until_it_works(self) -> None:
+        delay = RETRY_S_MIN
+        while True:
+            try:
+                await self._start()
+                self._error = None
+                self._tried.set()
+                return
+            except Exception as error:
+                logger.exception("the controller does not start")
+                self._error = error
+                self._tried.set()
+            await asyncio.sleep(delay)
+            delay = min(2 * delay, RETRY_S_MAX)
+
+    async def _start(self) -> None:
+        settings = self._settings
+        views = await self._open_views()
+        try:
+            platform = RayPlatform(settings, self._calls, self._place)
+            platform.view_store = views.identity
+            node = ControllerNode(settings.slots, settings.desired(), platform, views)
+            admin = AdminServer(CONTROLLER, settings.secret_bytes, self._methods(node))
+            await admin.start(settings.admin_address, settings.admin_port)
+        except BaseException:
+            await views.close()
+            raise
+        self._views, self._platform, self._node = views, platform, node
+        self._open.set()
+        await node.start()
+        logger.info("the controller serves on port %d", settings.admin_port)
+
+    async def _open_views(self) -> ViewStore:
+        """The view store, and the memory of its identity in ``cluster.json``."""
+        settings = self._settings
+        cluster = read_cluster(settings.directory)
+        known = cluster.view_store_identity if cluster is not None else ""
+        views = await open_view_store(
+            settings.redis, settings.directory / CONTROLLER, settings.cluster, known or None
+        )
+        if cluster is not None and not known:
+            kind = "redis" if settings.redis else "sqlite"
+            write_cluster(
+                settings.directory,
+                replace(cluster, view_store=kind, view_store_identity=views.identity),
+            )
+        return views
+
+    # -- for up --------------------------------------------------------------------------------
+
+    async def ready(self) -> None:
+        """Return when the controller runs; the error when its first try failed."""
+        await self._tried.wait()
+        if self._error is not None:
+            raise self._error
+
+    async def pid(self) -> int:
+        return os.getpid()
+
+    # -- for shards ----------------------------------------------------------------------------
+
+    async def view_read(self, slot: int) -> View | None:
+        return await (await self._store()).read(slot)
+
+    async def view_swap(self, old: View, new: View) -> View:
+        return await (await self._store()).swap(old, new)
+
+    async def _store(self) -> ViewStore:
+        try:
+            async with asyncio.timeout(STARTING_S):
+                await self._open.wait()
+        except TimeoutError:
+            raise NotReachable("the controller is starting") from None
+        return self._views
+
+    async def activated(self, view: View) -> None:
+        if self._open.is_set():
+            self._node.activated(view)
+
+    # -- the operator's door -------------------------------------------------------------------
+
+    def _methods(self, node: ControllerNode) -> dict[str, Any]:
+        self._operations = Operations(node, self._stop)
+        return {
+            **self._operations.methods(),
+            "names": self._names,
+            "fault": self._fault,
+            "progress": self._progress,
+            "pids": self._pids,
+        }
+
+    async def _names(self) -> dict[str, list[str]]:
+        return {**await self._operations.names(), CONTROLLER: [CONTROLLER]}
+
+    async def _pids(self) -> dict[str, int]:
+        """The processes as they were when they last started."""
+        return {CONTROLLER: os.getpid(), **self._platform.pids()}
+
+    async def _fault(self, kind: str, name: str) -> None:
+        """ "kill", "pause" and, for a process on the controller's host, "resume"."""
+        if kind == "resume":
+            if not self._platform.signal(name, signal.SIGCONT):
+                raise BadRequest(f"{name} does not run on the controller's host")
+        elif name == CONTROLLER and kind in SIGNALS:
+            loop = asyncio.get_running_loop()
+            loop.call_later(FAULT_DELAY_S, os.kill, os.getpid(), SIGNALS[kind])
+        else:
+            await self._operations.fault(kind, name)
+
+    async def _progress(self) -> dict[str, Any]:
+        """How far the start is, without asking anybody."""
+        known = self._node.directory()
+        shards = {shard.incarnation for shard in known.shards}
+        active = [v for v in known.views if v.state == ViewState.ACTIVE and v.owner in shards]
+        running = {kind: len(names) for kind, names in self._node.running_names().items()}
+        failures = self._platform.failures.items()
+        return {
+            "slots": len(active),
+            "running": running,
+            "failures": {name: [error.code, str(error)] for name, error in failures},
+        }
+
+    async def _stop(self) -> None:
+        """End supervision, then gateways, shards and replicas, so that each finds what it needs
+        to finish."""
+        logger.info("the cluster stops")
+        names = self._node.running_names()
+        await self._node.stop()
+        for kind in ("gateway", "shard", "replica"):
+            await asyncio.gather(*(self._stop_one(name) for name in names[kind]))
+
+    async def _stop_one(self, name: str) -> None:
+        try:
+            async with asyncio.timeout(STOP_S):
+                await self._platform.call(name, "stop")
+        except (ImError, TimeoutError) as error:
+            logger.warning("%s did not stop: %r", name, error)

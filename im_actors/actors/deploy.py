@@ -1,0 +1,560 @@
+"""Starts and ends clusters: ``up``, ``down``, ``kill_everything``. Does not load Ray itself."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import importlib.util
+import ipaddress
+import json
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from im_actors import __version__
+from im_actors.actors import processes
+from im_actors.actors.logs import LOGS
+from im_actors.actors.settings import ActorSettings
+from im_actors.core.model import COPIES, SLOTS_MAX
+from im_actors.errors import (
+    DiskFailed,
+    FatalError,
+    ImError,
+    NotReachable,
+    SetupError,
+    WrongDirectory,
+    error_for,
+)
+from im_actors.gateway.config import GatewayConfig
+from im_actors.server.admin import AdminClient
+from im_actors.server.cluster_file import (
+    ClusterFile,
+    RunFile,
+    open_or_create_cluster,
+    read_cluster,
+    read_run,
+    remove_run,
+    write_cluster,
+    write_run,
+)
+
+LOOPBACK = "127.0.0.1"
+ACTORS_MAX = 256
+PING_S = 2.0
+"""How long a controller may take to show that it lives."""
+BACK_S = 8.0
+"""How long ``up`` waits for a controller whose Ray runs: Ray may just be restarting it."""
+SERVE_S = 60.0
+"""How long ``up`` waits until everything is served."""
+REST_S = 5.0
+"""How long ``up`` waits for the other actors when all slots are served and one gateway is there."""
+STOP_S = 40.0
+BOOTSTRAP_S = 45.0
+LOCK_S = 10.0
+POLL_S = 0.05
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class UpConfig:
+    """What ``up`` is asked for."""
+
+    data: Path
+    address: str = "local"
+    """"local" starts a Ray of its own; "auto" and HOST:PORT join one that runs."""
+    slots: int | None = None
+    """None: as the directory was made, 64 for a new one."""
+    shards: int = 2
+    replicas: int = 3
+    gateways: int = 2
+    host: str = LOOPBACK
+    port: int = 7070
+    """0: any free one."""
+    redis: str | None = field(default=None, repr=False)
+    token_secret: str | None = field(default=None, repr=False)
+    insecure_open: bool = False
+
+    def validate(self) -> UpConfig:
+        """Itself; SetupError says what makes no sense."""
+        _whole("--shards", self.shards, 1, ACTORS_MAX)
+        _whole("--gateways", self.gateways, 1, ACTORS_MAX)
+        _whole("--port", self.port, 0, 65_535)
+        _whole("--replicas", self.replicas, 0, ACTORS_MAX)
+        if self.replicas < COPIES:
+            raise SetupError(f"--replicas must be at least {COPIES}: so many copies has a message")
+        if self.slots is not None:
+            _whole("--slots", self.slots, 1, SLOTS_MAX)
+        host, _, port = self.address.rpartition(":")
+        if self.address not in ("local", "auto") and not (host and port.isdecimal()):
+            raise SetupError(f"--address must be local, auto or HOST:PORT, not {self.address!r}")
+        GatewayConfig(token_secret=self.token_secret or "", insecure_open=self.insecure_open)
+        open_door = not self.token_secret and not self.insecure_open
+        if open_door and not is_loopback(self.host):
+            raise SetupError(
+                f"--host {self.host} lets others in, and there is no token secret: set one, or say"
+                " --insecure-open in a closed test network"
+            )
+        return self
+
+    @property
+    def local(self) -> bool:
+        return self.address == "local"
+
+
+def _whole(name: str, value: int, least: int, most: int) -> None:
+    if type(value) is not int or not least <= value <= most:
+        raise SetupError(f"{name} must be a number from {least} to {most}, not {value!r}")
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+# -- up --------------------------------------------------------------------------------------------
+
+
+def up(config: UpConfig, progress: Progress) -> RunFile:
+    """Start or join the cluster; return when every slot is served.
+
+    While it runs, this returns at once what runs; what remains of a cluster that died is ended
+    first. On an error nothing of this call runs any more. Not for use inside an event loop.
+    """
+    config.validate()
+    _require_ray()
+    data = config.data.absolute()
+    with _locked(data):
+        cluster = _matching(open_or_create_cluster(data, config.slots), data, config)
+        run = read_run(data)
+        if run is not None:
+            if _is_whole(run, cluster):
+                progress("the cluster already runs")
+                _until_served(run, cluster, _settings(run.settings, cluster, data), progress)
+                return run
+            progress("ending what remains of a cluster that died")
+            _end(run, cluster, data)
+            remove_run(data)
+        _check_unused(data)
+        return _start(config, cluster, data, progress)
+
+
+def _require_ray() -> None:
+    if importlib.util.find_spec("ray") is None:
+        raise SetupError("Ray is not installed: pip install 'im-actors[server]'")
+
+
+def _matching(cluster: ClusterFile, data: Path, config: UpConfig) -> ClusterFile:
+    """The views of a cluster stay in the store where they are."""
+    kind = "redis" if config.redis else "sqlite"
+    if cluster.view_store == kind:
+        return cluster
+    if cluster.view_store_identity:
+        raise SetupError(
+            f"the views of {data} are kept in {cluster.view_store}, not in {kind}: "
+            + ("leave --redis out" if config.redis else "say --redis URL")
+        )
+    chosen = replace(cluster, view_store=kind)
+    write_cluster(data, chosen)
+    return chosen
+
+
+def _check_unused(data: Path) -> None:
+    """No process that we do not know has one of the replicas' directories open."""
+    for path in sorted(data.glob("replica-*/lock")):
+        try:
+            with path.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = path.read_text(errors="replace").strip()
+            raise WrongDirectory(
+                f"{path.parent} is in use by pid {owner}, and {data} does not say which cluster"
+                " that is; end it first, or use another --data"
+            ) from None
+        except OSError as error:
+            raise DiskFailed(f"{path} cannot be opened: {error.strerror}") from None
+
+
+def _start(config: UpConfig, cluster: ClusterFile, data: Path, progress: Progress) -> RunFile:
+    port = config.port or processes.free_port(config.host)
+    taken = processes.port_taken(config.host, port) if config.local else None
+    if taken:
+        raise SetupError(f"port {port} on {config.host}: {taken}; choose another --port")
+    asked = {
+        "address": config.address,
+        "shards": config.shards,
+        "replicas": config.replicas,
+        "gateways": config.gateways,
+        "host": config.host,
+        "port": port,
+        "insecure_open": config.insecure_open,
+    }
+    settings = replace(
+        _settings(asked, cluster, data),
+        redis=config.redis or "",
+        token_secret=config.token_secret or "",
+    )
+    run = RunFile(
+        ray_address=config.address,
+        namespace=settings.namespace,
+        ray_temp_dir="",
+        ray_sid=0,
+        admin_address=LOOPBACK,
+        admin_port=0,
+        gateway_address=config.host,
+        gateway_port=port,
+        started_ms=int(time.time() * 1000),
+        version=__version__,
+        settings=asked,
+    )
+    try:
+        begin = _start_local if config.local else _join
+        run = begin(run, settings, cluster, progress)
+        _until_served(run, cluster, settings, progress)
+    except BaseException:
+        left = read_run(data)
+        if left is not None:
+            _end(left, cluster, data)
+            remove_run(data)
+        raise
+    return run
+
+
+def _settings(asked: dict[str, Any], cluster: ClusterFile, data: Path) -> ActorSettings:
+    local = asked["address"] == "local"
+    return ActorSettings(
+        cluster=cluster.cluster,
+        secret=cluster.secret,
+        slots=cluster.slots,
+        data=str(data),
+        inside_address=LOOPBACK if local else "",
+        joined=not local,
+        **{key: value for key, value in asked.items() if key != "address"},
+    )
+
+
+def _start_local(
+    run: RunFile, settings: ActorSettings, cluster: ClusterFile, progress: Progress
+) -> RunFile:
+    data = settings.directory
+    ray_port = processes.free_port(LOOPBACK, but=(run.gateway_port,))
+    run = replace(
+        run,
+        ray_address=f"{LOOPBACK}:{ray_port}",
+        ray_temp_dir=str(processes.make_temp_dir()),
+        admin_port=processes.free_port(LOOPBACK, but=(run.gateway_port, ray_port)),
+    )
+    write_run(data, run)
+    settings = replace(settings, admin_address=run.admin_address, admin_port=run.admin_port)
+    workers = settings.actors
+    env = processes.ray_env(_token_file(data), workers)
+    start = processes.head_arguments(ray_port, run.ray_temp_dir, workers)
+
+    def session(sid: int) -> None:
+        nonlocal run
+        run = replace(run, ray_sid=sid)
+        write_run(data, run)
+
+    progress("starting Ray")
+    _bootstrap("launch", run.ray_address, settings, env, start, session)
+    return run
+
+
+def _join(
+    run: RunFile, settings: ActorSettings, cluster: ClusterFile, progress: Progress
+) -> RunFile:
+    progress(f"joining the Ray at {run.ray_address}")
+    write_run(settings.directory, run)
+    made = _bootstrap("create", run.ray_address, settings, _join_env(run.ray_address))
+    run = replace(
+        run,
+        ray_address=made["ray_address"],
+        admin_address=made["admin_address"],
+        admin_port=made["admin_port"],
+        gateway_address=_reachable(run.gateway_address, made["admin_address"]),
+    )
+    write_run(settings.directory, run)
+    return run
+
+
+def _reachable(host: str, node: str) -> str:
+    return node if host in ("0.0.0.0", "::") else host
+
+
+def _logs(data: Path) -> Path:
+    path = data / LOGS
+    try:
+        path.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise DiskFailed(f"{path} cannot be made: {error.strerror}") from None
+    return path
+
+
+def _token_file(data: Path) -> Path:
+    """The password of the local Ray: whoever has it can run code as its user."""
+    path = data / "ray-token"
+    if not path.exists():
+        fresh = path.with_name(".ray-token.new")
+        fresh.unlink(missing_ok=True)
+        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_hex(32))
+        os.replace(fresh, path)
+    return path
+
+
+def _join_env(address: str) -> dict[str, str]:
+    env = {**os.environ, **processes.package_path()}
+    env.setdefault("RAY_py_gcs_connect_timeout_s", "5")
+    if is_loopback(address.rpartition(":")[0]):
+        env["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    return env
+
+
+def _bootstrap(
+    do: str,
+    address: str,
+    settings: ActorSettings,
+    env: dict[str, str],
+    start: list[str] | None = None,
+    on_session: Callable[[int], None] = lambda sid: None,
+) -> dict[str, Any]:
+    """Run ``bootstrap``; its result, or its error. ``on_session(sid)`` is called before it does
+    anything, so that a crash of ours from then on leaves nothing that cannot be found."""
+    request = {"do": do, "address": address, "settings": settings.to_dict(), "start": start}
+    log = _logs(settings.directory) / "up.log"
+    with tempfile.TemporaryFile("w+") as result, log.open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "im_actors.actors.bootstrap", str(result.fileno())],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            pass_fds=[result.fileno()],
+            env=env,
+            start_new_session=True,
+        )
+        try:
+            on_session(process.pid)
+            process.communicate(json.dumps(request).encode(), timeout=BOOTSTRAP_S)
+        except BaseException as error:
+            process.kill()
+            process.wait()
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
+            raise NotReachable(
+                f"the Ray at {address} did not do it within {BOOTSTRAP_S:.0f} s: is that its"
+                f" address, and its token the same (RAY_AUTH_MODE)? See {log}"
+            ) from None
+        result.seek(0)
+        text = result.read()
+    if not text:
+        raise SetupError(f"attaching to the Ray at {address} failed; see {log}")
+    answer: dict[str, Any] = json.loads(text)
+    if "error" in answer:
+        raise error_for(*answer["error"])
+    return answer
+
+
+# -- waiting ---------------------------------------------------------------------------------------
+
+
+def _until_served(
+    run: RunFile, cluster: ClusterFile, settings: ActorSettings, progress: Progress
+) -> None:
+    asyncio.run(_Waiting(settings, progress).wait(run, cluster))
+
+
+class _Waiting:
+    """Follows a start until everything is served, and says what has changed."""
+
+    def __init__(self, settings: ActorSettings, progress: Progress) -> None:
+        self._progress = progress
+        self._slots = settings.slots
+        self._wanted = {
+            "replica": settings.replicas,
+            "shard": settings.shards,
+            "gateway": settings.gateways,
+        }
+        self._said: set[str] = set()
+        self._served = 0
+
+    async def wait(self, run: RunFile, cluster: ClusterFile) -> None:
+        begun = time.monotonic()
+        served = 0.0
+        async with AdminClient(run.admin_address, run.admin_port, cluster.secret_bytes) as admin:
+            while True:
+                state = await admin.call("progress")
+                self._report(state)
+                self._check(state["failures"])
+                now = time.monotonic()
+                if state["slots"] == self._slots and state["running"].get("gateway"):
+                    served = served or now
+                    missing = self._missing(state)
+                    if not missing or now - served > REST_S:
+                        self._say_all(missing)
+                        return
+                if now - begun > SERVE_S:
+                    await admin.call("wait_serving", 0.1)
+                    raise NotReachable(f"not there after {SERVE_S:.0f} s: {self._missing(state)}")
+                await asyncio.sleep(POLL_S)
+
+    def _report(self, state: dict[str, Any]) -> None:
+        running = state["running"]
+        self._say(f"{running.get('replica', 0)} of {self._wanted['replica']} replicas")
+        if state["slots"] > self._served:
+            self._served = state["slots"]
+            self._say(f"{state['slots']} of {self._slots} slots served")
+
+    def _check(self, failures: dict[str, list[Any]]) -> None:
+        """Fail at once where waiting mends nothing."""
+        for name, (code, text) in failures.items():
+            if name.startswith("gateway-"):
+                raise error_for(code, f"{name}: {text}")
+        broken = [name for name in failures if name.startswith("replica-")]
+        if broken and self._wanted["replica"] - len(broken) < COPIES:
+            code, text = failures[broken[0]]
+            raise error_for(code, f"{broken[0]}: {text}")
+
+    def _missing(self, state: dict[str, Any]) -> list[str]:
+        lacking = [
+            f"only {state['running'].get(kind, 0)} of {count} {kind}s run"
+            for kind, count in self._wanted.items()
+            if state["running"].get(kind, 0) < count
+        ]
+        return lacking + [f"{n}: {text}" for n, (_, text) in state["failures"].items() if lacking]
+
+    def _say_all(self, texts: list[str]) -> None:
+        for text in texts:
+            self._say(text)
+
+    def _say(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            self._progress(text)
+
+
+# -- down ------------------------------------------------------------------------------------------
+
+
+def down(data: Path, progress: Progress) -> None:
+    """Stop the cluster cleanly, or end what remains of one that died. SetupError: there is none."""
+    data = data.absolute()
+    cluster, run = _known(data)
+    with _locked(data):
+        progress("stopping")
+        try:
+            asyncio.run(_stop(run, cluster))
+        except ImError as error:
+            progress(f"no clean stop ({error}); ending what remains")
+        _end(run, cluster, data)
+        remove_run(data)
+        progress("stopped")
+
+
+def kill_everything(data: Path) -> None:
+    """SIGKILL to every process of the cluster at once, as a power cut would. ``run.json`` stays, as
+    it would then; ``up`` starts again from the directories."""
+    data = data.absolute()
+    cluster, run = _known(data)
+    if run.ray_sid:
+        processes.kill_session(run.ray_sid, run.ray_temp_dir)
+    else:
+        _end(run, cluster, data)
+
+
+def _known(data: Path) -> tuple[ClusterFile, RunFile]:
+    cluster = read_cluster(data) if data.is_dir() else None
+    run = read_run(data) if cluster is not None else None
+    if cluster is None or run is None:
+        raise SetupError(f"no cluster is known to run from {data}; im-actors up starts one")
+    return cluster, run
+
+
+async def _stop(run: RunFile, cluster: ClusterFile) -> None:
+    secret = cluster.secret_bytes
+    async with AdminClient(run.admin_address, run.admin_port, secret) as admin:
+        await admin.call("ping", timeout_s=PING_S)
+        await admin.call("stop", timeout_s=STOP_S)
+
+
+def _end(run: RunFile, cluster: ClusterFile, data: Path) -> None:
+    """End the processes of a cluster, however far it has come."""
+    if run.settings.get("address") == "local":
+        processes.kill_session(run.ray_sid, run.ray_temp_dir)
+        processes.remove_temp_dir(run.ray_temp_dir)
+        return
+    settings = _settings(run.settings, cluster, data)
+    try:
+        _bootstrap("end", run.ray_address, settings, _join_env(run.ray_address))
+    except (FatalError, NotReachable) as error:
+        # A Ray that is gone has taken the actors with it.
+        if run.admin_port and _answers(run, cluster):
+            raise SetupError(f"the actors still run and cannot be ended: {error}") from error
+
+
+def _is_whole(run: RunFile, cluster: ClusterFile) -> bool:
+    """Whether the cluster of ``run`` lives and can go on living."""
+    if run.settings.get("address") == "local" and not _ray_lives(run):
+        # Without Ray's head the actors serve on for a minute, and nobody would restart them.
+        return False
+    deadline = time.monotonic() + BACK_S
+    while run.admin_port and time.monotonic() < deadline:
+        if _answers(run, cluster):
+            return True
+    return False
+
+
+def _ray_lives(run: RunFile) -> bool:
+    names = {
+        process.name() for process in processes.session_processes(run.ray_sid, run.ray_temp_dir)
+    }
+    return {"gcs_server", "raylet"} <= names
+
+
+def _answers(run: RunFile, cluster: ClusterFile) -> bool:
+    async def ping() -> bool:
+        address, secret = run.admin_address, cluster.secret_bytes
+        async with AdminClient(address, run.admin_port, secret) as admin:
+            await admin.call("ping", timeout_s=PING_S)
+            return True
+
+    try:
+        return asyncio.run(ping())
+    except ImError:
+        return False
+
+
+@contextmanager
+def _locked(data: Path) -> Iterator[None]:
+    """One ``up`` or ``down`` at a time for a directory."""
+    path = data / "up.lock"
+    try:
+        data.mkdir(parents=True, exist_ok=True, mode=0o700)
+        file = path.open("ab")
+    except OSError as error:
+        raise DiskFailed(
+            f"{data} cannot be written: {error.strerror}; choose another --data"
+        ) from None
+    with file:
+        deadline = time.monotonic() + LOCK_S
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise SetupError(f"another up or down is at work on {data}") from None
+            time.sleep(POLL_S)
+        yield

@@ -1,0 +1,153 @@
+"""How the controller starts, watches and calls actors when Ray runs them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from typing import Any, Protocol
+
+from im_actors.actors.classes import KINDS
+from im_actors.actors.settings import SPARE_WORKERS, ActorSettings, Started, actor_env
+from im_actors.errors import FatalError, NotReachable
+from im_actors.server.controller import Desired
+
+logger = logging.getLogger(__name__)
+
+CREATE_S = 5.0
+"""Bound of making or finding an actor, which needs Ray's head."""
+START_S = 30.0
+"""Bound of an actor's start: a process, and for a replica the reading of its journal. One that was
+running and has hung for so long is killed, so that Ray starts another."""
+AGAIN_S = 0.03
+"""Between two tries to reach an actor that is being restarted."""
+WARM_AFTER_S = 1.0
+"""Spare workers are made when nothing has started for so long: not beside what they are for."""
+
+
+class RayCalls(Protocol):
+    """The part of ``ray_api`` that this module needs."""
+
+    def create(
+        self,
+        kind: type,
+        name: str,
+        namespace: str,
+        arguments: tuple[Any, ...],
+        resource: str = "",
+        env: dict[str, str] | None = None,
+    ) -> Any: ...
+
+    async def call(self, handle: Any, method: str, *args: Any) -> Any: ...
+
+    async def until_gone(self, handle: Any, life: str) -> str: ...
+
+    async def warm_workers(self, count: int) -> None: ...
+
+
+class RayPlatform:
+    """A ``Platform``. ``failures`` are the errors that keep actors from starting, by name."""
+
+    def __init__(self, settings: ActorSettings, calls: RayCalls, node: str = "") -> None:
+        self._settings = settings
+        self._calls = calls
+        self._node = node
+        """The controller's own node: processes there can be signalled."""
+        self._handles: dict[str, Any] = {}
+        self._started: dict[str, Started] = {}
+        self.failures: dict[str, FatalError] = {}
+        self.view_store = ""
+        """The identity of the view store, once the controller has opened it."""
+        self._warming: asyncio.Task[None] | None = None
+
+    async def start(self, desired: Desired) -> Any:
+        name = desired.name
+        try:
+            async with asyncio.timeout(START_S):
+                started = await self._when_there(desired)
+        except TimeoutError:
+            self._handles.pop(name, None)
+            self._end_silent(name)
+            raise NotReachable(self._waits(name)) from None
+        except FatalError as error:
+            self.failures[name] = error
+            raise
+        self.failures.pop(name, None)
+        self._started[name] = started
+        self._warm_soon()
+        return started.address
+
+    async def wait_down(self, name: str) -> str:
+        return await self._calls.until_gone(self._handles[name], self._started[name].life)
+
+    async def call(self, name: str, method: str, *args: Any) -> Any:
+        if name not in self._handles:
+            raise NotReachable(f"{name} has not been started")
+        return await self._calls.call(self._handles[name], method, *args)
+
+    def pids(self) -> dict[str, int]:
+        return {name: started.pid for name, started in self._started.items()}
+
+    def signal(self, name: str, number: int) -> bool:
+        """Signal an actor's process; False when it is not on this host."""
+        started = self._started.get(name)
+        if started is None or started.node != self._node:
+            return False
+        try:
+            os.kill(started.pid, number)
+        except ProcessLookupError:
+            return False
+        return True
+
+    async def _when_there(self, desired: Desired) -> Started:
+        """Ray refuses calls while it restarts an actor; then nothing was started, and the next
+        try finds it."""
+        while True:
+            handle = await self._made(desired)
+            try:
+                started: Started = await self._calls.call(handle, "start", self.view_store)
+                return started
+            except NotReachable as error:
+                logger.debug("%s is not there yet: %s", desired.name, error)
+                # Ray may have made another one under the name.
+                self._handles.pop(desired.name, None)
+            await asyncio.sleep(AGAIN_S)
+
+    async def _made(self, desired: Desired) -> Any:
+        name, settings = desired.name, self._settings
+        if name not in self._handles:
+            async with asyncio.timeout(CREATE_S):
+                self._handles[name] = await asyncio.to_thread(
+                    self._calls.create,
+                    KINDS[desired.kind],
+                    name,
+                    settings.namespace,
+                    (settings, name),
+                    settings.places.get(name, ""),
+                    actor_env(settings),
+                )
+        return self._handles[name]
+
+    def _waits(self, name: str) -> str:
+        place = self._settings.places.get(name)
+        why = f"; it waits for a host that offers {place}" if place else ""
+        return f"{name} did not start within {START_S:.0f} s{why}"
+
+    def _end_silent(self, name: str) -> None:
+        """A process that hangs keeps its disk locked: only its end lets another one begin."""
+        if name in self._started and self.signal(name, signal.SIGKILL):
+            logger.error("%s hung and was killed", name)
+
+    # -- spare workers -------------------------------------------------------------------------
+
+    def _warm_soon(self) -> None:
+        if self._settings.joined:
+            return  # How many workers somebody else's Ray keeps is not ours to say.
+        if self._warming is not None:
+            self._warming.cancel()
+        self._warming = asyncio.get_running_loop().create_task(self._warm())
+
+    async def _warm(self) -> None:
+        await asyncio.sleep(WARM_AFTER_S)
+        await self._calls.warm_workers(SPARE_WORKERS)

@@ -1,0 +1,1 @@
+"""The ``im-actors`` command. Modules import what is heavy (Ray, rich) only where they use it."""

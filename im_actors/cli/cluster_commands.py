@@ -1,0 +1,330 @@
+"""up, status, down, verify, story and token: the operator's side."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from im_actors.cli.client_commands import AddCommand, positive_number, positive_seconds
+from im_actors.cli.output import note, print_json, printable
+from im_actors.cli.target import (
+    add_data_option,
+    add_secret_option,
+    data_of,
+    read_secret,
+    running_cluster,
+)
+from im_actors.errors import ImError, NotReachable, SetupError
+
+VERIFY_TIMEOUT_S = 900.0
+STATUS_TIMEOUT_S = 15.0
+RATE_SAMPLE_S = 0.5
+
+
+def register(add: AddCommand) -> None:
+    _register_up(add)
+    _register_status(add)
+    _register_down(add)
+    _register_verify(add)
+    _register_story(add)
+    _register_token(add)
+
+
+def _register_up(add: AddCommand) -> None:
+    parser = add(
+        "up",
+        "start a cluster, or join a running Ray, and return when it serves",
+        "  im-actors up\n"
+        "  im-actors up --data /srv/im --shards 4 --gateways 2 --port 7070\n"
+        "  im-actors up --address auto --redis redis://10.0.0.5:6379/0\n"
+        "  im-actors up --host 0.0.0.0 --token-secret-file /etc/im.secret",
+    )
+    parser.add_argument(
+        "--address",
+        default="local",
+        help="local: a Ray of its own (default); auto or HOST:PORT: a Ray that runs",
+    )
+    add_data_option(parser)
+    parser.add_argument(
+        "--slots",
+        metavar="N",
+        type=positive_number,
+        help="virtual shards, fixed when the cluster is made (default: 64)",
+    )
+    for name, count, what in (
+        ("shards", 2, "actors that order messages"),
+        ("replicas", 3, "actors that keep them, each with its own directory"),
+        ("gateways", 2, "actors that clients connect to"),
+    ):
+        parser.add_argument(
+            f"--{name}",
+            metavar="N",
+            type=positive_number,
+            default=count,
+            help=f"{what} (default: {count})",
+        )
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="where gateways listen (default: 127.0.0.1)"
+    )
+    parser.add_argument(
+        "--port",
+        type=port_number,
+        default=7070,
+        help="the first gateway's port, the next ones follow (default: 7070)",
+    )
+    parser.add_argument("--redis", metavar="URL", help="keep the views in this Redis")
+    add_secret_option(parser)
+    parser.add_argument(
+        "--insecure-open",
+        action="store_true",
+        help="let everybody in without a token, also from other hosts",
+    )
+    parser.add_argument(
+        "--foreground", action="store_true", help="stay until Ctrl-C, then stop the cluster"
+    )
+    parser.add_argument("--json", action="store_true", help="print where it runs as JSON")
+    parser.set_defaults(run=up)
+
+
+def _register_status(add: AddCommand) -> None:
+    parser = add(
+        "status",
+        "show slots, shards, replicas and gateways",
+        "  im-actors status\n  im-actors status --json | jq .slots.unhealthy\n\n"
+        "Exit code 0 means that every slot is served and every actor runs.",
+    )
+    add_data_option(parser)
+    parser.add_argument("--json", action="store_true", help="everything, as one JSON object")
+    parser.set_defaults(run=lambda args: asyncio.run(status(args)))
+
+
+def _register_down(add: AddCommand) -> None:
+    parser = add(
+        "down",
+        "stop the cluster cleanly, or clean up after one that was killed",
+        "  im-actors down\n  im-actors down --data /srv/im",
+    )
+    add_data_option(parser)
+    parser.set_defaults(run=down)
+
+
+def _register_verify(add: AddCommand) -> None:
+    parser = add(
+        "verify",
+        "read all replicas and compare them",
+        "  im-actors verify\n  im-actors verify --data /srv/im --json\n\n"
+        "Works on a running cluster, and on the directories of one that is down. Exit code 0\n"
+        "means that nothing is divergent, corrupt or missing.",
+    )
+    add_data_option(parser)
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.set_defaults(run=lambda args: asyncio.run(verify(args)))
+
+
+def _register_story(add: AddCommand) -> None:
+    parser = add(
+        "story",
+        "show what the cluster did with a message",
+        "  im-actors story team 17\n"
+        "  im-actors story team 17 --device alice/cli-3f9a2c71\n\n"
+        "N is the sender's own number of the message, as in the output of send --json.",
+    )
+    parser.add_argument("session", metavar="SESSION", help="the conversation")
+    parser.add_argument("n", metavar="N", type=positive_number, help="the message")
+    parser.add_argument("--device", metavar="D", help="the sender's device address")
+    add_data_option(parser)
+    parser.add_argument("--json", action="store_true", help="a JSON array of lines")
+    parser.set_defaults(run=lambda args: asyncio.run(story(args)))
+
+
+def _register_token(add: AddCommand) -> None:
+    parser = add(
+        "token",
+        "make a token for a user",
+        "  im-actors token alice --token-secret-file /etc/im.secret\n"
+        "  IM_ACTORS_TOKEN=$(im-actors token bob) im-actors tail team --as bob",
+    )
+    parser.add_argument("user", metavar="USER", help="whom it lets in")
+    parser.add_argument("--device", metavar="D", help="only with this device")
+    parser.add_argument(
+        "--ttl",
+        metavar="S",
+        type=positive_seconds,
+        default=3600.0,
+        help="seconds until it expires (default: 3600)",
+    )
+    add_secret_option(parser)
+    add_data_option(parser)
+    parser.set_defaults(run=token)
+
+
+# -- the commands ----------------------------------------------------------------------------------
+
+
+def up(args: argparse.Namespace) -> int:
+    """Start; with --foreground stay until a signal, then stop."""
+    from im_actors.actors import deploy
+
+    data = data_of(args).absolute()
+    config = deploy.UpConfig(data=data, **up_settings(args))
+    run = deploy.up(config, note)
+    if args.json:
+        print_json({"data": str(data), "url": run.url, "ray": run.ray_address})
+    else:
+        print(f"serving at {run.url}", flush=True)
+    if args.foreground:
+        _stay(lambda: deploy.down(data, note))
+    return 0
+
+
+def up_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The fields of UpConfig that the command line names."""
+    names = ("address", "shards", "replicas", "gateways", "host", "port", "redis", "insecure_open")
+    settings = {name: getattr(args, name) for name in names}
+    if args.slots is not None:
+        settings["slots"] = args.slots
+    if args.token_secret_file is not None:
+        settings["token_secret"] = read_secret(args.token_secret_file)
+    return settings
+
+
+def _stay(stop: Callable[[], None]) -> None:
+    """Wait for Ctrl-C or SIGTERM, then stop; a second signal does not interrupt that."""
+    asked = threading.Event()
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda *_: asked.set()) for number in numbers}
+    try:
+        asked.wait()
+        stop()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+async def status(args: argparse.Namespace) -> int:
+    """Twice, a moment apart, for the rate."""
+    from im_actors.cli.status_table import show_status
+
+    running = running_cluster(data_of(args))
+    async with running.admin(STATUS_TIMEOUT_S) as admin:
+        before = _acked(await admin.call("status"))
+        await asyncio.sleep(RATE_SAMPLE_S)
+        found: dict[str, Any] = await admin.call("status")
+        rate = max(0, _acked(found) - before) / RATE_SAMPLE_S
+        found["rates"] = {"acked_per_s": round(rate, 1)}
+    if args.json:
+        print_json(found)
+    else:
+        show_status(found)
+    return 0 if found["healthy"] else 1
+
+
+def _acked(found: dict[str, Any]) -> int:
+    return sum(shard.get("acked", 0) for shard in found["shards"].values())
+
+
+def down(args: argparse.Namespace) -> int:
+    """Stop, or clean up."""
+    from im_actors.actors import deploy
+
+    deploy.down(data_of(args).absolute(), note)
+    return 0
+
+
+async def verify(args: argparse.Namespace) -> int:
+    """Ask the cluster; when it is down, read its directories."""
+    data = data_of(args)
+    try:
+        running = running_cluster(data)
+        found: dict[str, Any] = await running.call("verify", timeout_s=VERIFY_TIMEOUT_S)
+    except (SetupError, NotReachable) as error:
+        if not any(data.glob("replica-*")):
+            raise
+        note(f"reading the directories below {data}: {error}")
+        found = await asyncio.to_thread(verify_directories, data)
+    if args.json:
+        print_json(found)
+    else:
+        show_verdict(found)
+    return 0 if sound(found) else 1
+
+
+def verify_directories(data: Path) -> dict[str, Any]:
+    """Compare the replicas of a cluster that is down. A replica that still runs is an error."""
+    from im_actors.storage.verify import compare, directory_checksums, scan_directory
+
+    paths = sorted(path for path in data.glob("replica-*") if path.is_dir())
+    reports = [scan_directory(path) for path in paths]
+    verdict = compare(reports, directory_checksums(paths))
+    names = ("slots", "records", "events", "divergent", "corrupt", "missing", "uncompared")
+    return {name: getattr(verdict, name) for name in names} | {
+        "problems": verdict.problems,
+        "ok": verdict.ok,
+    }
+
+
+def sound(found: dict[str, Any]) -> bool:
+    """Whether nothing is wrong."""
+    wrong = found["divergent"] or found["corrupt"] or found["missing"]
+    return not wrong and not found["problems"] and bool(found.get("ok", True))
+
+
+def show_verdict(found: dict[str, Any]) -> None:
+    print(f"{found['events']:,} events in {found['records']:,} records of {found['slots']} slots")
+    for problem in found["problems"]:
+        print(f"  {printable(problem)}")
+    counts = ", ".join(f"{found[name]} {name}" for name in ("divergent", "corrupt", "missing"))
+    print(("sound: " if sound(found) else "NOT SOUND: ") + counts, flush=True)
+
+
+async def story(args: argparse.Namespace) -> int:
+    """The notes of shards and replicas about one message."""
+    running = running_cluster(data_of(args))
+    lines = await running.call("story", args.session, args.device, args.n)
+    if args.json:
+        print_json(lines)
+    else:
+        for line in lines:
+            print(printable(line))
+    return 0
+
+
+def token(args: argparse.Namespace) -> int:
+    """Print a token, and nothing else."""
+    from im_actors.core.model import check_name
+    from im_actors.gateway.tokens import make_token
+
+    check_name("user", args.user)
+    if args.device is not None:
+        check_name("device", args.device)
+    print(make_token(_token_secret(args), args.user, args.device, args.ttl), flush=True)
+    return 0
+
+
+def _token_secret(args: argparse.Namespace) -> str:
+    if args.token_secret_file is not None:
+        return read_secret(args.token_secret_file)
+    with contextlib.suppress(ImError):
+        secret = running_cluster(data_of(args)).run.settings.get("token_secret")
+        if secret:
+            return str(secret)
+    raise SetupError(
+        "which secret? --token-secret-file FILE, the one that the cluster was started with;"
+        " a cluster without one needs no tokens"
+    )
+
+
+def port_number(text: str) -> int:
+    try:
+        port = int(text)
+    except ValueError:
+        port = 0
+    if not 1 <= port <= 65_535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port")
+    return port

@@ -1,0 +1,67 @@
+"""What the commands print."""
+
+from __future__ import annotations
+
+import json
+import sys
+import unicodedata
+from datetime import datetime
+from typing import Any
+
+from im_actors.core.model import Event
+
+
+def print_json(value: Any) -> None:
+    """One line, written at once, so that a program that reads along has it."""
+    print(json.dumps(value, ensure_ascii=False), flush=True)
+
+
+def note(text: str) -> None:
+    """A line for people, beside the output that programs read."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def printable(text: str) -> str:
+    """``text`` as a terminal may show it: another user's message must not move the cursor, clear
+    the screen or write to the clipboard. Line ends stay, and are indented."""
+    if text.isprintable():
+        return text
+    return "".join(map(_printable_character, text))
+
+
+def _printable_character(character: str) -> str:
+    if character == "\n":
+        return "\n    "
+    if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in _BIDI:
+        return "·" if character == "\t" else f"\\x{ord(character):02x}"
+    return character
+
+
+# Overrides and isolates that are not closed would turn the rest of the line around.
+_BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def event_line(event: Event, mark: str = "") -> str:
+    """An event for people."""
+    at = datetime.fromtimestamp(event.time_ms / 1000).strftime("%Y-%m-%d %H:%M:%S")
+    return f"#{event.seq} {at} {printable(event.sender)}: {printable(event.text)}{mark}"
+
+
+def event_fields(event: Event) -> dict[str, Any]:
+    """An event for programs. A body that is not UTF-8 comes as base64 too."""
+    fields: dict[str, Any] = {
+        "session": event.session,
+        "seq": event.seq,
+        "sender": event.sender,
+        "device": event.device,
+        "n": event.n,
+        "time_ms": event.time_ms,
+        "text": event.text,
+    }
+    try:
+        event.body.decode()
+    except UnicodeDecodeError:
+        import base64
+
+        fields["body_base64"] = base64.b64encode(event.body).decode()
+    return fields

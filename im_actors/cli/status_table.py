@@ -1,0 +1,112 @@
+"""``im-actors status`` for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from im_actors.cli.output import printable
+
+UNHEALTHY_SHOWN = 10
+
+
+def show_status(status: dict[str, Any]) -> None:
+    """Print the status of a cluster as tables."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    slots = status["slots"]
+    healthy = "[green]healthy[/]" if status["healthy"] else "[bold red]not healthy[/]"
+    rate = status.get("rates", {}).get("acked_per_s")
+    console.print(
+        f"{healthy}: {slots['active']} of {slots['total']} slots active"
+        + (f", {rate:,.0f} msg/s" if rate is not None else "")
+    )
+    for name, why in status.get("missing", {}).items():
+        console.print(f"[red]missing[/] {_plain(name)}: {_plain(why)}")
+    if status.get("view_store", "ok") != "ok":
+        console.print(f"[red]view store[/]: {_plain(status['view_store'])}")
+    if status.get("degraded_placement"):
+        count = len(status["degraded_placement"])
+        console.print(f"[yellow]{count} slots have two of their copies on one host[/]")
+    if slots["unhealthy"]:
+        console.print(_unhealthy(slots["unhealthy"]))
+        hidden = len(slots["unhealthy"]) - UNHEALTHY_SHOWN
+        if hidden > 0:
+            console.print(f"… and {hidden} more slots; --json shows all")
+    starts = status.get("starts", {})
+    console.print(_shards(status["shards"], starts))
+    console.print(_replicas(status["replicas"], starts))
+    console.print(_gateways(status["gateways"], starts))
+
+
+def _plain(value: object) -> str:
+    from rich.markup import escape
+
+    return escape(printable(str(value)))
+
+
+def _table(title: str, *columns: str) -> Any:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold", pad_edge=False)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+    return table
+
+
+def _unhealthy(slots: list[dict[str, Any]]) -> Any:
+    table = _table("slots that are not active", "slot", "state", "epoch", "members", "why")
+    for slot in slots[:UNHEALTHY_SHOWN]:
+        members = ", ".join(slot.get("members", []))
+        cells = (slot["slot"], slot["state"], slot.get("epoch", ""), members, slot.get("why", ""))
+        table.add_row(*map(_plain, cells))
+    return table
+
+
+def _rows(table: Any, actors: dict[str, Any], starts: dict[str, int], fields: Iterable[str]) -> Any:
+    for name, actor in sorted(actors.items()):
+        if "error" in actor:
+            table.add_row(_plain(name), f"[red]{_plain(actor['error'])}[/]")
+            continue
+        cells = [_plain(_cell(actor.get(field), field)) for field in fields]
+        table.add_row(_plain(name), *cells, str(max(0, starts.get(name, 1) - 1)))
+    return table
+
+
+def _cell(value: object, field: str) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, list | dict):
+        return str(len(value))
+    if field.endswith("_bytes") and isinstance(value, int):
+        return _size(value)
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def _shards(shards: dict[str, Any], starts: dict[str, int]) -> Any:
+    table = _table("shards", "name", "serving", "working", "sessions", "acked", "restarts")
+    return _rows(table, shards, starts, ("serving", "working", "sessions", "acked"))
+
+
+def _replicas(replicas: dict[str, Any], starts: dict[str, int]) -> Any:
+    columns = ("host", "slots", "filling", "lag", "records", "free", "directory", "restarts")
+    fields = (
+        "host", "slots", "incomplete_slots", "apply_lag_records", "records", "free_bytes",
+        "directory",
+    )  # fmt: skip
+    return _rows(_table("replicas", "name", *columns), replicas, starts, fields)
+
+
+def _gateways(gateways: dict[str, Any], starts: dict[str, int]) -> Any:
+    columns = ("address", "connections", "users", "followed", "acked", "restarts")
+    fields = ("address", "connections", "users", "sessions_followed", "acked")
+    return _rows(_table("gateways", "name", *columns), gateways, starts, fields)

@@ -1,0 +1,188 @@
+"""One client's connection: it greets, then hands each message to the part that deals with it.
+
+STRANGER ── HELLO is good ──▶ WELCOME ── BYE, violation, silence, too far behind ──▶ CLOSING
+    └────── HELLO is bad, late, or not the first ──────────────────────────────────────▲
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from im_actors.core.ratelimit import TokenBucket
+from im_actors.errors import ImError, Overloaded, RateLimited, ShuttingDown
+from im_actors.net.connection import FramedProtocol
+from im_actors.wire import messages as m
+from im_actors.wire.codec import Message, encode_frame
+from im_actors.wire.limits import CLIENT_ARRAY_ITEMS_MAX, ROWS_PER_FRAME_MAX
+from im_actors.wire.messages import Hello, in_batches
+
+if TYPE_CHECKING:
+    from im_actors.gateway.node import GatewayNode
+
+logger = logging.getLogger(__name__)
+
+
+class ClientConnection(FramedProtocol):
+    """The server's side of one client connection."""
+
+    def __init__(self, node: GatewayNode) -> None:
+        config = node.config
+        super().__init__(config.limits.frame_bytes, CLIENT_ARRAY_ITEMS_MAX)
+        self._node = node
+        self._limits = config.limits
+        self._bucket = TokenBucket(config.sends_per_s, config.sends_burst)
+        self._heard_bytes = 0
+        self.hello: Hello | None = None
+        """None: a stranger."""
+        self.address = ""
+        self.heard_ms = 0
+        """When something came for the last time."""
+        self.behind_since_ms: int | None = None
+        """Since when there has been more unread than the kernel takes; None: there is not."""
+        self.outstanding = 0
+        self.pulls = 0
+        self.follows: set[str] = set()
+        self.missed: set[str] = set()
+        self.ack_rows: list[tuple[Any, ...]] = []
+        self.nack_rows: list[tuple[Any, ...]] = []
+
+    # ---- FramedProtocol
+
+    def opened(self) -> None:
+        self.heard_ms = self._node.now_ms()
+        self._node.connection_opened(self)
+
+    def frames_received(self, messages: list[Message]) -> None:
+        now_ms = self.heard_ms = self._node.now_ms()
+        if self.hello is None:
+            self._greet(messages[0])
+            messages = messages[1:]
+        try:
+            for message in messages:
+                if not self._open:
+                    break
+                if message[0] == m.SEND:
+                    self._send_received(message, now_ms)
+                else:
+                    self._rare_received(message, now_ms)
+        finally:
+            self._node.router.flush_answers()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.behind_since_ms = self._node.now_ms()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self.behind_since_ms = None
+        self._node.followers.caught_up(self)
+
+    def violated(self, error: ImError) -> None:
+        logger.info("%s %s: %s", self.address or "a stranger", self.peername, error)
+        self._node.violations += 1
+        super().violated(error)
+
+    def on_closed(self, error: ImError | None) -> None:
+        self._node.connection_closed(self)
+
+    # ---- what others call
+
+    @property
+    def peer_host(self) -> str:
+        """The IP address at the other end; empty when there is none."""
+        name = self._transport.get_extra_info("peername") if self._transport else None
+        return str(name[0]) if isinstance(name, tuple) and name else ""
+
+    def flush_answers(self) -> None:
+        """Send the ACKs and NACKs that have gathered."""
+        for kind, rows in ((m.ACK, self.ack_rows), (m.NACK, self.nack_rows)):
+            if not rows:
+                continue
+            if len(rows) <= ROWS_PER_FRAME_MAX:
+                self.send(encode_frame((kind, rows)))
+            else:
+                self.send(b"".join(encode_frame((kind, part)) for part in in_batches(rows)))
+            # The frame is made, and the list belongs to nobody else.
+            rows.clear()
+        self._check_unread()
+
+    def say_bye(self, reason: str, reconnect_after_ms: int) -> None:
+        """Tell the client that the connection is about to end; it stays open."""
+        self.send(encode_frame(m.server_bye(reason, reconnect_after_ms)))
+
+    def look_after(self, now_ms: int) -> None:
+        """Close when the client is silent or behind for too long."""
+        if self._decoder.pending_bytes != self._heard_bytes:
+            # Part of a frame is a sign of life, too.
+            self._heard_bytes = self._decoder.pending_bytes
+            if self.hello is not None:
+                self.heard_ms = now_ms
+        self._check_unread()
+        silent_ms = now_ms - self.heard_ms
+        limits = self._limits
+        if self.hello is None:
+            if silent_ms >= limits.hello_timeout_ms:
+                self._end("HELLO did not come in time", self._node.config.retry_after_ms)
+        elif silent_ms >= limits.heartbeat_ms * limits.heartbeats_missed:
+            self._end(f"nothing was heard for {silent_ms} ms", 0)
+        elif (
+            self.behind_since_ms is not None
+            and now_ms - self.behind_since_ms >= self._node.config.slow_reader_ms
+        ):
+            self._end("this client reads too slowly", self._node.config.retry_after_ms)
+
+    # ---- inside
+
+    def _check_unread(self) -> None:
+        if not self.writable and self.buffered_bytes > self._node.config.buffered_bytes_max:
+            self.abort(Overloaded("the client does not read its answers"))
+
+    def _end(self, reason: str, reconnect_after_ms: int) -> None:
+        logger.info("%s %s: %s", self.address or "a stranger", self.peername, reason)
+        self.close(encode_frame(m.server_bye(reason, reconnect_after_ms)))
+
+    def _greet(self, message: Message) -> None:
+        hello = m.check_hello(message)
+        self._node.check_hello(self, hello)
+        self.hello = hello
+        self.address = hello.address
+        self._node.connection_welcomed(self, hello)
+        self.send(encode_frame(m.welcome(self._node.name, self._node.wall_ms(), self._limits)))
+
+    def _send_received(self, message: Message, now_ms: int) -> None:
+        accepted, refused = m.check_send(message, self._limits)
+        router = self._node.router
+        if refused:
+            router.nack(self, refused)
+        if not accepted:
+            return
+        if self._node.draining:
+            router.refuse(self, accepted, ShuttingDown("this gateway is stopping; reconnect"))
+            return
+        wait_ms = self._bucket.take(len(accepted), now_ms)
+        if wait_ms:
+            router.refuse(self, accepted, RateLimited("slower, please", wait_ms))
+        else:
+            router.submit(self, accepted, now_ms)
+
+    def _rare_received(self, message: Message, now_ms: int) -> None:
+        match message[0]:
+            case m.FOLLOW:
+                sessions = m.check_follow(message, self._limits)
+                try:
+                    self._node.followers.follow(self, sessions, now_ms)
+                except Overloaded as error:
+                    # Retryable, so the connection stays.
+                    self.send(encode_frame(m.error_message(error)))
+            case m.UNFOLLOW:
+                self._node.followers.unfollow(self, m.check_unfollow(message, self._limits))
+            case m.PULL:
+                self._node.pulls.pull(self, m.check_pull(message, self._limits), now_ms)
+            case m.PING:
+                self.send(encode_frame(m.pong(m.check_ping(message))))
+            case m.BYE:
+                logger.debug("%s says bye: %s", self.address, m.check_bye(message))
+                self.close()
+            case _:
+                m.refuse_type(message)

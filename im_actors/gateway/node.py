@@ -1,0 +1,343 @@
+"""A gateway: where clients connect. It owns no state that matters, and knows nothing of Ray.
+
+Its parts, each without sockets of its own:
+
+    clients ── ClientConnection ──┬── Router     sends ────────▶ shards
+                                  ├── Followers  pushes ◀─────── shards
+                                  └── Pulls      history ──────▶ replicas
+                                      Peers      the links to both, as the directory says
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import ipaddress
+import logging
+import socket
+from collections import Counter
+from random import Random
+from ssl import SSLContext
+from typing import Any
+
+from im_actors.core.directory import Directory
+from im_actors.errors import Overloaded, SetupError, Unauthenticated
+from im_actors.gateway.client_connection import ClientConnection
+from im_actors.gateway.config import Clock, GatewayConfig
+from im_actors.gateway.followers import Followers
+from im_actors.gateway.peers import Peers, ReplicaPeer, RouteChange, ShardPeer
+from im_actors.gateway.pulls import Pulls
+from im_actors.gateway.router import Router
+from im_actors.gateway.tokens import check_token, require_jwt
+from im_actors.net.link import LinkConfig, PeerInfo
+from im_actors.net.listener import Listener, listen
+from im_actors.wire.codec import Message, encode_frame
+from im_actors.wire.links import LINK_FRAME_BYTES_MAX, InsideType
+from im_actors.wire.messages import Hello, error_message
+
+logger = logging.getLogger(__name__)
+
+_RESULTS = int(InsideType.RESULTS)
+_PUSHED = int(InsideType.PUSHED)
+_WATCHED = int(InsideType.WATCHED)
+_PAGE = int(InsideType.PAGE)
+
+
+class GatewayNode:
+    """One gateway. All of it runs in the event loop in which ``start`` was called.
+
+    ``secret`` is the cluster's, for the links to shards and replicas; the one that signs the
+    tokens of clients is in ``config``.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: GatewayConfig,
+        secret: bytes,
+        rng: Random,
+        clock: Clock | None = None,
+        link_config: LinkConfig | None = None,
+    ) -> None:
+        clock = clock or Clock()
+        self.name = name
+        self.config = config.validate()
+        self.now_ms = clock.monotonic_ms
+        self.wall_ms = clock.wall_ms
+        self._rng = rng
+        self._listeners: list[Listener] = []
+        self._timers: list[asyncio.TimerHandle] = []
+        self._connections: set[ClientConnection] = set()
+        self._strangers: set[ClientConnection] = set()
+        self._users: Counter[str] = Counter()
+        self._stopped = False
+        self._answered = asyncio.Event()
+        """Set while draining, when no connection waits for an answer any more."""
+        self.draining = False
+        """No new sends and no new connections."""
+        self.violations = 0
+        incarnation = f"{name}.{rng.getrandbits(48):012x}"
+        self.peers = Peers(
+            PeerInfo("gateway", name, incarnation),
+            secret,
+            rng,
+            link_config or LinkConfig(frame_bytes_max=LINK_FRAME_BYTES_MAX),
+            self,
+        )
+        self.router = Router(self.peers, config, self._call_soon)
+        self.followers = Followers(self.peers, config)
+        self.pulls = Pulls(self.peers, config, self._known_head)
+
+    # ---- for its owner
+
+    @property
+    def host(self) -> str:
+        return self._listeners[0].host if self._listeners else ""
+
+    @property
+    def port(self) -> int:
+        return self._listeners[0].port if self._listeners else 0
+
+    async def start(
+        self,
+        host: str,
+        port: int = 0,
+        reuse_port: bool = False,
+        ssl: SSLContext | None = None,
+    ) -> None:
+        """Let clients in at this address; may be called again for another one. SetupError when
+        that is not possible or not safe."""
+        await self._check_address(host)
+        self._listeners.append(
+            await listen(
+                functools.partial(ClientConnection, self),
+                host,
+                port,
+                reuse_port=reuse_port,
+                ssl=ssl,
+                connections_max=self.config.connections_max,
+            )
+        )
+        if not self._timers:
+            self._every(self.config.tick_ms, self._tick)
+            self._every(self.config.sweep_ms, self._sweep)
+
+    def directory(self, directory: Directory) -> None:
+        """Route by ``directory`` from now on, unless it is older than the present one."""
+        self.peers.follow(directory)
+
+    async def drain(self) -> None:
+        """Leave in order: no new connections, no new sends; say BYE, deliver the answers that are
+        still to come, for at most ``drain_ms``, and close. For a planned removal."""
+        if not self.draining:
+            self.draining = True
+            for listener in self._listeners:
+                listener.close()
+            for connection in self._connections:
+                connection.say_bye("this gateway is stopping", self._reconnect_after_ms())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.config.drain_ms / 1000):
+                await self._answered.wait()
+        for connection in list(self._connections):
+            connection.close()
+        for listener in self._listeners:
+            await listener.wait_closed()
+
+    async def stop(self) -> None:
+        """``drain``, and give up the links. A stopped gateway does not start again."""
+        if self._stopped:
+            return
+        self._stopped = True
+        await self.drain()
+        for timer in self._timers:
+            timer.cancel()
+        self.peers.close()
+        await self.peers.wait_closed()
+
+    async def crash(self) -> None:
+        """Stop as a killed process would, for tests: no BYE, no answer that was to come."""
+        self._stopped = self.draining = True
+        for timer in self._timers:
+            timer.cancel()
+        for listener in self._listeners:
+            listener.close()
+            listener.abort_connections()
+            await listener.wait_closed()
+        self.peers.close()
+        await self.peers.wait_closed()
+
+    def status(self) -> dict[str, Any]:
+        """What ``im-actors status`` shows of a gateway; all of it JSON."""
+        router, followers, pulls, peers = self.router, self.followers, self.pulls, self.peers
+        return {
+            "name": self.name,
+            "address": f"{self.host}:{self.port}",
+            "draining": self.draining,
+            "directory": peers.directory.version if peers.directory is not None else None,
+            "connections": len(self._connections),
+            "strangers": len(self._strangers),
+            "users": len(self._users),
+            "outstanding": router.outstanding,
+            "outstanding_bytes": router.outstanding_bytes,
+            "held": {str(slot): rows for slot, rows in sorted(router.held_rows().items())},
+            "accepted": router.accepted,
+            "acked": router.acked,
+            "nacked": router.nacked,
+            "offered_again": router.offered_again,
+            "sessions_followed": len(followers),
+            "follows": followers.follows,
+            "pushed": followers.pushed,
+            "pushes_dropped": followers.dropped,
+            "slow_readers": len(followers.behind),
+            "pulls": len(pulls),
+            "pulls_answered": pulls.answered,
+            "pulls_failed": pulls.failed,
+            "violations": self.violations,
+            "shards": {shard.incarnation: shard.status() for shard in peers.shards.values()},
+            "replicas": {replica.name: replica.status() for replica in peers.replicas.values()},
+        }
+
+    def story(self, session: str, n: int | None = None) -> list[str]:
+        """What went other than smoothly with a session, or with its messages number ``n``."""
+        return self.router.story.story(*((session,) if n is None else (session, n)))
+
+    # ---- for connections
+
+    def connection_opened(self, connection: ClientConnection) -> None:
+        """Let the connection say HELLO, if it comes from where clients may come from."""
+        self._connections.add(connection)
+        if len(self._strangers) >= self.config.strangers_max:
+            refusal = Overloaded("too many connections have not said HELLO yet")
+            connection.close(encode_frame(error_message(refusal)))
+            return
+        self._strangers.add(connection)
+
+    def check_hello(self, connection: ClientConnection, hello: Hello) -> None:
+        """Unauthenticated or Forbidden when this client may not come in."""
+        config = self.config
+        if config.token_secret:
+            check_token(config.token_secret, hello.token, hello.user, hello.device)
+        elif not config.insecure_open and not is_loopback(connection.peer_host):
+            raise Unauthenticated(
+                "this server has no token secret, so only clients on its own host may come in"
+            )
+
+    def connection_welcomed(self, connection: ClientConnection, hello: Hello) -> None:
+        """It is a stranger no more."""
+        self._strangers.discard(connection)
+        self._users[hello.user] += 1
+
+    def connection_closed(self, connection: ClientConnection) -> None:
+        """Forget it. Its sends go on; nobody is told of their answers."""
+        self._connections.discard(connection)
+        self._strangers.discard(connection)
+        self.followers.left(connection)
+        if connection.hello is not None:
+            user = connection.hello.user
+            self._users[user] -= 1
+            if not self._users[user]:
+                del self._users[user]
+
+    # ---- PeerEvents
+
+    def shard_up(self, shard: ShardPeer) -> None:
+        now_ms = self.now_ms()
+        self.router.shard_up(shard, now_ms)
+        self.followers.shard_up(shard, now_ms)
+
+    def shard_down(self, shard: ShardPeer) -> None:
+        self.router.shard_down(shard, self.now_ms())
+
+    def shard_frames(self, shard: ShardPeer, messages: list[Message]) -> None:
+        now_ms = self.now_ms()
+        pushed: list[Any] = []
+        for message in messages:
+            kind = message[0]
+            if kind == _RESULTS:
+                self.router.results(shard, message[1], now_ms)
+            elif kind == _PUSHED:
+                # What one read brought goes on as one batch.
+                pushed += message[1]
+            elif kind == _WATCHED:
+                self.followers.watched(shard, message[1])
+        self.router.flush_answers()
+        if pushed:
+            self.followers.pushed_events(pushed)
+
+    def replica_down(self, replica: ReplicaPeer) -> None:
+        self.pulls.replica_down(replica, self.now_ms())
+
+    def replica_frames(self, replica: ReplicaPeer, messages: list[Message]) -> None:
+        now_ms = self.now_ms()
+        for message in messages:
+            if message[0] == _PAGE:
+                self.pulls.page(message, now_ms)
+
+    def routes_changed(self, changes: dict[int, RouteChange]) -> None:
+        now_ms = self.now_ms()
+        self.router.routes_changed(changes, now_ms)
+        self.followers.routes_changed(changes, now_ms)
+
+    # ---- inside
+
+    async def _check_address(self, host: str) -> None:
+        if self.config.token_secret:
+            require_jwt()
+            return
+        if self.config.insecure_open:
+            logger.warning("%s takes every client at its word, on %s", self.name, host)
+            return
+        try:
+            found = await asyncio.get_running_loop().getaddrinfo(
+                host or None, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )
+        except OSError as error:
+            raise SetupError(f"cannot listen on {host}: {error.strerror or error}") from error
+        if not all(is_loopback(str(entry[4][0])) for entry in found):
+            raise SetupError(
+                f"without a token secret clients are taken at their word, so {host or 'any host'}"
+                " is not a safe address to listen on: configure a token secret, or listen on"
+                " 127.0.0.1"
+            )
+
+    def _reconnect_after_ms(self) -> int:
+        return self._rng.randint(0, self.config.reconnect_after_ms)
+
+    def _known_head(self, session: str) -> int:
+        return max(self.followers.head(session), self.router.heads.get(session, 0))
+
+    def _call_soon(self, callback: Any) -> object:
+        return asyncio.get_running_loop().call_soon(callback)
+
+    def _every(self, period_ms: int, work: Any) -> None:
+        """Call ``work(now_ms)`` again and again. An error in it is logged and ends nothing."""
+        loop = asyncio.get_running_loop()
+        place = len(self._timers)
+
+        def again() -> None:
+            self._timers[place] = loop.call_later(period_ms / 1000, again)
+            work(self.now_ms())
+
+        self._timers.append(loop.call_later(period_ms / 1000, again))
+
+    def _tick(self, now_ms: int) -> None:
+        self.router.tick(now_ms)
+        self.followers.tick(now_ms)
+        self.pulls.tick(now_ms)
+        if self.draining and not any(c.outstanding for c in self._connections):
+            self._answered.set()
+
+    def _sweep(self, now_ms: int) -> None:
+        for connection in list(self._connections):
+            connection.look_after(now_ms)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an IP address is this host's own, also in its IPv4-in-IPv6 form."""
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback
