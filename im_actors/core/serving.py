@@ -7,6 +7,7 @@ seqs given stay the same; it is thrown away when anybody else held the slot in b
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -35,6 +36,8 @@ from im_actors.errors import (
 OK = 0
 RECORD_BYTES_MAX = 256 * 1024
 RECORD_EVENTS_MAX = 2_048
+WAITERS_MAX = 8
+"""Resends that wait for one uncommitted event; a further one takes the place of the oldest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,7 @@ class ServingLimits:
     pending_events_max: int = 8_192
     """Events that are numbered and not committed, or wait for their session's state."""
     pending_bytes_max: int = 16 * 1024 * 1024
-    records_in_flight_max: int = 2
+    records_in_flight_max: int = 1
     """Records sent and not committed. What arrives meanwhile is the next record."""
     apply_lag_lsns_max: int = 20_000
     """Records that the slowest member may have journaled and not applied to history."""
@@ -168,12 +171,16 @@ class Serving:
             if pending is not None:
                 # Known and not committed: the answer has to wait like the first one does.
                 pending.waiters.append(token)
-                return None
+                if len(pending.waiters) <= WAITERS_MAX:
+                    return None
+                return refused(pending.waiters.pop(0), Unknown.code)
             # The key is not kept for committed events; the time is the ACK's and not the event's.
             return Answer(token, OK, seq, epoch, now_ms, 0)
         if outcome is Admission.ANCIENT:
             self.ancient.append(send)
             return None
+        if outcome is Admission.FULL:
+            return refused(token, Overloaded.code)
         code = OutOfOrder.code if outcome is Admission.GAP else KeyConflict.code
         return refused(token, code, seq)
 
@@ -282,14 +289,19 @@ class Serving:
         self.__init__(self.slot, self.limits)  # type: ignore[misc]
         return answers
 
-    def evict(self, idle_before_ms: int, applied_lsn: int) -> int:
-        """Forget idle sessions that the tables hold; the highest lsn that touched one of them."""
+    def evict(self, idle_before_ms: int, applied_lsn: int, busy: Container[str] = ()) -> int:
+        """Forget idle sessions that the tables hold; the highest lsn that touched one of them.
+
+        ``busy`` sessions stay: an answer is on its way that was asked for under a lower floor, and
+        joined with nothing it would pass for all there is.
+        """
         excess = len(self.sessions) - self.limits.sessions_max
         floor = 0
         for name in list(self.sessions) if excess > 0 else ():
             state = self.sessions[name]
             settled = state.committed_seq == state.last_seq and state.last_lsn <= applied_lsn
-            if settled and state.used_ms < idle_before_ms and name not in self.waiting:
+            idle = state.used_ms < idle_before_ms and name not in self.waiting
+            if settled and idle and name not in busy:
                 floor = max(floor, state.last_lsn)
                 del self.sessions[name]
         return floor
