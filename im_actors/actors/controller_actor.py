@@ -12,9 +12,10 @@ from typing import Any
 from im_actors.actors.classes import FAULT_DELAY_S, SIGNALS
 from im_actors.actors.logs import log_loop_errors, log_to_file
 from im_actors.actors.platform import RayCalls, RayPlatform
+from im_actors.actors.remote_views import Question
 from im_actors.actors.settings import CONTROLLER, ActorSettings
 from im_actors.core.model import View, ViewState
-from im_actors.errors import BadRequest, ImError, NotReachable
+from im_actors.errors import BadRequest, ImError, NotReachable, Unknown
 from im_actors.server.admin import AdminServer
 from im_actors.server.cluster_file import read_cluster, write_cluster
 from im_actors.server.controller import ControllerNode
@@ -113,11 +114,13 @@ class ControllerActor:
 
     # -- for shards ----------------------------------------------------------------------------
 
-    async def view_read(self, slot: int) -> View | None:
-        return await (await self._store()).read(slot)
-
-    async def view_swap(self, old: View, new: View) -> View:
-        return await (await self._store()).swap(old, new)
+    async def view_calls(self, questions: list[Question]) -> list[Any]:
+        """Reads and swaps of one shard, each with its own answer or error."""
+        store = await self._store()
+        methods: dict[str, Any] = {"read": store.read, "swap": store.swap}
+        asked = [methods[name](*args) for name, *args in questions]
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        return [_as_ours(answer) for answer in answers]
 
     async def _store(self) -> ViewStore:
         try:
@@ -189,3 +192,9 @@ class ControllerActor:
                 await self._platform.call(name, "stop")
         except (ImError, TimeoutError) as error:
             logger.warning("%s did not stop: %r", name, error)
+
+
+def _as_ours(answer: Any) -> Any:
+    """An error that another process can read."""
+    foreign = isinstance(answer, BaseException) and not isinstance(answer, ImError)
+    return Unknown(repr(answer)) if foreign else answer

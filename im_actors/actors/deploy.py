@@ -5,24 +5,19 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import importlib.util
-import ipaddress
-import json
 import os
 import secrets
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from im_actors import __version__
-from im_actors.actors import processes
-from im_actors.actors.logs import LOGS
+from im_actors.actors import attach, processes
 from im_actors.actors.settings import ActorSettings
+from im_actors.actors.waiting import Progress, Waiting
 from im_actors.core.model import COPIES, SLOTS_MAX
 from im_actors.errors import (
     DiskFailed,
@@ -31,7 +26,6 @@ from im_actors.errors import (
     NotReachable,
     SetupError,
     WrongDirectory,
-    error_for,
 )
 from im_actors.gateway.config import GatewayConfig
 from im_actors.server.admin import AdminClient
@@ -50,18 +44,11 @@ LOOPBACK = "127.0.0.1"
 ACTORS_MAX = 256
 PING_S = 2.0
 """How long a controller may take to show that it lives."""
-BACK_S = 8.0
+BACK_S = 5.0
 """How long ``up`` waits for a controller whose Ray runs: Ray may just be restarting it."""
-SERVE_S = 60.0
-"""How long ``up`` waits until everything is served."""
-REST_S = 5.0
-"""How long ``up`` waits for the other actors when all slots are served and one gateway is there."""
 STOP_S = 40.0
-BOOTSTRAP_S = 45.0
 LOCK_S = 10.0
 POLL_S = 0.05
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +83,10 @@ class UpConfig:
         host, _, port = self.address.rpartition(":")
         if self.address not in ("local", "auto") and not (host and port.isdecimal()):
             raise SetupError(f"--address must be local, auto or HOST:PORT, not {self.address!r}")
-        GatewayConfig(token_secret=self.token_secret or "", insecure_open=self.insecure_open)
+        secret = self.token_secret or ""
+        GatewayConfig(token_secret=secret, insecure_open=self.insecure_open).validate()
         open_door = not self.token_secret and not self.insecure_open
-        if open_door and not is_loopback(self.host):
+        if open_door and not attach.is_loopback(self.host):
             raise SetupError(
                 f"--host {self.host} lets others in, and there is no token secret: set one, or say"
                 " --insecure-open in a closed test network"
@@ -113,15 +101,6 @@ class UpConfig:
 def _whole(name: str, value: int, least: int, most: int) -> None:
     if type(value) is not int or not least <= value <= most:
         raise SetupError(f"{name} must be a number from {least} to {most}, not {value!r}")
-
-
-def is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 # -- up --------------------------------------------------------------------------------------------
@@ -141,7 +120,7 @@ def up(config: UpConfig, progress: Progress) -> RunFile:
         run = read_run(data)
         if run is not None:
             if _is_whole(run, cluster):
-                progress("the cluster already runs")
+                progress("the cluster already runs" + _other(run.settings, config))
                 _until_served(run, cluster, _settings(run.settings, cluster, data), progress)
                 return run
             progress("ending what remains of a cluster that died")
@@ -149,6 +128,25 @@ def up(config: UpConfig, progress: Progress) -> RunFile:
             remove_run(data)
         _check_unused(data)
         return _start(config, cluster, data, progress)
+
+
+def _other(runs: dict[str, Any], config: UpConfig) -> str:
+    """What is asked for now and is not what runs."""
+    asked = _asked(config, config.port or runs["port"])
+    differs = [f"{key} {runs.get(key)}" for key, value in asked.items() if runs.get(key) != value]
+    return f", with {', '.join(differs)}; im-actors down first to change it" if differs else ""
+
+
+def _asked(config: UpConfig, port: int) -> dict[str, Any]:
+    return {
+        "address": config.address,
+        "shards": config.shards,
+        "replicas": config.replicas,
+        "gateways": config.gateways,
+        "host": config.host,
+        "port": port,
+        "insecure_open": config.insecure_open,
+    }
 
 
 def _require_ray() -> None:
@@ -192,15 +190,7 @@ def _start(config: UpConfig, cluster: ClusterFile, data: Path, progress: Progres
     taken = processes.port_taken(config.host, port) if config.local else None
     if taken:
         raise SetupError(f"port {port} on {config.host}: {taken}; choose another --port")
-    asked = {
-        "address": config.address,
-        "shards": config.shards,
-        "replicas": config.replicas,
-        "gateways": config.gateways,
-        "host": config.host,
-        "port": port,
-        "insecure_open": config.insecure_open,
-    }
+    asked = _asked(config, port)
     settings = replace(
         _settings(asked, cluster, data),
         redis=config.redis or "",
@@ -268,7 +258,7 @@ def _start_local(
         write_run(data, run)
 
     progress("starting Ray")
-    _bootstrap("launch", run.ray_address, settings, env, start, session)
+    attach.launch(settings, run.ray_address, env, start, session)
     return run
 
 
@@ -277,7 +267,7 @@ def _join(
 ) -> RunFile:
     progress(f"joining the Ray at {run.ray_address}")
     write_run(settings.directory, run)
-    made = _bootstrap("create", run.ray_address, settings, _join_env(run.ray_address))
+    made = attach.join(settings, run.ray_address)
     run = replace(
         run,
         ray_address=made["ray_address"],
@@ -293,15 +283,6 @@ def _reachable(host: str, node: str) -> str:
     return node if host in ("0.0.0.0", "::") else host
 
 
-def _logs(data: Path) -> Path:
-    path = data / LOGS
-    try:
-        path.mkdir(mode=0o700, exist_ok=True)
-    except OSError as error:
-        raise DiskFailed(f"{path} cannot be made: {error.strerror}") from None
-    return path
-
-
 def _token_file(data: Path) -> Path:
     """The password of the local Ray: whoever has it can run code as its user."""
     path = data / "ray-token"
@@ -315,134 +296,10 @@ def _token_file(data: Path) -> Path:
     return path
 
 
-def _join_env(address: str) -> dict[str, str]:
-    env = {**os.environ, **processes.package_path()}
-    env.setdefault("RAY_py_gcs_connect_timeout_s", "5")
-    if is_loopback(address.rpartition(":")[0]):
-        env["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-    return env
-
-
-def _bootstrap(
-    do: str,
-    address: str,
-    settings: ActorSettings,
-    env: dict[str, str],
-    start: list[str] | None = None,
-    on_session: Callable[[int], None] = lambda sid: None,
-) -> dict[str, Any]:
-    """Run ``bootstrap``; its result, or its error. ``on_session(sid)`` is called before it does
-    anything, so that a crash of ours from then on leaves nothing that cannot be found."""
-    request = {"do": do, "address": address, "settings": settings.to_dict(), "start": start}
-    log = _logs(settings.directory) / "up.log"
-    with tempfile.TemporaryFile("w+") as result, log.open("ab") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "im_actors.actors.bootstrap", str(result.fileno())],
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            pass_fds=[result.fileno()],
-            env=env,
-            start_new_session=True,
-        )
-        try:
-            on_session(process.pid)
-            process.communicate(json.dumps(request).encode(), timeout=BOOTSTRAP_S)
-        except BaseException as error:
-            process.kill()
-            process.wait()
-            if not isinstance(error, subprocess.TimeoutExpired):
-                raise
-            raise NotReachable(
-                f"the Ray at {address} did not do it within {BOOTSTRAP_S:.0f} s: is that its"
-                f" address, and its token the same (RAY_AUTH_MODE)? See {log}"
-            ) from None
-        result.seek(0)
-        text = result.read()
-    if not text:
-        raise SetupError(f"attaching to the Ray at {address} failed; see {log}")
-    answer: dict[str, Any] = json.loads(text)
-    if "error" in answer:
-        raise error_for(*answer["error"])
-    return answer
-
-
-# -- waiting ---------------------------------------------------------------------------------------
-
-
 def _until_served(
     run: RunFile, cluster: ClusterFile, settings: ActorSettings, progress: Progress
 ) -> None:
-    asyncio.run(_Waiting(settings, progress).wait(run, cluster))
-
-
-class _Waiting:
-    """Follows a start until everything is served, and says what has changed."""
-
-    def __init__(self, settings: ActorSettings, progress: Progress) -> None:
-        self._progress = progress
-        self._slots = settings.slots
-        self._wanted = {
-            "replica": settings.replicas,
-            "shard": settings.shards,
-            "gateway": settings.gateways,
-        }
-        self._said: set[str] = set()
-        self._served = 0
-
-    async def wait(self, run: RunFile, cluster: ClusterFile) -> None:
-        begun = time.monotonic()
-        served = 0.0
-        async with AdminClient(run.admin_address, run.admin_port, cluster.secret_bytes) as admin:
-            while True:
-                state = await admin.call("progress")
-                self._report(state)
-                self._check(state["failures"])
-                now = time.monotonic()
-                if state["slots"] == self._slots and state["running"].get("gateway"):
-                    served = served or now
-                    missing = self._missing(state)
-                    if not missing or now - served > REST_S:
-                        self._say_all(missing)
-                        return
-                if now - begun > SERVE_S:
-                    await admin.call("wait_serving", 0.1)
-                    raise NotReachable(f"not there after {SERVE_S:.0f} s: {self._missing(state)}")
-                await asyncio.sleep(POLL_S)
-
-    def _report(self, state: dict[str, Any]) -> None:
-        running = state["running"]
-        self._say(f"{running.get('replica', 0)} of {self._wanted['replica']} replicas")
-        if state["slots"] > self._served:
-            self._served = state["slots"]
-            self._say(f"{state['slots']} of {self._slots} slots served")
-
-    def _check(self, failures: dict[str, list[Any]]) -> None:
-        """Fail at once where waiting mends nothing."""
-        for name, (code, text) in failures.items():
-            if name.startswith("gateway-"):
-                raise error_for(code, f"{name}: {text}")
-        broken = [name for name in failures if name.startswith("replica-")]
-        if broken and self._wanted["replica"] - len(broken) < COPIES:
-            code, text = failures[broken[0]]
-            raise error_for(code, f"{broken[0]}: {text}")
-
-    def _missing(self, state: dict[str, Any]) -> list[str]:
-        lacking = [
-            f"only {state['running'].get(kind, 0)} of {count} {kind}s run"
-            for kind, count in self._wanted.items()
-            if state["running"].get(kind, 0) < count
-        ]
-        return lacking + [f"{n}: {text}" for n, (_, text) in state["failures"].items() if lacking]
-
-    def _say_all(self, texts: list[str]) -> None:
-        for text in texts:
-            self._say(text)
-
-    def _say(self, text: str) -> None:
-        if text not in self._said:
-            self._said.add(text)
-            self._progress(text)
+    asyncio.run(Waiting(settings, progress).wait(run, cluster))
 
 
 # -- down ------------------------------------------------------------------------------------------
@@ -453,11 +310,14 @@ def down(data: Path, progress: Progress) -> None:
     data = data.absolute()
     cluster, run = _known(data)
     with _locked(data):
-        progress("stopping")
-        try:
-            asyncio.run(_stop(run, cluster))
-        except ImError as error:
-            progress(f"no clean stop ({error}); ending what remains")
+        if _is_local(run) and not processes.session_processes(run.ray_sid, run.ray_temp_dir):
+            progress("nothing of it runs any more; clearing up")
+        else:
+            progress("stopping")
+            try:
+                asyncio.run(_stop(run, cluster))
+            except ImError as error:
+                progress(f"no clean stop ({error}); ending what remains")
         _end(run, cluster, data)
         remove_run(data)
         progress("stopped")
@@ -491,13 +351,13 @@ async def _stop(run: RunFile, cluster: ClusterFile) -> None:
 
 def _end(run: RunFile, cluster: ClusterFile, data: Path) -> None:
     """End the processes of a cluster, however far it has come."""
-    if run.settings.get("address") == "local":
+    if _is_local(run):
         processes.kill_session(run.ray_sid, run.ray_temp_dir)
         processes.remove_temp_dir(run.ray_temp_dir)
         return
     settings = _settings(run.settings, cluster, data)
     try:
-        _bootstrap("end", run.ray_address, settings, _join_env(run.ray_address))
+        attach.end(settings, run.ray_address)
     except (FatalError, NotReachable) as error:
         # A Ray that is gone has taken the actors with it.
         if run.admin_port and _answers(run, cluster):
@@ -506,7 +366,7 @@ def _end(run: RunFile, cluster: ClusterFile, data: Path) -> None:
 
 def _is_whole(run: RunFile, cluster: ClusterFile) -> bool:
     """Whether the cluster of ``run`` lives and can go on living."""
-    if run.settings.get("address") == "local" and not _ray_lives(run):
+    if _is_local(run) and not _ray_lives(run):
         # Without Ray's head the actors serve on for a minute, and nobody would restart them.
         return False
     deadline = time.monotonic() + BACK_S
@@ -514,6 +374,10 @@ def _is_whole(run: RunFile, cluster: ClusterFile) -> bool:
         if _answers(run, cluster):
             return True
     return False
+
+
+def _is_local(run: RunFile) -> bool:
+    return bool(run.settings.get("address") == "local")
 
 
 def _ray_lives(run: RunFile) -> bool:

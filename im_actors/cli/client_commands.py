@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 DEVICE = "cli"
 RECENT = 10
 STORE_WAIT_S = 10.0
+HISTORY_WAIT_S = 2.0
 STORE_TRY_S = 0.05
 
 AddCommand = Callable[[str, str, str], argparse.ArgumentParser]
@@ -171,7 +172,7 @@ async def history(args: argparse.Namespace) -> int:
     """One page. A conversation that is empty is a success; no server is not."""
     async with own_client(args, wait=False) as im:
         with contextlib.suppress(RetryableError):
-            await im.connected(5.0)
+            await im.connected(HISTORY_WAIT_S)
         page = await im.history(args.session, args.before, args.limit)
         for event in page.events:
             show(event, args.json)

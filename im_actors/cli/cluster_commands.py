@@ -8,7 +8,6 @@ import contextlib
 import signal
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from im_actors.cli.client_commands import AddCommand, positive_number, positive_seconds
@@ -239,6 +238,8 @@ def down(args: argparse.Namespace) -> int:
 
 async def verify(args: argparse.Namespace) -> int:
     """Ask the cluster; when it is down, read its directories."""
+    from im_actors.cli.verify_offline import verify_directories
+
     data = data_of(args)
     try:
         running = running_cluster(data)
@@ -253,20 +254,6 @@ async def verify(args: argparse.Namespace) -> int:
     else:
         show_verdict(found)
     return 0 if sound(found) else 1
-
-
-def verify_directories(data: Path) -> dict[str, Any]:
-    """Compare the replicas of a cluster that is down. A replica that still runs is an error."""
-    from im_actors.storage.verify import compare, directory_checksums, scan_directory
-
-    paths = sorted(path for path in data.glob("replica-*") if path.is_dir())
-    reports = [scan_directory(path) for path in paths]
-    verdict = compare(reports, directory_checksums(paths))
-    names = ("slots", "records", "events", "divergent", "corrupt", "missing", "uncompared")
-    return {name: getattr(verdict, name) for name in names} | {
-        "problems": verdict.problems,
-        "ok": verdict.ok,
-    }
 
 
 def sound(found: dict[str, Any]) -> bool:

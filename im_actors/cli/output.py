@@ -13,7 +13,11 @@ from im_actors.core.model import Event
 
 def print_json(value: Any) -> None:
     """One line, written at once, so that a program that reads along has it."""
-    print(json.dumps(value, ensure_ascii=False), flush=True)
+    text = json.dumps(value, ensure_ascii=False)
+    # Legal inside of JSON, and line ends to some programs.
+    for character in "\x7f\x85\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    print(text, flush=True)
 
 
 def note(text: str) -> None:

@@ -25,7 +25,6 @@ from im_actors.cli.target import (
     token_maker,
     url_of,
 )
-from im_actors.errors import ImError
 from im_actors.server.cluster_file import read_run
 
 if TYPE_CHECKING:
@@ -206,7 +205,7 @@ def restarter(running: Running) -> Callable[..., Awaitable[None]]:
             **{name: settings[name] for name in names} | {"data": running.data}
         )
         await asyncio.to_thread(deploy.kill_everything, running.data)
-        await asyncio.to_thread(deploy.up, config, lambda text: None)
+        await asyncio.to_thread(deploy.up, config, _quietly)
 
     return restart
 
@@ -253,7 +252,7 @@ def demo(args: argparse.Namespace) -> int:
         start = time.monotonic()
         config = deploy.UpConfig(data=data, port=0)
         try:
-            run = deploy.up(config, lambda text: None)
+            run = deploy.up(config, _quietly)
             progress.say(f"up at {run.url} after {time.monotonic() - start:.1f} s")
             report, found = run_loop_of(_demo(args, data, lines, progress))
         finally:
@@ -296,10 +295,16 @@ def end_demo(data: Path, progress: Progress) -> None:
         if read_run(data) is None:
             return
         try:
-            deploy.down(data, lambda text: None)
-        except ImError as error:
+            deploy.down(data, _quietly)
+        except Exception as error:
+            # Nothing may be left behind, whatever it is that went wrong.
             progress.say(f"down failed, so everything is killed: {error}")
             deploy.kill_everything(data)
+            deploy.down(data, _quietly)
+
+
+def _quietly(text: str) -> None:
+    pass
 
 
 class _deaf:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from typing import Any
 
 from im_actors.cli.output import printable
 
 UNHEALTHY_SHOWN = 10
+WIDTH_IN_FILES = 160
 
 
 def show_status(status: dict[str, Any]) -> None:
     """Print the status of a cluster as tables."""
     from rich.console import Console
 
-    console = Console(highlight=False)
+    wide = None if sys.stdout.isatty() else WIDTH_IN_FILES
+    console = Console(highlight=False, width=wide)
     slots = status["slots"]
     healthy = "[green]healthy[/]" if status["healthy"] else "[bold red]not healthy[/]"
     rate = status.get("rates", {}).get("acked_per_s")
@@ -51,7 +54,12 @@ def _table(title: str, *columns: str) -> Any:
 
     table = Table(title=title, title_justify="left", title_style="bold", pad_edge=False)
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+        # Names and numbers stay whole; a path may be broken.
+        whole = column not in ("directory", "why", "members")
+        number = whole and index > 0
+        table.add_column(
+            column, justify="right" if number else "left", overflow="fold", no_wrap=whole
+        )
     return table
 
 

@@ -1,0 +1,132 @@
+"""Runs ``bootstrap`` in a process of its own: the caller stays free of Ray and of its output."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from im_actors.actors import processes
+from im_actors.actors.logs import LOGS
+from im_actors.actors.settings import ActorSettings
+from im_actors.errors import DiskFailed, NotReachable, SetupError, error_for
+
+CREATE_S = 45.0
+END_S = 15.0
+"""Bounds of the whole process. Ray itself would wait for minutes at a wrong address."""
+CONNECT_S = 3.0
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this host can reach what listens there."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def log_directory(data: Path) -> Path:
+    """Where logs go; made when it is not there."""
+    path = data / LOGS
+    try:
+        path.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise DiskFailed(f"{path} cannot be made: {error.strerror}") from None
+    return path
+
+
+def launch(
+    settings: ActorSettings,
+    address: str,
+    env: dict[str, str],
+    start: list[str],
+    on_session: Callable[[int], None],
+) -> None:
+    """Start a Ray of our own and the controller in it. ``on_session(sid)`` is called before
+    anything else happens: a crash of ours from then on leaves nothing that cannot be found."""
+    _run("launch", address, settings, env, CREATE_S, start, on_session)
+
+
+def join(settings: ActorSettings, address: str) -> dict[str, Any]:
+    """Make the controller in a Ray that runs; where it is."""
+    check_reachable(address)
+    return _run("create", address, settings, _join_env(address), CREATE_S)
+
+
+def end(settings: ActorSettings, address: str) -> None:
+    """End the actors of the cluster in a Ray that runs on."""
+    check_reachable(address)
+    _run("end", address, settings, _join_env(address), END_S)
+
+
+def check_reachable(address: str) -> None:
+    """NotReachable when nobody listens at HOST:PORT: Ray would not say it for a minute."""
+    host, _, port = address.rpartition(":")
+    if not host:
+        return  # "auto": only Ray knows where it is.
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise NotReachable(f"no Ray answers at {address}: {error}") from None
+
+
+def _join_env(address: str) -> dict[str, str]:
+    env = {**os.environ, **processes.package_path()}
+    env.setdefault("RAY_py_gcs_connect_timeout_s", "5")
+    if is_loopback(address.rpartition(":")[0]):
+        # Otherwise Ray replaces 127.0.0.1 by the address of an interface.
+        env["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    return env
+
+
+def _run(
+    do: str,
+    address: str,
+    settings: ActorSettings,
+    env: dict[str, str],
+    timeout_s: float,
+    start: list[str] | None = None,
+    on_session: Callable[[int], None] = lambda sid: None,
+) -> dict[str, Any]:
+    """The result of ``bootstrap``, or its error."""
+    request = {"do": do, "address": address, "settings": settings.to_dict(), "start": start}
+    log = log_directory(settings.directory) / "up.log"
+    with tempfile.TemporaryFile("w+") as result, log.open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "im_actors.actors.bootstrap", str(result.fileno())],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            pass_fds=[result.fileno()],
+            env=env,
+            start_new_session=True,
+        )
+        try:
+            on_session(process.pid)
+            process.communicate(json.dumps(request).encode(), timeout=timeout_s)
+        except BaseException as error:
+            process.kill()
+            process.wait()
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
+            raise NotReachable(
+                f"the Ray at {address} did not do it within {timeout_s:.0f} s: is that its"
+                f" address, and its token the same (RAY_AUTH_MODE)? See {log}"
+            ) from None
+        result.seek(0)
+        text = result.read()
+    if not text:
+        raise SetupError(f"attaching to the Ray at {address} failed; see {log}")
+    answer: dict[str, Any] = json.loads(text)
+    if "error" in answer:
+        raise error_for(*answer["error"])
+    return answer

@@ -1,0 +1,182 @@
+"""The cluster under a real Ray: processes are killed, and everything comes back by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from im_actors.actors import deploy, processes
+from im_actors.errors import SetupError, WrongDirectory
+from im_actors.server.cluster_file import read_run, remove_run, write_run
+
+if TYPE_CHECKING:
+    from conftest import RayCluster
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(120)]
+
+
+def test_up_serves_and_status_tells(cluster: RayCluster) -> None:
+    status = cluster.call("status")
+    assert status["healthy"]
+    assert status["slots"]["active"] == 8
+    assert sorted(status["replicas"]) == ["replica-1", "replica-2", "replica-3"]
+    assert sorted(status["shards"]) == ["shard-1", "shard-2"]
+    assert sorted(status["gateways"]) == ["gateway-1", "gateway-2"]
+    names = cluster.call("names")
+    assert names["controller"] == ["controller"]
+    gateway = {"address": "127.0.0.1", "port": cluster.run.gateway_port}
+    assert cluster.call("gateways") == [gateway, gateway]
+
+
+def test_messages_arrive_and_verify_finds_three_equal_copies(cluster: RayCluster) -> None:
+    assert cluster.send("first", "a", "b", "c") == [1, 2, 3]
+    assert cluster.history("first", 3) == [(1, "a"), (2, "b"), (3, "c")]
+    report = cluster.call("verify")
+    assert report["ok"], report
+    assert report["events"] >= 3
+    assert cluster.call("story", "first")
+
+
+def test_up_again_reports_the_cluster_that_runs(cluster: RayCluster) -> None:
+    before = cluster.run
+    pids = cluster.pids()
+    assert cluster.up(gateways=5) == before
+    assert "already runs, with gateways 2" in cluster.said[0]
+    assert cluster.pids() == pids
+
+
+def test_files_with_secrets_are_for_their_owner_only(cluster: RayCluster) -> None:
+    for name in ("cluster.json", "run.json", "ray-token"):
+        assert (cluster.data / name).stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("name", ["shard-1", "replica-2", "gateway-1", "controller"])
+def test_a_killed_actor_comes_back(cluster: RayCluster, name: str) -> None:
+    session = f"killed {name}"
+    assert cluster.send(session, "before") == [1]
+    pid = cluster.kill(name)
+    assert cluster.send(session, "meanwhile", user="bob") == [2]
+    cluster.wait_back(name, pid)
+    assert cluster.send(session, "after", user="carol") == [3]
+    assert cluster.history(session, 3) == [(1, "before"), (2, "meanwhile"), (3, "after")]
+
+
+def test_traffic_goes_on_without_a_controller(cluster: RayCluster) -> None:
+    """The data plane does not need it: with the controller stopped, messages are ACKed."""
+    pid = cluster.pids()["controller"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        begun = time.monotonic()
+        assert cluster.send("no controller", *"abc") == [1, 2, 3]
+        assert time.monotonic() - begun < 5
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    cluster.wait(lambda: bool(cluster.call("status")["healthy"]))
+
+
+def test_faults_hit_the_actor_that_they_name(cluster: RayCluster) -> None:
+    pid = cluster.pids()["shard-2"]
+    cluster.call("fault", "kill", "shard-2")
+    cluster.wait_back("shard-2", pid)
+    cluster.call("fault", "pause", "gateway-2")
+    paused = cluster.pids()["gateway-2"]
+    cluster.wait(lambda: "T" in Path(f"/proc/{paused}/stat").read_text().rpartition(")")[2][:3])
+    cluster.call("fault", "resume", "gateway-2")
+    cluster.wait(lambda: bool(cluster.call("status")["healthy"]))
+    assert cluster.pids()["gateway-2"] == paused
+    with pytest.raises(Exception, match="no actor"):
+        cluster.call("fault", "kill", "shard-9")
+
+
+def test_a_directory_in_use_is_refused(cluster: RayCluster) -> None:
+    run = cluster.run
+    remove_run(cluster.data)
+    try:
+        with pytest.raises(WrongDirectory, match="in use by pid"):
+            cluster.up()
+    finally:
+        write_run(cluster.data, run)
+    assert cluster.call("ping") == "pong"
+
+
+def test_everything_killed_in_mid_flow_comes_back_from_the_disks(cluster: RayCluster) -> None:
+    """Same history, the numbering goes on, and what was not ACKed arrives once."""
+    store = cluster.data.parent / "mid-flow.db"
+    before = cluster.send("survivor", *(f"old {n}" for n in range(20)))
+    assert before == list(range(1, 21))
+    old = cluster.run
+
+    async def send_and_kill() -> None:
+        async with cluster.client("dave", store=store) as client:
+            for n in range(100):
+                await client.send("survivor", f"flow {n}")
+            await asyncio.to_thread(deploy.kill_everything, cluster.data)
+
+    cluster.within(send_and_kill())
+    assert cluster.processes() == 0
+    assert cluster.run == old, "run.json stays as it is when the power goes"
+    run = cluster.up(port=old.gateway_port)
+    assert any("died" in text for text in cluster.said)
+    assert not Path(old.ray_temp_dir).exists()
+    assert run.ray_sid != old.ray_sid
+
+    async def drain() -> None:
+        async with cluster.client("dave", store=store) as client:
+            for sent in client.outbox():
+                await sent.acked()
+
+    cluster.within(drain())
+    assert cluster.send("survivor", "new", user="erin") == [121]
+    wanted = [f"old {n}" for n in range(20)] + [f"flow {n}" for n in range(100)] + ["new"]
+    assert cluster.history("survivor", 121) == list(enumerate(wanted, start=1))
+    assert cluster.call("verify")["ok"]
+
+
+def test_a_cluster_without_the_head_of_ray_is_started_again(cluster: RayCluster) -> None:
+    head = next(
+        process
+        for process in processes.session_processes(cluster.run.ray_sid, cluster.run.ray_temp_dir)
+        if process.name() == "gcs_server"
+    )
+    head.kill()
+    head.wait(5)
+    old = cluster.run
+    assert cluster.up().ray_sid != old.ray_sid
+    assert processes.session_processes(old.ray_sid, old.ray_temp_dir) == []
+    assert cluster.call("status")["healthy"]
+
+
+def test_down_ends_everything_and_a_second_one_says_so(cluster: RayCluster) -> None:
+    run = cluster.run
+    said: list[str] = []
+    deploy.down(cluster.data, said.append)
+    assert said == ["stopping", "stopped"]
+    assert read_run(cluster.data) is None
+    assert processes.session_processes(run.ray_sid, run.ray_temp_dir) == []
+    assert not Path(run.ray_temp_dir).exists()
+    assert processes.port_taken("127.0.0.1", run.gateway_port) is None
+    with pytest.raises(SetupError, match="no cluster is known"):
+        deploy.down(cluster.data, said.append)
+    with pytest.raises(SetupError, match="no cluster is known"):
+        deploy.kill_everything(cluster.data)
+
+
+def test_a_gateway_that_cannot_listen_fails_the_start(
+    shared: RayCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody takes the port after it was looked at: nothing stays behind."""
+    if read_run(shared.data) is not None:
+        deploy.down(shared.data, shared.said.append)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        monkeypatch.setattr(processes, "port_taken", lambda *_: None)
+        with pytest.raises(SetupError, match="the port is in use"):
+            shared.up(port=port)
+    assert read_run(shared.data) is None
