@@ -14,6 +14,7 @@ One attempt, one epoch: whatever has to be chosen again is chosen in a new attem
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -49,23 +50,35 @@ from im_actors.core.model import (
     epoch_start,
     key_time_ms,
     next_key,
+    record_intact,
     record_keys,
 )
 from im_actors.core.placement import ranked_replicas
 from im_actors.core.serving import OK, Answer, PendingEvent, Send, Serving, ServingLimits, refused
 from im_actors.core.story import Story
-from im_actors.core.takeover import COPY_RECORDS_MAX, Plan, ReplicaInfo, choose_members, make_plan
+from im_actors.core.takeover import (
+    COPY_RECORDS_MAX,
+    Plan,
+    ReplicaInfo,
+    choose_members,
+    fill_up,
+    make_plan,
+)
 from im_actors.errors import (
     InvariantBroken,
     KeyConflict,
     Overloaded,
     SlotMoving,
+    Unknown,
 )
 
 FETCH_BYTES_MAX = 512 * 1024
 APPEND_BYTES_MAX = 1024 * 1024
 LOAD_SESSIONS_MAX = 512
 HEADS_WAITING_MAX = 100_000
+"""Asked heads whose sessions are still being loaded; more are not answered, and asked again."""
+KEY_LOOKUPS_MAX = 256
+"""Very old resends that history is asked about at the same time; more are told to come later."""
 NEEDS_MAX = 20
 """So often in a row a member may ask for what it has acknowledged before that is an alarm."""
 
@@ -85,7 +98,8 @@ class OwnerSettings:
     idle_commit_ms: int = 3
     """When no record follows, the commit point is told alone after this."""
     replace_after_ms: int = 4_000
-    """A member out of reach for longer is replaced, if there is a spare."""
+    """A member out of reach, or silent about what it was sent, for longer is replaced, if there is
+    a spare."""
     load_ms: int = 500
     """A member that does not answer a read within this is passed over."""
     idle_session_ms: int = 60_000
@@ -209,7 +223,7 @@ OwnerEvent = (
 
 @dataclass(frozen=True, slots=True)
 class ReadView:
-    """Read the slot's view, then report ViewRead."""
+    """Read the slot's view, then report ViewRead: once for each ReadView, late or not."""
 
     slot: int
 
@@ -247,7 +261,7 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class HeadsKnown:
-    """Last committed seqs: [(session, seq)]."""
+    """Last committed seqs: [(session, seq)]. Sessions that have to be loaded come later."""
 
     token: Any
     heads: list[tuple[str, int]]
@@ -317,6 +331,8 @@ class MemberState:
     complete: bool = False
     commit_lsn: int = 0
     down_since_ms: int | None = None
+    silent_since_ms: int | None = None
+    """It has not answered since, although records were sent again."""
     needs: int = 0
     """Times in a row that it asked for records which it has acknowledged."""
 
@@ -328,7 +344,9 @@ class Lookup:
     number: int
     sessions: tuple[str, ...]
     send: Send | None
-    due_ms: int
+    floor_lsn: int
+    """The answer must come from tables that have applied so much."""
+    due_ms: int = 0
     tries: int = 0
 
 
@@ -370,7 +388,12 @@ class SlotOwner:
         self._lookups: dict[int, Lookup] = {}
         self._lookup_number = 0
         self._loading: set[str] = set()
-        self._heads: list[tuple[Any, tuple[str, ...]]] = []
+        self._heads: dict[str, list[Any]] = {}
+        """Who asked for the heads of sessions that are being loaded."""
+        self._heads_waiting = 0
+        self._reads_open = 0
+        self._read_knowing = 0
+        """The highest promise that was known when the view was last asked for."""
         self._dropped_for = 0
         self._evict_ms = 0
         self._now_ms = 0
@@ -412,8 +435,10 @@ class SlotOwner:
     def deadline_ms(self) -> int | None:
         """When the machine next wants a Tick."""
         dues = [self._due_ms, self._resend_ms, self._tell_commit_ms]
-        dues += [lookup.due_ms for lookup in self._lookups.values()]
         if self.phase is Phase.SERVING:
+            dues += [lookup.due_ms for lookup in self._lookups.values()]
+            if len(self.serving.sessions) > self.serving.limits.sessions_max:
+                dues.append(self._evict_ms)
             dues += [
                 state.down_since_ms + self._settings.replace_after_ms
                 for state in self.members.values()
@@ -447,6 +472,11 @@ class SlotOwner:
         self.attempt = None
         self._resend_ms = self._tell_commit_ms = None
         self._due_ms = self._now_ms + self._settings.attempt_ms
+        self._read_view()
+
+    def _read_view(self) -> None:
+        self._reads_open += 1
+        self._read_knowing = self._promised_max
         self._effects.append(ReadView(self.slot))
 
     def _retry(self, reason: str) -> None:
@@ -481,27 +511,41 @@ class SlotOwner:
     def _forget_state(self) -> None:
         """Nothing in memory may outlive a foreign epoch."""
         answers = self.serving.abandon()
+        asked = [lookup.send for lookup in self._lookups.values() if lookup.send is not None]
+        answers += [refused(send.token, Unknown.code) for send in asked]
         if answers:
             self._effects.append(Answered(answers))
         self.members = {}
         self._lookups = {}
         self._loading = set()
-        self._heads = []
+        self._heads = {}
+        self._heads_waiting = 0
         self._lineage = 0
 
     def _view_read(self, view: View | None) -> None:
+        self._reads_open = max(0, self._reads_open - 1)
         if self.phase is Phase.READING:
             if view is None:
                 self._retry("the view store does not answer, or has no view of the slot")
             elif view.epoch < self._promised_max:
-                self._halt(
-                    f"the view store offers epoch {view.epoch}, a replica has promised"
-                    f" {self._promised_max}: the store was rolled back (see im-actors repair)"
-                )
+                self._view_is_older(view)
             else:
                 self._claim(view)
         elif self.phase in (Phase.CLAIMING, Phase.ACTIVATING):
             self._swap_outcome(view)
+
+    def _view_is_older(self, view: View) -> None:
+        """A replica has promised more than the store offers: either the store was rolled back, or
+        this is the late answer to a read from before that promise."""
+        if self._reads_open:
+            return
+        if view.epoch >= self._read_knowing:
+            self._read_view()
+            return
+        self._halt(
+            f"the view store offers epoch {view.epoch}, a replica has promised"
+            f" {self._promised_max}: the store was rolled back (see im-actors repair)"
+        )
 
     def _claim(self, view: View) -> None:
         fresh = view.owner != self.me or view.epoch != self._lineage
@@ -517,7 +561,7 @@ class SlotOwner:
             return
         if view is None:
             # Unknown is not failed: read until it is known which of the two it was.
-            self._effects.append(ReadView(self.slot))
+            self._read_view()
             return
         self._swap_outcome(view)
 
@@ -526,7 +570,7 @@ class SlotOwner:
         assert attempt is not None
         old, new = self._swap_of(attempt)
         if view is None:
-            self._effects.append(ReadView(self.slot))
+            self._read_view()
         elif view == old:
             # Not there (yet): the same swap again can take effect only once.
             self._effects.append(SwapView(old, new))
@@ -564,7 +608,7 @@ class SlotOwner:
         attempt = self.attempt
         assert attempt is not None
         if member in self._up and member not in attempt.sealed:
-            attempt.asked_ms[member] = self._now_ms
+            attempt.asked_ms.setdefault(member, self._now_ms)
             message = Seal(self.slot, attempt.claim.epoch, attempt.claim)
             self._effects.append(ToReplica(member, message))
 
@@ -579,27 +623,33 @@ class SlotOwner:
             return
         spares = self._spares(view.members)
         if len(usable) < COPIES:
-            self._seal_spares(COPIES - len(usable), spares)
+            self._seal_spares(attempt, usable, spares)
         members = choose_members(view, attempt.sealed, self._replicas, spares)
         if members is not None:
             self._copy(attempt, members)
 
-    def _seal_spares(self, lacking: int, spares: tuple[Member, ...]) -> None:
-        attempt = self.attempt
-        assert attempt is not None
-        asked = [spare for spare in spares if spare in attempt.asked_ms and spare in self._up]
-        for spare in [s for s in spares if s in self._up and s not in asked]:
-            if len(asked) >= lacking:
-                return
-            self._seal(spare)
-            asked.append(spare)
+    def _seal_spares(
+        self, attempt: Attempt, usable: list[Member], spares: tuple[Member, ...]
+    ) -> None:
+        """Ask as many spares as are lacking. One that stays silent is not waited for alone."""
+        overdue_ms = self._now_ms - self._settings.seal_wait_ms
+        able = [
+            spare
+            for spare in spares
+            if spare in attempt.sealed
+            or (spare in self._up and attempt.asked_ms.get(spare, self._now_ms) > overdue_ms)
+        ]
+        for spare in fill_up(usable, able, self._replicas):
+            if spare not in attempt.asked_ms:
+                self._seal(spare)
 
     def _spares(self, members: tuple[Member, ...]) -> tuple[Member, ...]:
         ranked = [info.member for info in ranked_replicas(self.slot, self._replicas)]
         return tuple(member for member in ranked if member not in members)
 
     def _spare_is_up(self) -> bool:
-        return any(spare in self._up for spare in self._spares(tuple(self.members)))
+        others = (info.member for info in self._replicas)
+        return any(spare in self._up and spare not in self.members for spare in others)
 
     def _sealed(self, member: Member, answer: Sealed) -> None:
         attempt = self.attempt
@@ -643,9 +693,21 @@ class SlotOwner:
         if not answer.records:
             self._retry(f"{member.replica} does not give its records from {expected} on")
             return
+        if not self._is_of_log(plan, expected, answer.records):
+            self._retry(f"{member.replica} gives damaged records from {expected} on")
+            return
         attempt.tail.extend(answer.records)
         self._fetch_tail(attempt, plan)
         self._copy_progress(attempt, plan)
+
+    def _is_of_log(self, plan: Plan, first_lsn: int, records: tuple[Record, ...]) -> bool:
+        return all(
+            record.lsn == first_lsn + index
+            and record.lsn <= plan.last_lsn
+            and record.epoch == epoch_at(plan.epochs, record.lsn)
+            and record_intact(self.slot, record)
+            for index, record in enumerate(records)
+        )
 
     def _prepared(self, member: Member, answer: Prepared) -> None:
         attempt = self.attempt
@@ -662,11 +724,10 @@ class SlotOwner:
     def _open(self, attempt: Attempt, plan: Plan) -> None:
         """Append what each member lacks, and the EpochStart: it makes the kept log win over any
         older tail, whatever its length."""
-        if attempt.tail:
-            last_key = record_keys(attempt.tail[-1].payload)[1]
-            self.serving.last_key = max(self.serving.last_key, last_key)
-        self.serving.last_key = next_key(self.serving.last_key, self._now_ms, self.slot)
-        key = self.serving.last_key
+        key = record_keys(attempt.tail[-1].payload)[1] if attempt.tail else 0
+        if attempt.fresh or not key:
+            self.serving.last_key = key = next_key(key, self._now_ms, self.slot)
+        # A live owner's open events have their keys already, and they come after this record.
         attempt.opening = epoch_start(self.slot, plan.last_lsn + 1, self.epoch, key)
         self.phase = Phase.OPENING
         self.members = {
@@ -760,6 +821,7 @@ class SlotOwner:
             self._effects.append(Answered(refusals))
             return
         if self._apply_lag() > self.serving.limits.apply_lag_lsns_max:
+            self._watch_members()
             refusals = [refused(send.token, Overloaded.code) for send in sends]
             self._effects.append(Answered(refusals))
             return
@@ -772,8 +834,8 @@ class SlotOwner:
         return self.last_lsn - min(state.applied_lsn for state in self.members.values())
 
     def _continue_serving(self) -> None:
-        if self.serving.waiting or self._heads:
-            self._load_sessions()
+        if self.serving.waiting:
+            self._load_sessions(self.serving.waiting)
         if self.serving.ancient:
             self._find_keys()
         self._flush()
@@ -822,6 +884,7 @@ class SlotOwner:
         state.commit_lsn = max(state.commit_lsn, answer.commit_lsn)
         state.applied_lsn = max(state.applied_lsn, answer.applied_lsn)
         state.needs = 0
+        state.silent_since_ms = None
         became_complete = answer.complete and not state.complete
         state.complete = answer.complete
         if self.phase is Phase.OPENING:
@@ -850,7 +913,9 @@ class SlotOwner:
 
     def _lags(self, state: MemberState) -> bool:
         known = state.durable_lsn >= self.last_lsn and state.commit_lsn >= self.commit_lsn
-        return not (known and state.complete)
+        # While its lag holds up admission, no append would bring the news that it has caught up.
+        applied = self.last_lsn - state.applied_lsn <= self.serving.limits.apply_lag_lsns_max
+        return not (known and applied and state.complete)
 
     def _all_complete(self) -> bool:
         return all(state.complete for state in self.members.values())
@@ -913,6 +978,11 @@ class SlotOwner:
                 self._step_down(f"{member.replica} has promised epoch {answer.promised}")
             elif self.phase not in (Phase.READING, Phase.WAITING):
                 self._retry(f"{member.replica} has promised epoch {answer.promised}")
+        elif self.phase is Phase.SEALING and answer.promised == self.epoch:
+            self._halt(
+                f"{member.replica} has promised epoch {self.epoch} to another owner: the view store"
+                " gave one epoch twice, it was rolled back (see im-actors repair)"
+            )
         elif self.phase is Phase.SERVING and member in self.members:
             self._start(f"{member.replica} refuses: {answer.reason}")
         elif self.phase in (Phase.COPYING, Phase.OPENING):
@@ -934,36 +1004,40 @@ class SlotOwner:
     # -- session states ------------------------------------------------------------------------
 
     def _heads_asked(self, token: Any, sessions: tuple[str, ...]) -> None:
-        if self.phase is Phase.SERVING and len(self._heads) < HEADS_WAITING_MAX:
-            self._heads.append((token, sessions))
-            self._continue_serving()
+        if self.phase is not Phase.SERVING:
+            return  # The asker hears of the new view, and asks again.
+        known = [s for s in sessions if self._is_loaded(s)]
+        if known:
+            self._effects.append(HeadsKnown(token, [(s, self._head(s)) for s in known]))
+        unknown = [s for s in sessions if not self._is_loaded(s)]
+        room = HEADS_WAITING_MAX - self._heads_waiting
+        for session in unknown[:room]:
+            self._heads.setdefault(session, []).append(token)
+            self._heads_waiting += 1
+        self._load_sessions(unknown[:room])
 
-    def _answer_heads(self) -> None:
-        still: list[tuple[Any, tuple[str, ...]]] = []
-        for token, sessions in self._heads:
-            known = [s for s in sessions if self._is_loaded(s)]
-            if known:
-                heads = [(s, self.serving.sessions[s].committed_seq) for s in known]
-                self._effects.append(HeadsKnown(token, heads))
-            unknown = tuple(s for s in sessions if not self._is_loaded(s))
-            if unknown:
-                still.append((token, unknown))
-        self._heads = still
+    def _head(self, session: str) -> int:
+        return self.serving.sessions[session].committed_seq
+
+    def _answer_heads(self, sessions: Iterable[str]) -> None:
+        heads: dict[Any, list[tuple[str, int]]] = {}
+        for session in sessions:
+            tokens = self._heads.pop(session, [])
+            self._heads_waiting -= len(tokens)
+            for token in tokens:
+                heads.setdefault(token, []).append((session, self._head(session)))
+        self._effects += [HeadsKnown(token, known) for token, known in heads.items()]
 
     def _is_loaded(self, session: str) -> bool:
         state = self.serving.sessions.get(session)
         return state is not None and state.loaded
 
-    def _load_sessions(self) -> None:
-        if self._heads:
-            self._answer_heads()
-        wanted = {s for _, sessions in self._heads for s in sessions}
-        wanted.update(self.serving.waiting)
-        fresh = sorted(wanted - self._loading)
+    def _load_sessions(self, wanted: Iterable[str]) -> None:
+        fresh = sorted({session for session in wanted if session not in self._loading})
         for start in range(0, len(fresh), LOAD_SESSIONS_MAX):
             names = tuple(fresh[start : start + LOAD_SESSIONS_MAX])
             self._loading.update(names)
-            self._ask(Lookup(self._next_lookup(), names, None, 0))
+            self._ask(Lookup(self._next_lookup(), names, None, self._floor_lsn))
 
     def _next_lookup(self) -> int:
         self._lookup_number += 1
@@ -971,8 +1045,15 @@ class SlotOwner:
 
     def _find_keys(self) -> None:
         ancient, self.serving.ancient = self.serving.ancient, []
-        for send in ancient:
-            self._ask(Lookup(self._next_lookup(), (), send, 0))
+        room = KEY_LOOKUPS_MAX - sum(not look.sessions for look in self._lookups.values())
+        for send in ancient[:room]:
+            # It is committed, perhaps only just: the tables must have come so far.
+            last_lsn = self.serving.sessions[send.session].last_lsn
+            floor_lsn = max(self._floor_lsn, last_lsn)
+            self._ask(Lookup(self._next_lookup(), (), send, floor_lsn))
+        refusals = [refused(send.token, Overloaded.code) for send in ancient[room:]]
+        if refusals:
+            self._effects.append(Answered(refusals))
 
     def _ask(self, lookup: Lookup) -> None:
         """Ask the next complete member; none: wait, unknown is never taken for absent."""
@@ -985,7 +1066,7 @@ class SlotOwner:
         ready.sort(key=lambda m: self.members[m].applied_lsn, reverse=True)
         member = ready[lookup.tries % len(ready)]
         lookup.tries += 1
-        send, floor = lookup.send, self._floor_lsn
+        send, floor = lookup.send, lookup.floor_lsn
         message: LoadSessions | FindKey
         if send is None:
             message = LoadSessions(self.slot, self.epoch, lookup.number, floor, lookup.sessions)
@@ -995,23 +1076,30 @@ class SlotOwner:
         self._effects.append(ToReplica(member, message))
 
     def _sessions_loaded(self, answer: SessionsLoaded) -> None:
-        lookup = self._lookups.get(answer.request)
-        if lookup is None or answer.epoch != self.epoch or not answer.ready:
-            return  # A refusal waits for the lookup's deadline, so that lagging tables catch up.
-        del self._lookups[answer.request]
+        lookup = self._answered_lookup(answer)
+        if lookup is None:
+            return
         self._loading.difference_update(lookup.sessions)
+        assert len(answer.images) == len(lookup.sessions), "a session is missing in the answer"
         answers: list[Answer] = []
         for image in answer.images:
             answers += self.serving.loaded(image, self.epoch, self._now_ms)
         if answers:
             self._effects.append(Answered(answers))
+        self._answer_heads(lookup.sessions)
         self._continue_serving()
 
+    def _answered_lookup(self, answer: SessionsLoaded | KeyFound) -> Lookup | None:
+        """The lookup that this answers; None if it is not the time or the place. A refusal waits
+        for the lookup's deadline, so that lagging tables catch up."""
+        if self.phase is not Phase.SERVING or answer.epoch != self.epoch or not answer.ready:
+            return None
+        return self._lookups.pop(answer.request, None)
+
     def _key_found(self, answer: KeyFound) -> None:
-        lookup = self._lookups.get(answer.request)
-        if lookup is None or answer.epoch != self.epoch or not answer.ready:
+        lookup = self._answered_lookup(answer)
+        if lookup is None:
             return
-        del self._lookups[answer.request]
         send = lookup.send
         assert send is not None
         if not answer.seq:
@@ -1020,7 +1108,8 @@ class SlotOwner:
                     self.slot, f"no event for the used key {send.session!r} {send.device} {send.n}"
                 )
             )
-            self._effects.append(Answered([refused(send.token, KeyConflict.code)]))
+            # Unknown is never taken for absent: nobody is told that the key was free.
+            self._effects.append(Answered([refused(send.token, Unknown.code)]))
             return
         same = answer.checksum == body_checksum(send.kind, send.body)
         if same or send.kind == EventKind.VOID:
@@ -1041,15 +1130,23 @@ class SlotOwner:
                 self._seal(member)
             self._seal_progress()
         elif self.phase is Phase.SERVING and member in self.members:
-            self.members[member].down_since_ms = None
+            state = self.members[member]
+            state.down_since_ms = state.silent_since_ms = None
+            # Restarted, perhaps: it may believe in less than it said, until it hears it again.
+            state.commit_lsn = 0
             self._resend(member)
+            self._watch_members()
         elif self.phase is Phase.SERVING:
             self._drop_spares()
             self._replace_lost()
 
     def _member_down(self, member: Member) -> None:
         self._up.discard(member)
-        if self.phase in (Phase.COPYING, Phase.OPENING):
+        if self.phase is Phase.SEALING:
+            assert self.attempt is not None
+            # Its answer would be waited on in vain; a spare may be at hand.
+            self.attempt.sealed.pop(member, None)
+        elif self.phase in (Phase.COPYING, Phase.OPENING):
             assert self.attempt is not None
             assert self.attempt.plan is not None
             if member in self.attempt.plan.members:
@@ -1080,7 +1177,10 @@ class SlotOwner:
         if self.phase is Phase.SEALING:
             assert attempt is not None
             self._due_ms = self._now_ms + self._settings.seal_wait_ms
-            for member in {*attempt.claim.members, *attempt.asked_ms}:
+            silent = [m for m in attempt.claim.members if m not in attempt.sealed]
+            self.reason = "waits for " + ", ".join(m.replica for m in silent or attempt.asked_ms)
+            # In the order of asking, so that a run can be repeated.
+            for member in dict.fromkeys((*attempt.claim.members, *attempt.asked_ms)):
                 self._seal(member)
             self._seal_progress()
         elif self.phase is Phase.WAITING:
@@ -1088,7 +1188,7 @@ class SlotOwner:
         elif self.phase in (Phase.CLAIMING, Phase.ACTIVATING):
             # The outcome of a swap must be known before anything else is tried.
             self._due_ms = self._now_ms + self._settings.attempt_ms
-            self._effects.append(ReadView(self.slot))
+            self._read_view()
         else:
             self._retry(f"no progress while {self.phase.value}")
 
@@ -1097,6 +1197,8 @@ class SlotOwner:
         self._watch_members()
         for member, state in self.members.items():
             if self._lags(state):
+                if state.silent_since_ms is None:
+                    state.silent_since_ms = self._now_ms
                 self._resend(member)
 
     def _replace_lost(self) -> None:
@@ -1108,7 +1210,11 @@ class SlotOwner:
             since = state.down_since_ms
             # A replica that came back with another disk will never be this member again.
             other_disk = disks.get(member.replica, member.disk) != member.disk
-            if since is not None and (since <= limit or other_disk):
+            if since is not None and other_disk:
+                since = limit
+            if since is None:
+                since = state.silent_since_ms
+            if since is not None and since <= limit:
                 self._start(f"{member.replica} is lost, a spare takes its place")
                 return
 
@@ -1116,7 +1222,8 @@ class SlotOwner:
         self._evict_ms = self._now_ms + self._settings.idle_session_ms // 4
         tables = [state.applied_lsn for state in self.members.values() if state.complete]
         idle_before = self._now_ms - self._settings.idle_session_ms
-        floor = self.serving.evict(idle_before, max(tables, default=0))
+        keys = {lookup.send.session for lookup in self._lookups.values() if lookup.send}
+        floor = self.serving.evict(idle_before, max(tables, default=0), self._loading | keys)
         self._floor_lsn = max(self._floor_lsn, floor)
 
     def _note(self, text: str) -> None:

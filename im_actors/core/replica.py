@@ -302,11 +302,15 @@ def log_from_disk(slot: int, meta: bytes | None, heads: Iterable[Any], applied_l
             commit,
         )
     last = max(log.from_lsn - 1, applied_lsn if applied_lsn >= log.from_lsn else 0)
+    before = 0
     for head in heads:
-        log.checksums[head.lsn] = head.checksum
+        if head.lsn > applied_lsn:
+            log.checksums[head.lsn] = head.checksum
         log.commit_lsn = max(log.commit_lsn, head.commit_lsn)
         if head.lsn < log.from_lsn:
-            log.drain_lsn = head.lsn
+            if log.drain_lsn and log.holds(log.drain_lsn, head.lsn) and head.lsn != before + 1:
+                raise CorruptData(f"slot {slot}: the journal lacks lsn {before + 1}")
+            log.drain_lsn = before = head.lsn
         if head.lsn < log.from_lsn or head.lsn <= last:
             continue
         if head.lsn != last + 1:
@@ -441,18 +445,20 @@ class Replica:
     def _fresh_records(self, log: SlotLog, request: Append) -> tuple[Record, ...] | None:
         """The records that are not here yet; None when one contradicts what is here."""
         slot = request.slot
+        known_count = 0
         for index, record in enumerate(request.records):
             if record.lsn != request.prev_lsn + 1 + index or not record_intact(slot, record):
                 self._alarm(slot, f"record {record.lsn} of an append is damaged")
                 return None
             if record.lsn > log.last_lsn:
-                return request.records[index:]
+                continue
+            known_count = index + 1
             known = log.checksums.get(record.lsn)
             same_epoch = epoch_at(log.epochs, record.lsn) == record.epoch
             if not same_epoch or known not in (None, record.checksum):
                 self._alarm(slot, f"two contents for lsn {record.lsn} epoch {record.epoch}")
                 return None
-        return ()
+        return request.records[known_count:]
 
     def _store_records(
         self, slot: int, log: SlotLog, records: tuple[Record, ...], commit_lsn: int
@@ -500,7 +506,7 @@ class Replica:
             return
         if log.epochs and log.epochs[-1][0] == epoch:
             # Late or repeated: what this epoch wrote must not be cut by its own beginning.
-            self._refuse(peer, request, log, "records of this epoch are here")
+            self._send(peer, Prepared(slot, epoch, log.last_lsn))
             return
         hole = start_lsn > keep_lsn + 1
         if hole and log.from_lsn == start_lsn:
@@ -512,7 +518,8 @@ class Replica:
         if keep_lsn < log.last_lsn:
             self._cut(slot, log, keep_lsn)
         if hole:
-            log.drain_lsn = keep_lsn if log.applied_lsn < keep_lsn else 0
+            # An earlier hole's drain may still be under way, below a mark that is already higher.
+            log.drain_lsn = max(log.drain_lsn, keep_lsn if log.applied_lsn < keep_lsn else 0)
             log.held.append([start_lsn, start_lsn - 1])
             log.epochs = cut_epochs(epochs, start_lsn - 1)
             log.applied_lsn = start_lsn - 1

@@ -19,6 +19,9 @@ class Admission(IntEnum):
     CONFLICT = 3
     ANCIENT = 4
     """A resend from before what is remembered here: history knows its seq."""
+    FULL = 5
+    """DEVICE_WINDOW sends of this device are not committed yet. One more would push an uncommitted
+    one out of what is remembered, and history would be asked for what it cannot have."""
 
 
 class Admitted(NamedTuple):
@@ -69,6 +72,9 @@ class SessionState:
                 return Admitted(Admission.GAP, 1)
             state = self.devices[device] = DeviceState()
         if n == state.last_n + 1:
+            recent = state.recent
+            if len(recent) == DEVICE_WINDOW and recent[0][0] > self.committed_seq:
+                return Admitted(Admission.FULL, 0)
             self.last_seq += 1
             state.add(n, self.last_seq, checksum)
             return Admitted(Admission.NEW, self.last_seq)

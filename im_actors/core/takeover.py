@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from im_actors.core.epochs import common_prefix, cut_epochs, epoch_at
@@ -67,16 +68,26 @@ def choose_members(
 
     ``spares`` are in order of preference. None: there are fewer than three.
     """
-    host_of = {info.member: info.host for info in replicas}
     chosen = [member for member in view.members if member in usable]
-    waiting = [spare for spare in spares if spare in usable and spare not in chosen]
+    filled = fill_up(chosen, [spare for spare in spares if spare in usable], replicas)
+    return tuple(filled) if len(filled) == COPIES else None
+
+
+def fill_up(
+    members: Sequence[Member], spares: Sequence[Member], replicas: Sequence[ReplicaInfo]
+) -> list[Member]:
+    """``members`` and as many of ``spares`` as are lacking: the first ones on hosts of their own,
+    then simply the first ones."""
+    host_of = {info.member: info.host for info in replicas}
+    chosen = list(members)
+    waiting = [spare for spare in spares if spare not in chosen]
     while len(chosen) < COPIES and waiting:
         taken = {host_of.get(member) for member in chosen}
         apart = [spare for spare in waiting if host_of.get(spare) not in taken]
         spare = (apart or waiting)[0]
         chosen.append(spare)
         waiting.remove(spare)
-    return tuple(chosen) if len(chosen) == COPIES else None
+    return chosen
 
 
 def make_plan(
@@ -104,8 +115,13 @@ def make_plan(
         copy_from = commit_lsn - copy_records_max
         prepare = _prepare(slot, epoch, usable[member], log, commit_lsn, copy_from)
         prepares.append((member, prepare))
-    tables = [answer.applied_lsn for answer in usable.values() if answer.complete]
-    floor_lsn = max(min(max(tables, default=0), last_lsn), log.from_lsn - 1)
+    tables = [
+        usable[member].applied_lsn
+        for member, prepare in prepares
+        if usable[member].complete and prepare.start_lsn == prepare.keep_lsn + 1
+    ]
+    # No complete member: the one that first becomes complete has applied all that is committed.
+    floor_lsn = max(min(max(tables, default=commit_lsn), last_lsn), log.from_lsn - 1)
     starts = [prepare.start_lsn for _, prepare in prepares]
     # The last record is read in any case: it says where the message keys go on.
     fetch_from = max(log.from_lsn, 1, min([*starts, floor_lsn + 1, last_lsn]))

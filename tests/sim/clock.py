@@ -7,6 +7,9 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+ROLL_BACKS = 0.04
+"""Share of the seeds in which the view store loses its last changes. It is to be noticed."""
+
 
 class Clock:
     """A heap of callbacks. Time passes only between them."""
@@ -46,10 +49,13 @@ class Faults:
     partition: float = 0.0
     one_way: float = 0.0
     wipe_disk: float = 0.0
+    flip_bit: float = 0.0
+    stuck_disk: float = 0.0
     torn_batch: float = 0.0
     slow_sync: float = 0.0
     store_slow: float = 0.0
     store_reply_lost: float = 0.0
+    roll_back: float = 0.0
     needless_take: float = 0.0
     counts: dict[str, int] = field(default_factory=dict)
 
@@ -64,10 +70,14 @@ class Faults:
         ranges = {
             "drop": 0.08, "duplicate": 0.15, "slow": 0.15, "crash_replica": 0.6,
             "crash_shard": 0.6, "pause_shard": 0.4, "partition": 0.5, "one_way": 0.4,
-            "wipe_disk": 0.15, "torn_batch": 0.9, "slow_sync": 0.1, "store_slow": 0.4,
-            "store_reply_lost": 0.4, "needless_take": 0.6,
+            "wipe_disk": 0.15, "flip_bit": 0.1, "torn_batch": 0.02, "slow_sync": 0.1,
+            "stuck_disk": 0.01, "store_slow": 0.4, "store_reply_lost": 0.4, "needless_take": 0.6,
         }  # fmt: skip
         chosen = {k: rng.uniform(0.1, 1.0) * top for k, top in ranges.items() if rng.random() < 0.5}
+        if rng.random() < ROLL_BACKS:
+            # With a disk lost as well, nobody may be left who knows that the store went back.
+            chosen = {k: v for k, v in chosen.items() if k not in ("wipe_disk", "flip_bit")}
+            chosen["roll_back"] = 1.0
         return cls(**chosen)
 
     def heal(self) -> None:

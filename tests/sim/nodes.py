@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from im_actors.core import invariants, sessions
 from im_actors.core import owner as own
 from im_actors.core import replica as rep
 from im_actors.core.messages import (
@@ -13,11 +14,11 @@ from im_actors.core.messages import (
     Fetch,
     Fetched,
     KeyFound,
+    Sealed,
     SessionImage,
     SessionsLoaded,
 )
 from im_actors.core.model import (
-    DEVICE_WINDOW,
     Event,
     Member,
     Record,
@@ -25,8 +26,10 @@ from im_actors.core.model import (
     body_checksum,
     decode_event,
     record_events,
+    record_intact,
 )
 from im_actors.core.storage_ops import CutRecords, DropSlot, StoreMeta, StoreRecords
+from im_actors.errors import CorruptData
 
 if TYPE_CHECKING:
     from tests.sim.world import World
@@ -49,6 +52,8 @@ class Disk:
         self.history: dict[int, dict[int, Record]] = {}
         self.applied: dict[int, int] = {}
         self.events: dict[str, dict[int, Event]] = {}
+        self.damaged = False
+        """A record in the journal is not what was written, or is gone."""
         self.ever: dict[tuple[int, int], set[int]] = {}
         """Checksums that were durable here at some time: a cut or a drop does not undo that."""
 
@@ -78,6 +83,22 @@ class Disk:
                 event = decode_event(data)
                 self.events.setdefault(event.session, {})[event.seq] = event
 
+    def damage(self, rng: random.Random) -> bool:
+        """Flip a bit in a journaled record, or lose one from the middle of a log."""
+        found = [(slot, lsn) for slot, rows in self.journal.items() for lsn in sorted(rows)[:-1]]
+        if not found:
+            return False
+        slot, lsn = rng.choice(found)
+        rows = self.journal[slot]
+        record, commit_lsn = rows[lsn]
+        lost = lsn > self.applied.get(slot, 0) and lsn - 1 in rows and lsn + 1 in rows
+        if lost and rng.random() < 0.5:
+            del rows[lsn]
+        else:
+            rows[lsn] = (record._replace(payload=record.payload + b"!"), commit_lsn)
+        self.damaged = True
+        return True
+
     def drop_history(self, slot: int, slot_of: Callable[[str], int]) -> None:
         self.history.pop(slot, None)
         self.applied.pop(slot, None)
@@ -88,6 +109,9 @@ class Disk:
         row = self.journal.get(slot, {}).get(lsn)
         return row[0] if row else self.history.get(slot, {}).get(lsn)
 
+    def in_history(self, slot: int, lsn: int) -> bool:
+        return lsn in self.history.get(slot, {})
+
     def image(self, session: str) -> SessionImage:
         events = self.events.get(session, {})
         devices: dict[str, list[Event]] = {}
@@ -97,7 +121,9 @@ class Disk:
             DeviceImage(
                 device,
                 sent[-1].n,
-                tuple((e.seq, body_checksum(e.kind, e.body)) for e in sent[-DEVICE_WINDOW:]),
+                tuple(
+                    (e.seq, body_checksum(e.kind, e.body)) for e in sent[-sessions.DEVICE_WINDOW :]
+                ),
             )
             for device, sent in devices.items()
         )
@@ -122,24 +148,42 @@ class SimReplica:
 
     def start(self) -> None:
         """Come up with what the disk holds."""
-        disk = self.disk
         self.life += 1
         self.queue, self.syncing = [], False
-        logs = {}
-        for slot in set(disk.meta) | set(disk.journal):
-            heads = [
-                Head(lsn, record.epoch, record.checksum, commit)
-                for lsn, (record, commit) in sorted(disk.journal.get(slot, {}).items())
-            ]
-            meta = disk.meta.get(slot)
-            if rep.drop_unfinished(meta):
-                disk.drop_history(slot, self.world.slot_of)
-            logs[slot] = rep.log_from_disk(slot, meta, heads, disk.applied.get(slot, 0))
+        damaged = self.disk.damaged
+        try:
+            logs = self.load(self.disk)
+        except CorruptData:
+            if not damaged:
+                raise
+            # What was there is unknown, never absent: a new disk, another member.
+            self.wipe()
+            logs = {}
+        else:
+            if damaged:
+                self.world.fail(f"{self.name} did not notice its damaged journal")
+        disk = self.disk
         self.machine = rep.Replica(self.name, disk.identity, logs)
         self.run(self.machine.handle(rep.PeersChanged(self.world.replica_names()), self.now))
         for slot, log in logs.items():
             self.world.clock.later(1, self.alive(lambda s=slot, n=log: self.apply(s, n.commit_lsn)))
         self.world.clock.later(20, self.alive(self.tick))
+
+    def load(self, disk: Disk) -> dict[int, rep.SlotLog]:
+        logs = {}
+        for slot in sorted(set(disk.meta) | set(disk.journal)):
+            rows = sorted(disk.journal.get(slot, {}).items())
+            if not all(record_intact(slot, record) for _, (record, _) in rows):
+                raise CorruptData(f"a wrong checksum in slot {slot}")
+            heads = [
+                Head(lsn, record.epoch, record.checksum, commit)
+                for lsn, (record, commit) in rows
+            ]  # fmt: skip
+            meta = disk.meta.get(slot)
+            if rep.drop_unfinished(meta):
+                disk.drop_history(slot, self.world.slot_of)
+            logs[slot] = rep.log_from_disk(slot, meta, heads, disk.applied.get(slot, 0))
+        return logs
 
     @property
     def now(self) -> int:
@@ -152,14 +196,16 @@ class SimReplica:
 
     def crash(self) -> None:
         self.machine = None
-        faults, rng = self.world.faults, self.world.rng
-        if self.queue and faults.torn_batch and rng.random() < faults.torn_batch:
-            # Some transactions reached the disk and nobody was told.
-            faults.happened("torn_batch")
-            for ops, _ in self.queue[: rng.randint(1, len(self.queue))]:
-                for op in ops:
-                    self.disk.write(op)
         self.queue = []
+
+    def tear(self) -> None:
+        """A crash in the middle of a sync: some transactions reached the disk, nobody was told."""
+        self.world.faults.happened("torn_batch")
+        for ops, _ in self.queue[: self.world.rng.randint(0, len(self.queue))]:
+            for op in ops:
+                self.disk.write(op)
+        self.crash()
+        self.world.clock.later(self.world.rng.uniform(20, 2_000), lambda: self.world.revive(self))
 
     def wipe(self) -> None:
         self.wipes += 1
@@ -168,7 +214,7 @@ class SimReplica:
     def tick(self) -> None:
         assert self.machine
         self.run(self.machine.handle(rep.Tick(), self.now))
-        self.world.clock.later(50, self.alive(self.tick))
+        self.world.clock.later(100, self.alive(self.tick))
 
     def receive(self, peer: Any, disk: str, request: Any) -> None:
         if self.machine is not None and disk == self.disk.identity:
@@ -191,6 +237,11 @@ class SimReplica:
         if faults.slow_sync and rng.random() < faults.slow_sync:
             faults.happened("slow_sync")
             delay = rng.uniform(20, 400)
+        if faults.stuck_disk and rng.random() < faults.stuck_disk:
+            faults.happened("stuck_disk")
+            delay = rng.uniform(2_000, 15_000)
+        if faults.torn_batch and rng.random() < faults.torn_batch:
+            self.world.clock.later(rng.uniform(0, delay), self.alive(self.tear))
         self.world.clock.later(delay, self.alive(lambda: self.synced(len(self.queue))))
 
     def synced(self, count: int) -> None:
@@ -209,6 +260,9 @@ class SimReplica:
         for effect in effects:
             match effect:
                 case rep.Send(peer, message):
+                    if isinstance(message, Sealed):
+                        ledger, disk = world.ledger, self.disk.identity
+                        invariants.promise_given(ledger, disk, message.slot, message.epoch)
                     peer(self, message)
                 case rep.SendRecords(peer, slot, epoch, first, last, _):
                     count = world.rng.randint(1, 5)
@@ -217,9 +271,12 @@ class SimReplica:
                         for lsn in range(first, min(last, first + count - 1) + 1)
                     ]
                     records = tuple(r for r in found if r is not None)
-                    if len(records) < len(found):
+                    assert self.machine
+                    here = self.machine.logs[slot].holds(first, first + len(found) - 1)
+                    if len(records) < len(found) and here:
                         world.fail(f"{self.name} lacks a record of slot {slot} in {first}..{last}")
-                    peer(self, Fetched(slot, epoch, first, records))
+                    if len(records) == len(found):
+                        peer(self, Fetched(slot, epoch, first, records))
                 case rep.SendStates(peer, request):
                     images = tuple(self.disk.image(s) for s in request.sessions)
                     slot, epoch, number = request.slot, request.epoch, request.request
@@ -233,6 +290,7 @@ class SimReplica:
                 case rep.Forget():
                     pass
                 case rep.DropHistory(slot):
+                    world.met("dropped")
                     self.disk.drop_history(slot, world.slot_of)
                     assert self.machine
                     self.run(self.machine.handle(rep.HistoryDropped(slot), self.now))
@@ -296,7 +354,11 @@ class SimShard:
         self.tick_due = {}
         self.owners = {
             slot: own.SlotOwner(
-                slot, self.incarnation, random.Random(self.world.rng.random()), self.world.settings
+                slot,
+                self.incarnation,
+                random.Random(self.world.rng.random()),
+                self.world.settings,
+                self.world.limits,
             )
             for slot in range(self.world.slots)
         }
@@ -331,7 +393,8 @@ class SimShard:
     def handle(self, slot: int, event: Any) -> None:
         owner = self.owners[slot]
         effects = owner.handle(event, self.world.clock.now)
-        owner.validate()
+        if slot != self.world.rolled_back:
+            invariants.owner_stepped(self.world.ledger, owner, self.world.disks)
         for effect in effects:
             self.carry_out(slot, owner, effect)
         self.plan_tick(slot, owner)
@@ -365,10 +428,13 @@ class SimShard:
                 world.checker.published(self, slot, owner, events)
             case own.Activated(view):
                 world.checker.activated(self, view)
+                world.checker.opened(slot, owner)
                 world.routed(view)
             case own.Alarm(_, text):
-                world.fail(f"{self.incarnation} slot {slot}: {text}")
-            case own.SteppedDown() | own.HeadsKnown():
+                world.owner_alarm(self, slot, text)
+            case own.HeadsKnown(token, heads):
+                token(heads)
+            case own.SteppedDown():
                 pass
 
     def alive_with(self, slot: int, event: Any) -> Callable[[View | None], None]:
@@ -387,6 +453,8 @@ class Store:
     def __init__(self, world: World) -> None:
         self.world = world
         self.views: dict[int, View] = {}
+        self.past: dict[int, list[View]] = {}
+        """The views that each slot had before."""
 
     def read(self, slot: int, answer: Callable[[View | None], None]) -> None:
         self.delayed(lambda: self.reply(answer, self.views.get(slot)))
@@ -394,6 +462,7 @@ class Store:
     def swap(self, old: View, new: View, answer: Callable[[View | None], None]) -> None:
         def compare_and_swap() -> None:
             if self.views[old.slot] == old:
+                self.past.setdefault(old.slot, []).append(old)
                 self.views[old.slot] = new
                 self.world.checker.view_changed(old, new)
             self.reply(answer, self.views[old.slot])
@@ -414,4 +483,7 @@ class Store:
             faults.happened("store_reply_lost")
             self.world.clock.later(rng.uniform(10, 500), lambda: answer(None))
             return
-        self.world.clock.later(rng.uniform(0.1, 1), lambda: answer(view))
+        delay = rng.uniform(0.1, 1)
+        if faults.store_slow and rng.random() < faults.store_slow / 3:
+            delay = rng.uniform(50, 8_000)
+        self.world.clock.later(delay, lambda: answer(view))
