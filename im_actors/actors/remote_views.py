@@ -82,15 +82,18 @@ class ControllerViews:
             raise Unknown(f"the controller did not answer within {self._call_s:g} s") from None
 
     async def _ask_all(self) -> None:
-        while self._waiting:
-            # A question that was given up waiting is not asked late.
-            waiting = [entry for entry in self._waiting if not entry[0].done()]
-            batch, self._waiting = waiting[:BATCH_MAX], waiting[BATCH_MAX:]
-            if batch:
-                answers = await self._call([question for _, question in batch])
-                for (future, _), answer in zip(batch, answers, strict=True):
-                    _settle(future, answer)
-        self._asking = None
+        try:
+            while self._waiting:
+                # A question that was given up waiting is not asked late.
+                waiting = [entry for entry in self._waiting if not entry[0].done()]
+                batch, self._waiting = waiting[:BATCH_MAX], waiting[BATCH_MAX:]
+                if batch:
+                    answers = await self._call([question for _, question in batch])
+                    for (future, _), answer in zip(batch, answers, strict=True):
+                        _settle(future, answer)
+        finally:
+            # Whatever went wrong, the next question starts over.
+            self._asking = None
 
     async def _call(self, questions: list[Question]) -> list[Any]:
         failure: ImError
