@@ -24,6 +24,7 @@ from im_actors.errors import ImError, NotReachable, SetupError
 VERIFY_TIMEOUT_S = 900.0
 STATUS_TIMEOUT_S = 15.0
 RATE_SAMPLE_S = 0.5
+EXIT_INTERRUPTED = 130
 
 
 def register(add: AddCommand) -> None:
@@ -177,9 +178,7 @@ def up(args: argparse.Namespace) -> int:
         print_json({"data": str(data), "url": run.url, "ray": run.ray_address})
     else:
         print(f"serving at {run.url}", flush=True)
-    if args.foreground:
-        _stay(lambda: deploy.down(data, note))
-    return 0
+    return _stay(lambda: deploy.down(data, note)) if args.foreground else 0
 
 
 def up_settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -193,17 +192,24 @@ def up_settings(args: argparse.Namespace) -> dict[str, Any]:
     return settings
 
 
-def _stay(stop: Callable[[], None]) -> None:
-    """Wait for Ctrl-C or SIGTERM, then stop; a second signal does not interrupt that."""
+def _stay(stop: Callable[[], None]) -> int:
+    """Wait for Ctrl-C or SIGTERM, then stop; a second signal does not interrupt that. SIGTERM is
+    how a service manager ends what it runs, so it is a success."""
     asked = threading.Event()
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, lambda *_: asked.set()) for number in numbers}
+    numbers: list[int] = []
+
+    def ask(number: int, frame: object) -> None:
+        numbers.append(number)
+        asked.set()
+
+    before = {n: signal.signal(n, ask) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
         asked.wait()
         stop()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    return EXIT_INTERRUPTED if numbers[0] == signal.SIGINT else 0
 
 
 async def status(args: argparse.Namespace) -> int:

@@ -59,18 +59,19 @@ class Stage(Protocol):
 @dataclass(frozen=True, slots=True)
 class FaultPlan:
     """The faults, in order. ``call`` is an admin call; None when the cluster cannot be asked.
-    ``restart_all`` kills every process of the cluster and starts it again."""
+    ``kill_all`` kills every process of the cluster, ``start_all`` starts it again as it was."""
 
     kinds: tuple[str, ...] = ()
     call: Call | None = None
-    restart_all: Call | None = None
+    kill_all: Call | None = None
+    start_all: Call | None = None
 
     def validate(self) -> FaultPlan:
         """Itself; SetupError for faults that need a cluster that is not at hand."""
         for kind in self.kinds:
             if kind != "drop-connections" and self.call is None:
                 raise SetupError(f"{kind} needs the data directory of the running cluster: --data")
-            if kind == "kill-all" and self.restart_all is None:
+            if kind == "kill-all" and (self.kill_all is None or self.start_all is None):
                 raise SetupError("kill-all needs a cluster that im-actors up started here")
         return self
 
@@ -184,16 +185,21 @@ class Injector:
             count = self._stage.cut_connections()
             return Hit(kind, f"{count} connections", ordered_s, time.monotonic())
         if kind == "kill-all":
-            assert self._plan.restart_all is not None
-            ordered_s = time.monotonic()
-            # What is sent while the cluster is down counts as sent after the fault.
-            hit = Hit(kind, "every process", ordered_s, ordered_s)
-            await self._plan.restart_all()
-            return hit
+            return await self._restart_all(kind)
         hit = await self._aim(kind, what)
         hit.ordered_s = time.monotonic()
         await self._call("fault", action, hit.target)
         hit.done_s = time.monotonic()
+        return hit
+
+    async def _restart_all(self, kind: str) -> Hit:
+        kill_all, start_all = self._plan.kill_all, self._plan.start_all
+        assert kill_all is not None
+        assert start_all is not None
+        hit = Hit(kind, "every process", time.monotonic(), 0.0)
+        await kill_all()
+        hit.done_s = time.monotonic()
+        await start_all()
         return hit
 
     async def _call(self, method: str, *arguments: Any) -> Any:

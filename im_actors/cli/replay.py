@@ -125,6 +125,7 @@ class Replay:
         self._players: list[Player] = []
         self._readers: list[Client] = []
         self._acked = 0
+        self._given_up = False
         self._moved_s = 0.0
         self._milestones: list[tuple[float, asyncio.Event]] = []
         self._start_s = 0.0
@@ -219,11 +220,12 @@ class Replay:
         """Wait for the oldest ACK and book it with those that came with it. False: given up."""
         entry, sent = waiting[0]
         while sent.ack is None:
+            if self._given_up:
+                return False
             try:
                 await sent.acked(self._config.silence_s)
             except Unknown as error:
-                if time.monotonic() - self._moved_s >= self._config.silence_s:
-                    self._watcher.say(f"given up: {error}")
+                if self._is_hopeless(error):
                     return False
             except ImError as error:
                 # Refused for good; it stays in the ledger as sent and not ACKed.
@@ -240,6 +242,14 @@ class Replay:
             booked += 1
         self._note_acked(booked)
         return True
+
+    def _is_hopeless(self, error: ImError) -> bool:
+        """Whether nothing at all has moved for so long that the run ends here."""
+        silent = time.monotonic() - self._moved_s >= self._config.silence_s
+        if silent and not self._given_up:
+            self._given_up = True
+            self._watcher.say(f"given up: {error}")
+        return self._given_up
 
     def _note_acked(self, count: int) -> None:
         self._acked += count

@@ -10,6 +10,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +27,7 @@ from im_actors.cli.target import (
     token_maker,
     url_of,
 )
+from im_actors.errors import WrongDirectory
 from im_actors.server.cluster_file import read_run
 
 if TYPE_CHECKING:
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
 
 DEMO_FAULTS = "kill-shard,kill-replica,drop-connections,kill-gateway,kill-shard"
 ANOMALIES_SHOWN = 20
+RESTART_S = 20.0
+RESTART_TRY_S = 0.2
 
 
 def register(add: AddCommand) -> None:
@@ -165,11 +170,15 @@ async def play(
     else:
         url = parse_url(url_of(args))
         scheme, gateways = "ims" if url.tls else "im", [str(a) for a in url.addresses]
-    plan = FaultPlan(
-        tuple(_kinds(args)),
-        admin_call(running.data) if running is not None else None,
-        restarter(running) if running is not None else None,
-    ).validate()
+    plan = FaultPlan(tuple(_kinds(args)))
+    if running is not None:
+        plan = replace(
+            plan,
+            call=admin_call(running.data),
+            kill_all=partial(kill_all, running.data),
+            start_all=partial(start_all, running),
+        )
+    plan.validate()
     config = ReplayConfig(clients_max=args.clients, window=args.window, rate=rate)
     conversations = len({line.conversation for line in lines})
     progress.say(
@@ -193,21 +202,30 @@ def admin_call(data: Path) -> Callable[..., Awaitable[Any]]:
     return call
 
 
-def restarter(running: Running) -> Callable[..., Awaitable[None]]:
-    """Kills every process of the cluster and starts it again as it was."""
+async def kill_all(data: Path) -> None:
+    """SIGKILL to every process of the cluster."""
+    from im_actors.actors import deploy
 
-    async def restart() -> None:
-        from im_actors.actors import deploy
+    await asyncio.to_thread(deploy.kill_everything, data)
 
-        settings = running.run.settings
-        names = set(deploy.UpConfig.__dataclass_fields__) & set(settings)
-        config = deploy.UpConfig(
-            **{name: settings[name] for name in names} | {"data": running.data}
-        )
-        await asyncio.to_thread(deploy.kill_everything, running.data)
-        await asyncio.to_thread(deploy.up, config, _quietly)
 
-    return restart
+async def start_all(running: Running) -> None:
+    """Start the cluster again as it was."""
+    from im_actors.actors import deploy
+
+    settings = running.run.settings
+    names = set(deploy.UpConfig.__dataclass_fields__) & set(settings)
+    config = deploy.UpConfig(**{name: settings[name] for name in names} | {"data": running.data})
+    give_up_s = time.monotonic() + RESTART_S
+    while True:
+        try:
+            await asyncio.to_thread(deploy.up, config, _quietly)
+            return
+        except WrongDirectory:
+            # A process that was killed a moment ago may still hold its lock.
+            if time.monotonic() > give_up_s:
+                raise
+            await asyncio.sleep(RESTART_TRY_S)
 
 
 def tell(report: Report, progress: Progress, faults_asked: int) -> bool:

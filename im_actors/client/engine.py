@@ -155,7 +155,7 @@ class Engine:
         (effect,) = self.outbox.handle(event, self.now_ms())
         assert isinstance(effect, o.StoreRow)
         row = effect.row
-        sent = Sent(self, session, row.n, self._loop.time())
+        sent = Sent(self, session, row.n, time.monotonic())
         self.receipts.add(sent)
         if self.store.instant:
             self.store.save(row)
@@ -188,6 +188,8 @@ class Engine:
             raise _again(self.connection.dialer.refusal)
         if sent._waiter is None:
             sent._waiter = asyncio.get_running_loop().create_future()
+            # Who gave up waiting does not come back for the error.
+            sent._waiter.add_done_callback(asyncio.Future.exception)
         try:
             async with asyncio.timeout(timeout):
                 await asyncio.shield(sent._waiter)
@@ -393,7 +395,7 @@ class Engine:
                     self._send_rows(effect.rows)
                 case o.Settle():
                     assert self._loop is not None
-                    self.receipts.settle(effect.acks, self._loop.time())
+                    self.receipts.settle(effect.acks, time.monotonic())
                     self._check_drained()
                 case o.DeleteRows():
                     self.store.delete(effect.keys)

@@ -386,6 +386,7 @@ class ControllerNode:
                 "total": self.slots,
                 "active": self.slots - len(unhealthy),
                 "unhealthy": unhealthy,
+                "epochs": {str(slot): view.epoch for slot, view in sorted(self._views.items())},
             },
             "shards": shards,
             "replicas": await self.call_all("replica", "status"),

@@ -55,7 +55,7 @@ class Operations:
         except TimeoutError:
             status = await self._controller.status()
             raise NotReachable(
-                f"after {timeout_s:.0f} s {status['slots']['active']} of"
+                f"after {timeout_s:g} s {status['slots']['active']} of"
                 f" {status['slots']['total']} slots are served; missing: {status['missing']},"
                 f" for example {status['slots']['unhealthy'][:3]}"
             ) from None

@@ -16,7 +16,7 @@ from im_actors.core import replica as rep
 from im_actors.core.directory import Directory, ReplicaAddress
 from im_actors.core.messages import Fetched, FindKey, KeyFound, LoadSessions, SessionsLoaded
 from im_actors.core.model import Record, body_checksum, slot_of
-from im_actors.core.storage_ops import StoreRecords
+from im_actors.core.storage_ops import StoreMeta, StoreRecords
 from im_actors.errors import CorruptData, ImError, NotReachable, Overloaded
 from im_actors.net.link import Link, LinkConfig, PeerInfo
 from im_actors.net.link_connection import LinkConnection
@@ -173,7 +173,13 @@ class ReplicaNode:
             task.cancel()
         while (self._writing or self._applying or self._effects) and self._failed is None:
             await self._idle()
-        await (self._storage.close() if self._failed is None else self._storage.abandon())
+        if self._failed is None:
+            # The last commit points, which no append has carried to the disk yet.
+            metas = [StoreMeta(slot, log.meta()) for slot, log in self.machine.logs.items()]
+            await self._storage.in_journal(self._storage.journal.commit, metas)
+            await self._storage.close()
+        else:
+            await self._storage.abandon()
 
     async def _idle(self) -> None:
         """Return when both storage threads have done what they were given."""

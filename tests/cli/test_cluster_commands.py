@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -151,3 +155,29 @@ def test_what_up_is_told(tmp_path: Path) -> None:
     from im_actors.actors.deploy import UpConfig
 
     UpConfig(data=tmp_path, **settings).validate()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_foreground_stays_until_a_signal_and_then_stops(
+    im: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
+) -> None:
+    from im_actors.actors import deploy
+
+    calls: list[str] = []
+
+    def up(config: deploy.UpConfig, progress: object) -> object:
+        calls.append("up")
+        threading.Timer(0.2, os.kill, (os.getpid(), number)).start()
+        return SimpleNamespace(url="im://127.0.0.1:7070", ray_address="")
+
+    def down(data: Path, progress: object) -> None:
+        # The second signal: it does not end the stopping.
+        os.kill(os.getpid(), number)
+        calls.append("down")
+
+    monkeypatch.setattr(deploy, "up", up)
+    monkeypatch.setattr(deploy, "down", down)
+    found, out, _ = im("up", "--foreground", "--json", "--data", tmp_path)
+    assert found == code
+    assert json.loads(out)["url"] == "im://127.0.0.1:7070"
+    assert calls == ["up", "down"]
