@@ -47,6 +47,8 @@ PING_S = 2.0
 BACK_S = 5.0
 """How long ``up`` waits for a controller whose Ray runs: Ray may just be restarting it."""
 STOP_S = 40.0
+ENDING_S = 5.0
+"""How long a lock is waited for whose owner has been killed and is not gone yet."""
 LOCK_S = 10.0
 POLL_S = 0.05
 
@@ -171,18 +173,28 @@ def _matching(cluster: ClusterFile, data: Path, config: UpConfig) -> ClusterFile
 
 def _check_unused(data: Path) -> None:
     """No process that we do not know has one of the replicas' directories open."""
+    deadline = time.monotonic() + ENDING_S
     for path in sorted(data.glob("replica-*/lock")):
-        try:
-            with path.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = path.read_text(errors="replace").strip()
-            raise WrongDirectory(
-                f"{path.parent} is in use by pid {owner}, and {data} does not say which cluster"
-                " that is; end it first, or use another --data"
-            ) from None
-        except OSError as error:
-            raise DiskFailed(f"{path} cannot be opened: {error.strerror}") from None
+        while owner := _lock_owner(path):
+            known = owner.isdecimal() and not processes.is_ending(int(owner))
+            if known or time.monotonic() > deadline:
+                raise WrongDirectory(
+                    f"{path.parent} is in use by pid {owner}, and {data} does not say which"
+                    " cluster that is; end it first, or use another --data"
+                )
+            time.sleep(POLL_S)
+
+
+def _lock_owner(path: Path) -> str:
+    """Who has a replica's directory open; empty when nobody has."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return path.read_text(errors="replace").strip() or "unknown"
+    except OSError as error:
+        raise DiskFailed(f"{path} cannot be opened: {error.strerror}") from None
+    return ""
 
 
 def _start(config: UpConfig, cluster: ClusterFile, data: Path, progress: Progress) -> RunFile:

@@ -154,19 +154,40 @@ def _below(process: psutil.Process, temp_dir: str) -> bool:
 
 
 def kill_session(sid: int, temp_dir: str, timeout_s: float = KILL_S) -> int:
-    """SIGKILL to all processes of a local cluster; how many there were. Returns when they are gone:
-    who is killed first may have started another one meanwhile."""
-    killed: set[int] = set()
+    """SIGKILL to all processes of a local cluster; how many there were. Returns when they are gone,
+    their files closed: who is killed first may have started another one meanwhile."""
+    killed: set[psutil.Process] = set()
     deadline = time.monotonic() + timeout_s
-    while found := session_processes(sid, temp_dir):
+    while True:
+        found = session_processes(sid, temp_dir)
+        killed.update(found)
+        left = [process for process in killed if not _has_ended(process)]
+        if not found and not left:
+            return len(killed)
         if time.monotonic() > deadline:
-            left = ", ".join(str(process.pid) for process in found)
-            raise NotReachable(f"processes {left} do not end; end them, then try again")
+            pids = ", ".join(str(process.pid) for process in left)
+            raise NotReachable(f"processes {pids} do not end; end them, then try again")
         for process in found:
-            killed.add(process.pid)
             try:
                 os.kill(process.pid, signal.SIGKILL)
             except ProcessLookupError:
                 continue
         time.sleep(0.02)
-    return len(killed)
+
+
+def _has_ended(process: psutil.Process) -> bool:
+    """A zombie with threads is one whose threads still have its files and their locks."""
+    try:
+        if not process.is_running():
+            return True
+        return bool(process.status() == psutil.STATUS_ZOMBIE and process.num_threads() <= 1)
+    except psutil.Error:
+        return True
+
+
+def is_ending(pid: int) -> bool:
+    """Whether a process is on its way out: it has no command line any more."""
+    try:
+        return not psutil.Process(pid).cmdline()
+    except psutil.Error:
+        return True

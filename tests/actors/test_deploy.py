@@ -11,7 +11,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -173,15 +173,41 @@ def test_replicas_without_their_cluster_are_refused(tmp_path: Path) -> None:
         up(tmp_path)
 
 
+def hold_lock(data: Path, owner: int) -> IO[str]:
+    """What an open directory of a replica looks like."""
+    open_or_create_cluster(data, 8)
+    (data / "replica-2").mkdir()
+    lock = (data / "replica-2" / "lock").open("w")
+    lock.write(f"{owner}\n")
+    lock.flush()
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return lock
+
+
 def test_a_directory_that_somebody_uses_is_refused(tmp_path: Path) -> None:
-    open_or_create_cluster(tmp_path, 8)
-    (tmp_path / "replica-2").mkdir()
-    with (tmp_path / "replica-2" / "lock").open("w") as lock:
-        lock.write("4711\n")
-        lock.flush()
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(WrongDirectory, match="in use by pid 4711"):
-            up(tmp_path)
+    with (
+        hold_lock(tmp_path, os.getpid()),
+        pytest.raises(WrongDirectory, match=f"in use by pid {os.getpid()}"),
+    ):
+        up(tmp_path)
+
+
+def test_a_lock_of_a_process_that_is_ending_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who was killed holds its locks until its last thread is gone."""
+    lock = hold_lock(tmp_path, 2**22)
+    monkeypatch.setattr(deploy.time, "sleep", lambda _: lock.close())
+    with pytest.raises(AssertionError, match="a process was started"):
+        up(tmp_path)
+
+
+def test_a_lock_that_nobody_gives_back_is_not_waited_for_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deploy, "ENDING_S", 0.05)
+    with hold_lock(tmp_path, 2**22), pytest.raises(WrongDirectory, match="in use"):
+        up(tmp_path)
 
 
 def test_another_view_store_than_the_one_in_use_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import subprocess
@@ -70,6 +71,32 @@ def test_who_does_not_end_is_reported(tmp_path: Path, monkeypatch: pytest.Monkey
         monkeypatch.undo()
         process.kill()
         process.communicate()
+
+
+def test_a_killed_session_has_closed_its_files(tmp_path: Path) -> None:
+    """The lock of a process with many threads is free when ``kill_session`` returns."""
+    code = (
+        "import fcntl, sys, threading, time; file = open(sys.argv[1], 'w');"
+        "fcntl.flock(file, fcntl.LOCK_EX);"
+        "[threading.Thread(target=time.sleep, args=(60,)).start() for _ in range(50)];"
+        "print(flush=True)"
+    )
+    path = tmp_path / "lock"
+    for _ in range(5):
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, start_new_session=True
+        )
+        try:
+            assert process.stdout is not None
+            process.stdout.readline()
+            assert processes.kill_session(process.pid, str(tmp_path)) == 1
+            assert processes.is_ending(process.pid)
+            with path.open() as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        finally:
+            process.kill()
+            process.communicate()
+    assert not processes.is_ending(os.getpid())
 
 
 def test_free_ports_are_free_and_below_those_of_outgoing_connections() -> None:
