@@ -83,11 +83,12 @@ class Sender(FramedProtocol):
 
 
 class Follower(FramedProtocol):
-    """Follows all sessions and checks what is pushed: no gap, no repeat, no disorder."""
+    """Follows all sessions. What was not pushed, because a slot moved, it pulls, as clients do."""
 
     def __init__(self, run: Run) -> None:
         super().__init__()
         self.run = run
+        self.pulls = 0
 
     def opened(self) -> None:
         self.send(encode_frame(m.hello("bench-follower", self.run.id, None, "bench")))
@@ -97,12 +98,28 @@ class Follower(FramedProtocol):
         for message in messages:
             if message[0] == m.PUSH:
                 for data in message[1]:
-                    run.pushed(data)
+                    run.arrived(data)
             elif message[0] == m.WELCOME:
                 for start in range(0, len(run.sessions), 128):
                     self.send(encode_frame(m.follow(run.sessions[start : start + 128])))
             elif message[0] == m.HEADS:
-                run.followed += len(message[1])
+                for session, head in message[1]:
+                    run.followed.add(session)
+                    self.pull(session, head)
+            elif message[0] == m.EVENTS:
+                _, _, session, head, _, events = message
+                for data in events:
+                    run.arrived(data)
+                self.pull(session, head)
+
+    def pull(self, session: str, head: int) -> None:
+        seen = self.run.seen[session]
+        last = 0
+        while last + 1 in seen:
+            last += 1
+        if last < head:
+            self.pulls += 1
+            self.send(encode_frame(m.pull(self.pulls, session, last, 0, 500)))
 
 
 class Run:
@@ -116,8 +133,9 @@ class Run:
         self.body = b"x" * args.bytes
         self.acked: dict[tuple[str, str, int], int] = {}
         self.ack_ms: list[float] = []
-        self.events: list[bytes] = []
-        self.followed = 0
+        self.seen: dict[str, dict[int, bytes]] = {session: {} for session in self.sessions}
+        self.events = 0
+        self.followed: set[str] = set()
         self.welcomed: list[Sender] = []
         self.done: set[int] = set()
         self.problems: list[str] = []
@@ -130,8 +148,13 @@ class Run:
         if not sender.sent_at:
             self.done.add(sender.number)
 
-    def pushed(self, data: bytes) -> None:
-        self.events.append(data)
+    def arrived(self, data: bytes) -> None:
+        event = decode_event(data)
+        known = self.seen[event.session].setdefault(event.seq, data)
+        if known is data:
+            self.events += 1
+        elif known != data:
+            self.fail(f"{event.session} {event.seq} came with two contents")
 
     def fail(self, text: str) -> None:
         self.problems.append(text)
@@ -139,7 +162,7 @@ class Run:
     async def measure(self, host: str, port: int) -> dict[str, Any]:
         loop = asyncio.get_running_loop()
         await loop.create_connection(lambda: Follower(self), host, port)
-        await self.until(lambda: self.followed >= len(self.sessions), "the follower")
+        await self.until(lambda: len(self.followed) == len(self.sessions), "the follower")
         for number in range(self.connections):
             await loop.create_connection(lambda n=number: Sender(self, n), host, port)
         await self.until(lambda: len(self.welcomed) == self.connections, "the connections")
@@ -151,7 +174,7 @@ class Run:
         await self.until(lambda: len(self.done) == self.connections, "the last ACKs")
         elapsed = time.perf_counter() - started
         cpu = time.process_time() - cpu
-        await self.until(lambda: len(self.events) >= len(self.acked), "the last pushes")
+        await self.until(lambda: self.events >= len(self.acked), "the last pushes")
         self.check()
         return self.report(elapsed, cpu)
 
@@ -163,21 +186,21 @@ class Run:
             await asyncio.sleep(0.01)
 
     def check(self) -> None:
-        """The ledger: every ACK's message was pushed once, at its seq, without gap or disorder."""
-        last: dict[str, int] = {}
+        """The ledger: every ACK's message came once, at its seq, without gap or disorder."""
         seen: dict[tuple[str, str, int], int] = {}
-        for data in self.events:
-            event = decode_event(data)
-            if event.seq != last.get(event.session, 0) + 1:
-                self.fail(f"{event.session}: seq {event.seq} after {last.get(event.session)}")
-            last[event.session] = event.seq
-            key = (event.session, event.device, event.n)
-            if key in seen:
-                self.fail(f"{key} came twice")
-            seen[key] = event.seq
+        for session, by_seq in self.seen.items():
+            if sorted(by_seq) != list(range(1, len(by_seq) + 1)):
+                self.fail(f"{session}: the seqs have a gap")
+            last_n: dict[str, int] = {}
+            for _, data in sorted(by_seq.items()):
+                event = decode_event(data)
+                if event.n != last_n.get(event.device, 0) + 1:
+                    self.fail(f"{session}: {event.device} {event.n} after {last_n}")
+                last_n[event.device] = event.n
+                seen[session, event.device, event.n] = event.seq
         for key, seq in self.acked.items():
             if seen.get(key) != seq:
-                self.fail(f"{key} was acked as {seq} and pushed as {seen.get(key)}")
+                self.fail(f"{key} was acked as {seq} and came as {seen.get(key)}")
 
     def report(self, elapsed: float, cpu: float) -> dict[str, Any]:
         cuts = statistics.quantiles(self.ack_ms, n=1000)

@@ -39,6 +39,8 @@ class ControllerConfig:
     """A shard must have run for so long before slots are moved to it without need."""
     moves_max: int = 4
     """Planned moves under way at once: each stalls its slot for a moment."""
+    gather_ms: int = 2_000
+    """How long a start waits for all shards before it gives their slots to those there are."""
     first_start_ms: int = 10_000
     """How long the first start waits for all replicas before it places slots on those there are."""
     call_ms: int = 3_000
@@ -286,6 +288,10 @@ class ControllerNode:
 
     def _assign(self) -> None:
         shards = {o.address.name: o for o in self._observed.values() if o.kind == "shard"}
+        wanted = sum(desired.kind == "shard" for desired in self._desired)
+        waited = (time.monotonic() - self._started) * 1000
+        if len(shards) < wanted and waited < self._config.gather_ms:
+            return
         orphans: dict[str, list[int]] = {}
         for slot, view in self._views.items():
             served = view.state == ViewState.ACTIVE and self._owner_runs(view)
