@@ -206,7 +206,7 @@ def own_log_holds(machine: Replica, slot: int, log: SlotLog) -> None:
     try:
         log.validate(slot)
     except InvariantBroken as broken:
-        _broken_at("", machine, slot, str(broken))
+        _broken_at("I4", machine, slot, str(broken))
 
 
 def promises_only_rise(
@@ -332,5 +332,5 @@ def _broken_at(name: str, machine: Replica, slot: int, text: str) -> NoReturn:
 
 
 def _raise(name: str, slot: int, text: str, story: Any) -> NoReturn:
-    lines = [f"{name}: slot {slot}: {text}" if name else text, *story.story(slot)]
+    lines = [f"{name}: slot {slot}: {text}", *story.story(slot)]
     raise InvariantBroken("\n".join(lines))

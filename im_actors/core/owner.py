@@ -394,6 +394,7 @@ class SlotOwner:
         self._reads_open = 0
         self._read_knowing = 0
         """The highest promise that was known when the view was last asked for."""
+        self._member_is_down = False
         self._dropped_for = 0
         self._evict_ms = 0
         self._now_ms = 0
@@ -434,17 +435,20 @@ class SlotOwner:
 
     def deadline_ms(self) -> int | None:
         """When the machine next wants a Tick."""
-        dues = [self._due_ms, self._resend_ms, self._tell_commit_ms]
+        # Asked after every event: what is rare is looked at only when it is there.
+        dues = [due for due in (self._due_ms, self._resend_ms, self._tell_commit_ms) if due]
         if self.phase is Phase.SERVING:
-            dues += [lookup.due_ms for lookup in self._lookups.values()]
+            if self._lookups:
+                dues += [lookup.due_ms for lookup in self._lookups.values()]
             if len(self.serving.sessions) > self.serving.limits.sessions_max:
                 dues.append(self._evict_ms)
-            dues += [
-                state.down_since_ms + self._settings.replace_after_ms
-                for state in self.members.values()
-                if state.down_since_ms is not None and self._spare_is_up()
-            ]
-        return min((due for due in dues if due is not None), default=None)
+            if self._member_is_down and self._spare_is_up():
+                dues += [
+                    state.down_since_ms + self._settings.replace_after_ms
+                    for state in self.members.values()
+                    if state.down_since_ms is not None
+                ]
+        return min(dues) if dues else None
 
     def validate(self) -> None:
         """Check the invariants that one owner can see."""
@@ -800,6 +804,7 @@ class SlotOwner:
         self._floor_lsn = max(plan.floor_lsn, 0 if attempt.fresh else self._floor_lsn)
         for member, state in self.members.items():
             state.down_since_ms = None if member in self._up else self._now_ms
+        self._note_down_members()
         self._note(f"serves epoch {view.epoch} from lsn {opening.lsn}")
         self._effects.append(Activated(view))
         if attempt.fresh:
@@ -1132,6 +1137,7 @@ class SlotOwner:
         elif self.phase is Phase.SERVING and member in self.members:
             state = self.members[member]
             state.down_since_ms = state.silent_since_ms = None
+            self._note_down_members()
             # Restarted, perhaps: it may believe in less than it said, until it hears it again.
             state.commit_lsn = 0
             self._resend(member)
@@ -1155,6 +1161,11 @@ class SlotOwner:
             state = self.members[member]
             if state.down_since_ms is None:
                 state.down_since_ms = self._now_ms
+            self._note_down_members()
+
+    def _note_down_members(self) -> None:
+        down = [state.down_since_ms for state in self.members.values()]
+        self._member_is_down = any(since is not None for since in down)
 
     def _tick(self) -> None:
         now = self._now_ms

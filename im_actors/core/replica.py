@@ -447,7 +447,8 @@ class Replica:
         slot = request.slot
         known_count = 0
         for index, record in enumerate(request.records):
-            if record.lsn != request.prev_lsn + 1 + index or not record_intact(slot, record):
+            fits = record.lsn == request.prev_lsn + 1 + index and record.epoch <= request.epoch
+            if not fits or not record_intact(slot, record):
                 self._alarm(slot, f"record {record.lsn} of an append is damaged")
                 return None
             if record.lsn > log.last_lsn:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import heapq
 import logging
 import random
 import uuid
@@ -12,6 +11,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from im_actors.core import owner as own
+from im_actors.core.backoff import Alarms
 from im_actors.core.directory import Directory, ReplicaAddress, ShardAddress
 from im_actors.core.messages import Append
 from im_actors.core.model import Member, View, slot_of
@@ -79,8 +79,7 @@ class ShardNode:
         self._results: dict[LinkConnection, list[Any]] = {}
         self._pushes: dict[LinkConnection, list[Any]] = {}
         self._flush_planned = False
-        self._deadlines: list[tuple[int, int]] = []
-        self._deadline_of: dict[int, int] = {}
+        self._alarms: Alarms[int] = Alarms()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -255,9 +254,10 @@ class ShardNode:
                     self._carry_out_rare(slot, effect)
         self._plan_flush()
         due = owner.deadline_ms()
-        if due is not None and due != self._deadline_of.get(slot):
-            self._deadline_of[slot] = due
-            heapq.heappush(self._deadlines, (due, slot))
+        if due is None:
+            self._alarms.clear(slot)
+        else:
+            self._alarms.set(slot, due)
             self._plan_tick()
 
     def _answered(self, answers: list[Any]) -> None:
@@ -362,7 +362,9 @@ class ShardNode:
     # -- time ----------------------------------------------------------------------------------
 
     def _plan_tick(self) -> None:
-        due = self._deadlines[0][0]
+        due = self._alarms.next_ms()
+        if due is None:
+            return
         if self._timer is not None:
             if self._timer_due <= due:
                 return
@@ -373,14 +375,9 @@ class ShardNode:
 
     def _tick(self) -> None:
         self._timer = None
-        now = now_ms()
-        while self._deadlines and self._deadlines[0][0] <= now:
-            due, slot = heapq.heappop(self._deadlines)
-            if self._deadline_of.get(slot) == due:
-                del self._deadline_of[slot]
-                self._handle(slot, own.Tick())
-        if self._deadlines:
-            self._plan_tick()
+        for slot in self._alarms.due(now_ms()):
+            self._handle(slot, own.Tick())
+        self._plan_tick()
 
     # -- looking in ----------------------------------------------------------------------------
 
