@@ -23,7 +23,7 @@ OTHER = "another secret, as long as the first one"
 
 def forge(secret: str = SECRET, algorithm: str = "HS256", **changes: Any) -> str:
     now = int(time.time())
-    claims = {"sub": "alice", "aud": "im_actors", "iat": now, "exp": now + 60, **changes}
+    claims = {"sub": "alice", "aud": "im_actors", "iat": now, "exp": now + 86_400, **changes}
     kept = {name: value for name, value in claims.items() if value is not None}
     return jwt.encode(kept, secret, algorithm=algorithm)
 
@@ -31,7 +31,7 @@ def forge(secret: str = SECRET, algorithm: str = "HS256", **changes: Any) -> str
 def unsigned() -> str:
     parts: list[dict[str, Any]] = [
         {"alg": "none", "typ": "JWT"},
-        {"sub": "alice", "aud": "im_actors", "exp": int(time.time()) + 60},
+        {"sub": "alice", "aud": "im_actors", "exp": int(time.time()) + 86_400},
     ]
     coded = [base64.urlsafe_b64encode(json.dumps(p).encode()).rstrip(b"=").decode() for p in parts]
     return ".".join([*coded, ""])
@@ -68,7 +68,7 @@ BAD = {
     "another service": (forge(aud="elsewhere"), Unauthenticated, "aud"),
     "no service": (forge(aud=None), Unauthenticated, "aud"),
     "no end": (forge(exp=None), Unauthenticated, "exp"),
-    "not yet": (forge(nbf=int(time.time()) + 600), Unauthenticated, "cannot be used"),
+    "not yet": (forge(nbf=int(time.time()) + 86_400), Unauthenticated, "cannot be used"),
     "no token at all": ("hello", Unauthenticated, "cannot be used"),
     "nonsense": ("a.b.c", Unauthenticated, "cannot be used"),
     "deep": (nested(), Unauthenticated, "cannot be used"),
