@@ -218,7 +218,13 @@ def test_a_damaged_or_misplaced_record_is_an_alarm() -> None:
     there = holding(3)
     damaged = record(4)._replace(payload=b"x")
     later = record(5)._replace(payload=b"x")
-    for bad in ((damaged,), (record(5),), (record(4), record(6)), (record(4), later)):
+    for bad in (
+        (record(4, 2),),
+        (damaged,),
+        (record(5),),
+        (record(4), record(6)),
+        (record(4), later),
+    ):
         assert isinstance(one(there.ask(Append(SLOT, 1, 3, 1, 0, bad))), Refused)
         assert alarms(there)
     assert there.log.last_lsn == 3

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import msgpack
+
 from im_actors.core.model import EventKind, View, decode_event, record_events
 
 if TYPE_CHECKING:
@@ -174,8 +176,12 @@ class Checker:
         last_seq: dict[str, int] = {}
         last_n: dict[tuple[str, str], int] = {}
         found: dict[Key, int] = {}
-        last_key = -1
+        last_key = start_key = -1
         for record in log:
+            if record.payload[0] == 0x91 and not record_events(record.payload):
+                (start_key,) = msgpack.unpackb(record.payload)
+                if start_key < last_key:
+                    self.fail("key-back", f"{record} follows {last_key}")
             for data in record_events(record.payload):
                 event = decode_event(data)
                 key = (event.session, event.device, event.n)
@@ -190,8 +196,8 @@ class Checker:
                 last_n[event.session, event.device] = event.n
                 if (event.kind, event.body) not in self.sent.get(key, ()):
                     self.fail("invented", f"{event}")
-                if event.key <= last_key:
-                    self.fail("key-back", f"{event} follows {last_key}")
+                if event.key <= last_key or event.key < start_key:
+                    self.fail("key-back", f"{event} follows {last_key} and {start_key}")
                 last_key = event.key
                 if event.kind == EventKind.VOID:
                     self.world.met("void")

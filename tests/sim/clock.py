@@ -51,6 +51,7 @@ class Faults:
     wipe_disk: float = 0.0
     flip_bit: float = 0.0
     stuck_disk: float = 0.0
+    slow_apply: float = 0.0
     torn_batch: float = 0.0
     slow_sync: float = 0.0
     store_slow: float = 0.0
@@ -71,7 +72,8 @@ class Faults:
             "drop": 0.08, "duplicate": 0.15, "slow": 0.15, "crash_replica": 0.6,
             "crash_shard": 0.6, "pause_shard": 0.4, "partition": 0.5, "one_way": 0.4,
             "wipe_disk": 0.15, "flip_bit": 0.1, "torn_batch": 0.02, "slow_sync": 0.1,
-            "stuck_disk": 0.01, "store_slow": 0.4, "store_reply_lost": 0.4, "needless_take": 0.6,
+            "stuck_disk": 0.01, "slow_apply": 0.3, "store_slow": 0.4, "store_reply_lost": 0.4,
+            "needless_take": 0.6,
         }  # fmt: skip
         chosen = {k: rng.uniform(0.1, 1.0) * top for k, top in ranges.items() if rng.random() < 0.5}
         if rng.random() < ROLL_BACKS:

@@ -166,7 +166,7 @@ class SimReplica:
         self.machine = rep.Replica(self.name, disk.identity, logs)
         self.run(self.machine.handle(rep.PeersChanged(self.world.replica_names()), self.now))
         for slot, log in logs.items():
-            self.world.clock.later(1, self.alive(lambda s=slot, n=log: self.apply(s, n.commit_lsn)))
+            self.apply_later(slot, log.commit_lsn)
         self.world.clock.later(20, self.alive(self.tick))
 
     def load(self, disk: Disk) -> dict[int, rep.SlotLog]:
@@ -214,7 +214,7 @@ class SimReplica:
     def tick(self) -> None:
         assert self.machine
         self.run(self.machine.handle(rep.Tick(), self.now))
-        self.world.clock.later(100, self.alive(self.tick))
+        self.world.clock.later(150, self.alive(self.tick))
 
     def receive(self, peer: Any, disk: str, request: Any) -> None:
         if self.machine is not None and disk == self.disk.identity:
@@ -285,8 +285,7 @@ class SimReplica:
                     peer(self, self.key_found(request))
                 case rep.Commit(slot, lsn):
                     world.checker.replica_commit(self, slot, lsn)
-                    delay = world.rng.uniform(1, 200)
-                    world.clock.later(delay, self.alive(lambda s=slot, n=lsn: self.apply(s, n)))
+                    self.apply_later(slot, lsn)
                 case rep.Forget():
                     pass
                 case rep.DropHistory(slot):
@@ -311,6 +310,14 @@ class SimReplica:
                 checksum = body_checksum(event.kind, event.body)
                 return KeyFound(slot, epoch, number, True, event.seq, event.key, checksum)
         return KeyFound(slot, epoch, number, True, 0, 0, 0)
+
+    def apply_later(self, slot: int, lsn: int) -> None:
+        rng, faults = self.world.rng, self.world.faults
+        delay = rng.uniform(1, 200)
+        if faults.slow_apply and rng.random() < faults.slow_apply:
+            faults.happened("slow_apply")
+            delay = rng.uniform(500, 6_000)
+        self.world.clock.later(delay, self.alive(lambda: self.apply(slot, lsn)))
 
     def apply(self, slot: int, lsn: int) -> None:
         rows = self.disk.journal.get(slot, {})

@@ -41,6 +41,8 @@ class Token:
 
     def __call__(self, shard: SimShard, answer: Answer) -> None:
         device = self.device
+        if answer.code not in (0, KeyConflict.code):
+            return  # The device sends again after a while whatever it is told.
         take = device.forged_answered if self.forged else device.answered
         device.world.network.send(shard.name, device.name, lambda: take(self.n, answer))
 
@@ -173,6 +175,7 @@ class World:
             name: SimReplica(self, name, f"host-{self.rng.randrange(hosts)}")
             for name in (f"replica-{i}" for i in range(1, count + 1))
         }
+        self.told: dict[str, tuple[ReplicaInfo, ...]] = {}
         self.routes: dict[int, View] = {}
         self.up: dict[tuple[str, int, Member], int] = {}
         """The links that are up, and which life of the replica each of them leads to."""
@@ -295,7 +298,7 @@ class World:
             if self.up.get(key) != life:
                 self.link_changed(key, own.MemberUp(key[2]))
         self.up = now_up
-        self.clock.later(self.rng.uniform(5, 100), self.watch_links)
+        self.clock.later(self.rng.uniform(10, 120), self.watch_links)
 
     def link_changed(self, key: tuple[str, int, Member], event: Any) -> None:
         shard = next(s for s in self.shards if s.name == key[0])
@@ -310,10 +313,13 @@ class World:
     def control(self) -> None:
         """The controller: has an opinion, perhaps a wrong one, about who should own what."""
         running = [shard for shard in self.shards if shard.running]
+        infos = self.infos()
         for shard in running:
             for slot in range(self.slots):
-                shard.tell(slot, own.ReplicasKnown(self.infos()))
+                if self.told.get(shard.incarnation) != infos:
+                    shard.tell(slot, own.ReplicasKnown(infos))
                 shard.tell(slot, own.ViewSeen(self.store.views[slot]))
+            self.told[shard.incarnation] = infos
         for slot in range(self.slots):
             view = self.store.views[slot]
             owner = [s for s in running if s.incarnation == view.owner and not s.paused]
@@ -324,7 +330,7 @@ class World:
                 if meddle:
                     self.faults.happened("needless_take")
                 chosen.tell(slot, own.Take("the controller wants it", self.rng.random() < 0.5))
-        self.clock.later(self.rng.uniform(100, 300), self.control)
+        self.clock.later(self.rng.uniform(150, 400), self.control)
 
     # -- trouble -------------------------------------------------------------------------------
 
