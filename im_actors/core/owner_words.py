@@ -1,0 +1,217 @@
+"""What an owner hears and what it wants done: the words of ``core.owner``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from im_actors.core.messages import ReplicaAnswer, ReplicaRequest
+from im_actors.core.model import Member, View
+from im_actors.core.serving import Answer, PendingEvent, Send
+from im_actors.core.takeover import COPY_RECORDS_MAX, ReplicaInfo
+
+
+@dataclass(frozen=True, slots=True)
+class OwnerSettings:
+    """The waits of an owner, in milliseconds, and what a takeover copies itself."""
+
+    seal_wait_ms: int = 500
+    """How long the last members may take to answer a seal before spares are asked."""
+    attempt_ms: int = 5_000
+    """Longest time from a chosen log to an open one; then a new attempt."""
+    retry_ms_min: int = 50
+    retry_ms_max: int = 2_000
+    resend_ms: int = 1_000
+    """Records without an answer are sent again after this."""
+    idle_commit_ms: int = 3
+    """When no record follows, the commit point is told alone after this."""
+    replace_after_ms: int = 4_000
+    """A member out of reach, or silent about what it was sent, for longer is replaced, if there is
+    a spare."""
+    load_ms: int = 500
+    """A member that does not answer a read within this is passed over."""
+    idle_session_ms: int = 60_000
+    copy_records_max: int = COPY_RECORDS_MAX
+    """Committed records that a takeover copies to a spare; more are left to backfill."""
+
+    def validate(self) -> None:
+        if self.retry_ms_min > self.retry_ms_max:
+            raise ValueError("retry_ms_min is above retry_ms_max")
+        if self.replace_after_ms <= self.seal_wait_ms:
+            raise ValueError("replace_after_ms must be above seal_wait_ms")
+
+
+# -- events ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Take:
+    """Own this slot. With ``force`` also when it is owned already (members are to be changed)."""
+
+    reason: str
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ViewRead:
+    """The view store's answer to ReadView; None: it could not be read."""
+
+    view: View | None
+
+
+@dataclass(frozen=True, slots=True)
+class ViewSwapped:
+    """What the store holds after SwapView; None: the outcome is not known."""
+
+    view: View | None
+
+
+@dataclass(frozen=True, slots=True)
+class ViewSeen:
+    """Somebody says that this is the slot's view now."""
+
+    view: View
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaAnswered:
+    member: Member
+    answer: ReplicaAnswer
+
+
+@dataclass(frozen=True, slots=True)
+class MemberUp:
+    """A link to the replica with this disk is up; what was sent before may be lost."""
+
+    member: Member
+
+
+@dataclass(frozen=True, slots=True)
+class MemberDown:
+    member: Member
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicasKnown:
+    """All replicas that should run."""
+
+    replicas: tuple[ReplicaInfo, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """Sends came in, in the order of each device."""
+
+    sends: list[Send]
+
+
+@dataclass(frozen=True, slots=True)
+class HeadsAsked:
+    """Somebody wants to know the last committed seq of sessions."""
+
+    token: Any
+    sessions: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed."""
+
+
+OwnerEvent = (
+    Take
+    | ViewRead
+    | ViewSwapped
+    | ViewSeen
+    | ReplicaAnswered
+    | MemberUp
+    | MemberDown
+    | ReplicasKnown
+    | Submitted
+    | HeadsAsked
+    | Tick
+)
+
+# -- effects -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ReadView:
+    """Read the slot's view, then report ViewRead: once for each ReadView, late or not."""
+
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class SwapView:
+    """Compare-and-swap the whole record, then report ViewSwapped."""
+
+    old: View
+    new: View
+
+
+@dataclass(frozen=True, slots=True)
+class ToReplica:
+    """Send, if the link is up. Losing it is harmless: everything is asked again."""
+
+    member: Member
+    message: ReplicaRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """Outcomes of sends. A code 0 is on three disks when this effect exists."""
+
+    answers: list[Answer]
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """Events that are committed now, in seq order, for the session's followers."""
+
+    slot: int
+    events: list[PendingEvent]
+
+
+@dataclass(frozen=True, slots=True)
+class HeadsKnown:
+    """Last committed seqs: [(session, seq)]. Sessions that have to be loaded come later."""
+
+    token: Any
+    heads: list[tuple[str, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Activated:
+    """The slot is served under this view from now on."""
+
+    view: View
+
+
+@dataclass(frozen=True, slots=True)
+class SteppedDown:
+    """This incarnation does not own the slot any more."""
+
+    slot: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """Something that must not happen did; an operator has to look."""
+
+    slot: int
+    text: str
+
+
+OwnerEffect = (
+    ReadView
+    | SwapView
+    | ToReplica
+    | Answered
+    | Published
+    | HeadsKnown
+    | Activated
+    | SteppedDown
+    | Alarm
+)
