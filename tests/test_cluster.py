@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import contextlib
+import os
+import subprocess
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -225,3 +228,38 @@ async def test_status_is_json_and_names_what_is_wrong(cluster: LocalCluster) -> 
         await until(lambda: "replica-3" in cluster.controller.running_names()["replica"])
         story = await admin.call("story", SESSION)
         assert any("serves epoch" in line for line in story)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 48 MB where replica-2 will live."""
+    disk = tmp_path / "replica-2"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("a small file system can be mounted by root only")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=False)
+
+
+async def test_a_full_disk_stops_writes_loses_nothing_and_heals(
+    tmp_path: Path, small_disk: Path
+) -> None:
+    async with (
+        LocalCluster(tmp_path) as cluster,
+        Client(cluster.url, user="alice") as alice,
+    ):
+        assert await send_all(alice, ["room enough"] * 10) == list(range(1, 11))
+        filler = small_disk / "filler"
+        with contextlib.suppress(OSError):
+            filler.write_bytes(bytes(64 * 1024 * 1024))
+        sent = [await alice.send(SESSION, "x" * 50_000) for _ in range(40)]
+        await until(lambda: "make room" in str(cluster.controller._troubles.get("replica-2")))
+        status = await cluster.status()
+        assert "make room" in status["missing"]["replica-2"]
+        assert not status["healthy"]
+        filler.unlink()
+        assert [(await one.acked(timeout=60)).seq for one in sent] == list(range(11, 51))
+        assert len(await read_all(alice, 50)) == 50
+        verdict = await cluster.verify()
+        assert verdict["ok"], verdict

@@ -83,7 +83,7 @@ def open_or_create_cluster(data: Path, slots: int | None = None) -> ClusterFile:
     wanted = slots if slots is not None else 64
     if not 1 <= wanted <= SLOTS_MAX:
         raise SetupError(f"--slots must be between 1 and {SLOTS_MAX}, not {wanted}")
-    if data.exists() and any(data.glob("replica-*")):
+    if data.exists() and any(data.glob("replica-*/identity.json")):
         raise SetupError(f"{data} holds replicas and no cluster.json: bring that file back")
     fresh = ClusterFile(
         uuid.uuid4().hex[:16], secrets.token_hex(32), wanted, int(time.time() * 1000)

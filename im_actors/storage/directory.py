@@ -12,6 +12,7 @@ members would count it as a copy that it no longer is ("unknown is never taken f
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
@@ -325,7 +326,8 @@ def _disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        cure = "make room" if full else "make it writable for this user, check the disk"
         raise DiskFailed(
-            f"{path}: {error.strerror or error}; make it writable for this user, check the disk, "
-            "or name another directory"
+            f"{path}: {error.strerror or error}; {cure}, or name another directory"
         ) from error

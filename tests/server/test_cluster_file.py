@@ -50,8 +50,14 @@ def test_a_senseless_number_of_slots_is_refused(tmp_path: Path, slots: int) -> N
 
 def test_replicas_without_their_cluster_file_are_not_adopted(tmp_path: Path) -> None:
     (tmp_path / "replica-1").mkdir()
+    (tmp_path / "replica-1" / "identity.json").touch()
     with pytest.raises(SetupError, match=r"bring that file back"):
         open_or_create_cluster(tmp_path)
+
+
+def test_disks_may_be_mounted_before_the_first_start(tmp_path: Path) -> None:
+    (tmp_path / "replica-1").mkdir()
+    assert open_or_create_cluster(tmp_path).slots == 64
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"slots": 1}', '{"format": 1, "what": 2}'])
