@@ -44,6 +44,9 @@ from im_actors.errors import CorruptData, InvariantBroken
 
 BACKFILL_BYTES_MAX = 512 * 1024
 BACKFILL_RETRY_MS = 1_000
+BACKFILL_SLOTS_MAX = 4
+"""Slots that are filled at the same time. With all at once each answer would wait so long behind
+the others that it is asked for again, and most of the work would be done twice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +233,9 @@ class SlotLog:
     backfill_due_ms: int = 0
     backfill_source: int = 0
     backfill_busy: bool = False
+    """A request is under way; after its deadline another one is made."""
+    backfill_storing: bool = False
+    """An answer is being written to history: nothing is asked for meanwhile."""
     drain_lsn: int = 0
     """Journaled records below ``from_lsn`` up to here still have to be applied to history; backfill
     waits for that, so that a log without holes means tables without holes."""
@@ -610,10 +616,20 @@ class Replica:
     # -- backfill ------------------------------------------------------------------------------
 
     def _tick(self) -> None:
+        if not self._peers:
+            return
+        waiting: list[tuple[int, int, SlotLog]] = []
+        room = BACKFILL_SLOTS_MAX
         for slot, log in self.logs.items():
-            due = log.backfill_due_ms <= self._now_ms
-            if not log.complete and not log.drain_lsn and due and self._peers:
-                self._request_backfill(slot, log)
+            if log.complete or log.drain_lsn:
+                continue
+            if log.backfill_storing or (log.backfill_busy and log.backfill_due_ms > self._now_ms):
+                room -= 1
+            elif log.backfill_due_ms <= self._now_ms:
+                waiting.append((log.backfill_due_ms, slot, log))
+        # Who has waited longest first: a slot that nobody can fill must not hold up the others.
+        for _, slot, log in sorted(waiting, key=lambda entry: entry[:2])[: max(room, 0)]:
+            self._request_backfill(slot, log)
 
     def _request_backfill(self, slot: int, log: SlotLog) -> None:
         if log.held[0][0] > 1:
@@ -644,13 +660,16 @@ class Replica:
             self._note(answer.slot, f"backfill from {first} refused: not of this log")
             return
         log.backfill_busy = False
+        log.backfill_storing = True
         log.backfill_source -= 1
-        log.backfill_due_ms = self._now_ms + BACKFILL_RETRY_MS
         self._effects.append(StoreHistory(answer.slot, records))
 
     def _history_stored(self, slot: int, first_lsn: int, last_lsn: int) -> None:
         log = self.logs.get(slot)
-        if log is None or log.complete or log.held[0][1] + 1 != first_lsn:
+        if log is None:
+            return
+        log.backfill_storing = False
+        if log.complete or log.held[0][1] + 1 != first_lsn:
             return
         log.held[0][1] = last_lsn
         log.backfill_due_ms = self._now_ms

@@ -141,6 +141,7 @@ class SimReplica:
         self.life = 0
         self.queue: list[tuple[list[Any], list[Any]]] = []
         self.syncing = False
+        self.history_free_ms = 0.0
 
     @property
     def member(self) -> Member:
@@ -290,16 +291,11 @@ class SimReplica:
                     pass
                 case rep.DropHistory(slot):
                     world.met("dropped")
-                    self.disk.drop_history(slot, world.slot_of)
-                    assert self.machine
-                    self.run(self.machine.handle(rep.HistoryDropped(slot), self.now))
+                    self.in_history(lambda s=slot: self.drop_history(s))
                 case rep.FetchFromPeer(name, request):
                     world.fetch_from_peer(self, name, request)
                 case rep.StoreHistory(slot, records):
-                    self.disk.to_history(slot, list(records))
-                    stored = rep.HistoryStored(slot, records[0].lsn, records[-1].lsn)
-                    assert self.machine
-                    self.run(self.machine.handle(stored, self.now))
+                    self.in_history(lambda s=slot, r=records: self.store_history(s, r))
                 case rep.Alarm(slot, text):
                     world.fail(f"{self.name} slot {slot}: {text}")
 
@@ -328,8 +324,26 @@ class SimReplica:
         self.disk.applied[slot] = max(self.disk.applied.get(slot, 0), due[-1])
         for n in due:
             del rows[n]
+        self.in_history(lambda: self.tell(rep.Applied(slot, due[-1])))
+
+    def in_history(self, call: Callable[[], None]) -> None:
+        """Done by the history's thread: later, one after the other."""
+        start = max(self.history_free_ms, self.world.clock.now_ms)
+        self.history_free_ms = start + self.world.rng.uniform(0.1, 20)
+        delay = self.history_free_ms - self.world.clock.now_ms
+        self.world.clock.later(delay, self.alive(call))
+
+    def tell(self, event: Any) -> None:
         assert self.machine
-        self.run(self.machine.handle(rep.Applied(slot, due[-1]), self.now))
+        self.run(self.machine.handle(event, self.now))
+
+    def drop_history(self, slot: int) -> None:
+        self.disk.drop_history(slot, self.world.slot_of)
+        self.tell(rep.HistoryDropped(slot))
+
+    def store_history(self, slot: int, records: tuple[Record, ...]) -> None:
+        self.disk.to_history(slot, list(records))
+        self.tell(rep.HistoryStored(slot, records[0].lsn, records[-1].lsn))
 
     def fetch(self, peer: Any, request: Fetch) -> None:
         if self.machine is not None:
