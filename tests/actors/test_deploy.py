@@ -169,6 +169,7 @@ def test_a_newer_format_is_refused(tmp_path: Path) -> None:
 
 def test_replicas_without_their_cluster_are_refused(tmp_path: Path) -> None:
     (tmp_path / "replica-1").mkdir()
+    (tmp_path / "replica-1" / "identity.json").touch()
     with pytest.raises(SetupError, match="bring that file back"):
         up(tmp_path)
 
