@@ -6,9 +6,9 @@ import asyncio
 import logging
 import random
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from im_actors.core import owner as own
 from im_actors.core.backoff import Alarms
@@ -30,8 +30,12 @@ from im_actors.wire.links import (
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 FRAME_BATCH_BYTES_MAX = 8 * 1024 * 1024
-"""Requests to one replica in one frame; a turn of the loop that makes more sends several."""
+FRAME_BATCH_ROWS_MAX = 16_384
+"""What goes to one peer in one frame; a turn of the loop that makes more sends several. Above the
+link's limits nothing would leave at all."""
 
 
 class Views(Protocol):
@@ -40,6 +44,25 @@ class Views(Protocol):
     async def read(self, slot: int) -> View | None: ...
 
     async def swap(self, old: View, new: View) -> View: ...
+
+
+def in_frames(rows: list[T], bytes_of: Callable[[T], int]) -> Iterator[list[T]]:
+    """``rows`` in order, in lists that fit into a frame; one that is too large stands alone."""
+    start = size = 0
+    for index, row in enumerate(rows):
+        added = bytes_of(row)
+        full = index - start >= FRAME_BATCH_ROWS_MAX or size + added > FRAME_BATCH_BYTES_MAX
+        if full and index > start:
+            yield rows[start:index]
+            start, size = index, 0
+        size += added
+    if start < len(rows):
+        yield rows[start:]
+
+
+def _request_bytes(message: Any) -> int:
+    records = message.records if type(message) is Append else ()
+    return sum(len(record.payload) for record in records)
 
 
 class ShardNode:
@@ -338,26 +361,21 @@ class ShardNode:
         # Results first: who has its ACK may already see the event of others, never the reverse.
         if self._results:
             for connection, rows in self._results.items():
-                connection.send(pack_frame((InsideType.RESULTS, rows)))
+                for batch in in_frames(rows, lambda _: 0):
+                    connection.send(pack_frame((InsideType.RESULTS, batch)))
             self._results = {}
         if self._pushes:
             for connection, pushes in self._pushes.items():
-                connection.send(pack_frame((InsideType.PUSHED, pushes)))
+                for batch in in_frames(pushes, lambda push: len(push[1])):
+                    connection.send(pack_frame((InsideType.PUSHED, batch)))
             self._pushes = {}
 
     def _send_requests(self, member: Member, messages: list[Any]) -> None:
         link = self._links.get(member)
         if link is None or not link.up:
             return  # The machine hears of it by MemberDown and asks again after MemberUp.
-        start = size = 0
-        for index, message in enumerate(messages):
-            records = message.records if type(message) is Append else ()
-            added = sum(len(record.payload) for record in records)
-            if size and size + added > FRAME_BATCH_BYTES_MAX:
-                link.send(pack_inside(InsideType.REQUESTS, messages[start:index]))
-                start, size = index, 0
-            size += added
-        link.send(pack_inside(InsideType.REQUESTS, messages[start:]))
+        for batch in in_frames(messages, _request_bytes):
+            link.send(pack_inside(InsideType.REQUESTS, batch))
 
     # -- time ----------------------------------------------------------------------------------
 
