@@ -393,7 +393,7 @@ class SlotOwner:
             return
         self._halt(
             f"the view store offers epoch {view.epoch}, a replica has promised"
-            f" {self._promised_max}: the store was rolled back (see im-actors repair)"
+            f" {self._promised_max}: the store was rolled back: bring its newest data back"
         )
 
     def _claim(self, view: View) -> None:
@@ -831,7 +831,7 @@ class SlotOwner:
         elif self.phase is Phase.SEALING and answer.promised == self.epoch:
             self._halt(
                 f"{member.replica} has promised epoch {self.epoch} to another owner: the view store"
-                " gave one epoch twice, it was rolled back (see im-actors repair)"
+                " gave one epoch twice, it was rolled back: bring its newest data back"
             )
         elif self.phase is Phase.SERVING and member in self.members:
             self._start(f"{member.replica} refuses: {answer.reason}")

@@ -249,8 +249,8 @@ class RedisViewStore:
             if outcome == b"ORPHANS":
                 raise CorruptData(
                     f"the view store {self._where} has views of cluster {self._cluster!r} and has "
-                    "lost its identity: keys were deleted. Bring its data back, or delete the rest "
-                    "and rebuild the views with im-actors repair"
+                    "lost its identity: keys were deleted. Bring its data back; the replicas "
+                    "keep every message meanwhile"
                 )
         else:
             held = await self._client.execute_command("GET", f"im:{{{self._cluster}}}:store")

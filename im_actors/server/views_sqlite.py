@@ -242,7 +242,7 @@ class SqliteViewStore:
                 self._lock = None
 
 
-_REBUILD = "move the file away and rebuild the views from the replicas with im-actors repair"
+_REBUILD = "bring back a good copy of the file; the replicas keep every message meanwhile"
 
 
 def _is_full(error: DiskFailed) -> bool:

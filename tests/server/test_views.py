@@ -186,7 +186,7 @@ async def test_another_store_than_the_expected_one(place: Place) -> None:
 
 async def test_an_empty_store_where_one_is_expected(place: Place) -> None:
     for _ in range(2):  # the refusal leaves nothing behind that would be taken for a store
-        with pytest.raises(RolledBack, match=r"is empty.*im-actors repair"):
+        with pytest.raises(RolledBack, match=r"is empty.*data back"):
             await place.open("0123456789abcdef")
 
 

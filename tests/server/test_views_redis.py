@@ -143,7 +143,7 @@ async def test_redis_restarted_empty(make_redis: MakeRedis) -> None:
     server.start()
 
     async def refused(call: Callable[[], Awaitable[Any]]) -> None:
-        with pytest.raises(RolledBack, match=r"is empty.*im-actors repair"):
+        with pytest.raises(RolledBack, match=r"is empty.*data back"):
             await until_answered(call)
 
     # In the store that was open all the time, and in a restarted controller that remembers it.

@@ -160,7 +160,7 @@ async def test_a_row_of_another_type(tmp_path: Path) -> None:
 async def test_a_file_that_is_no_database(tmp_path: Path) -> None:
     place = SqlitePlace(tmp_path / "views.db")
     place.path.write_bytes(b"something else " * 100)
-    with pytest.raises(CorruptData, match="im-actors repair"):
+    with pytest.raises(CorruptData, match="bring back a good copy"):
         await place.open()
 
 
