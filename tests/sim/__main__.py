@@ -1,4 +1,7 @@
-"""``python -m tests.sim [--seeds N] [--first S] [--operations N]``: run seeds, print what broke."""
+"""``python -m tests.sim [--seeds N] [--first S] [--operations N]``: run seeds, print what broke.
+
+``python -m tests.sim --mutants`` shows that it would notice a missing rule: see ``proving``.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import sys
 import time
 import traceback
 
+from tests.sim import proving
 from tests.sim.world import World
 
 
@@ -24,6 +28,8 @@ def run_seed(seed: int, operations: int) -> tuple[str | None, World | None]:
 
 
 def main() -> int:
+    if "--mutants" in sys.argv:
+        return proving.main([word for word in sys.argv[1:] if word != "--mutants"])
     parser = argparse.ArgumentParser(prog="python -m tests.sim", description=__doc__)
     parser.add_argument("--seeds", type=int, default=50, help="how many seeds (default 50)")
     parser.add_argument("--first", type=int, help="the first seed (default: a random one)")

@@ -1,0 +1,179 @@
+"""``python -m tests.sim --mutants [NAME ...]``: every rule must be missed when it is taken out.
+
+A mutant that nobody notices *survives*: its rule is untested or unneeded. Whatever notices a mutant
+must find nothing without it, on the same seeds; otherwise the whole result is void.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tests.sim.mutants import MUTANTS, find
+from tests.sim.mutation import SIMULATION, Mutant
+
+OPERATIONS = 300
+"""Client sends per seed."""
+TIME_MAX_S = 300
+"""A mutant that has not ended after this hangs, and a hang is not an anomaly."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of one mutant."""
+
+    name: str
+    caught: bool
+    by: str
+    """The anomaly, and the seed or the check that showed it."""
+    seeds: int
+    """How many seeds that took."""
+    within: int
+    seed: int | None
+    seconds: float
+    text: str
+    """The first words of the error."""
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", *arguments]
+
+
+def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run a module of this tree in a process of its own."""
+    return subprocess.run(
+        arguments, capture_output=True, text=True, timeout=TIME_MAX_S, check=False
+    )  # fmt: skip
+
+
+def seeds_for(mutant: Mutant, first: int) -> list[int]:
+    fresh = range(first, first + mutant.seeds)
+    if mutant.known is None:
+        return list(fresh)
+    return [mutant.known, *(seed for seed in fresh if seed != mutant.known)][: mutant.seeds]
+
+
+def judge(mutant: Mutant, first: int) -> Verdict:
+    started = time.monotonic()
+    hunter = hunted if mutant.by == SIMULATION else checked
+    try:
+        return hunter(mutant, first, started)
+    except subprocess.TimeoutExpired:
+        return verdict(mutant, False, "hangs", started)
+
+
+def verdict(
+    mutant: Mutant,
+    caught: bool,
+    by: str,
+    started: float,
+    text: str = "",
+    seed: int | None = None,
+    seeds: int = 0,
+) -> Verdict:
+    seconds = round(time.monotonic() - started, 1)
+    return Verdict(mutant.name, caught, by, seeds, mutant.seeds, seed, seconds, text)
+
+
+def hunted(mutant: Mutant, first: int, started: float) -> Verdict:
+    """Caught by the simulation, at the first seed that shows an anomaly."""
+    seeds = ("--operations", str(OPERATIONS), *map(str, seeds_for(mutant, first)))
+    done = run(command("tests.sim.mutation", mutant.name, "tests.sim.hunt", *seeds))
+    if done.returncode:
+        return verdict(mutant, False, "does not run", started, done.stderr[-2_000:])
+    found = json.loads(done.stdout.splitlines()[-1])
+    seed, tried, text = found["seed"], found["tried"], found["text"]
+    if seed is None:
+        return verdict(mutant, False, "survived", started, seeds=tried)
+    if found["anomaly"] is None:
+        # A crash of the changed code says nothing about the rule.
+        return verdict(mutant, False, f"crashes at {found['at']}", started, text, seed, tried)
+    return verdict(mutant, True, found["anomaly"], started, text, seed, tried)
+
+
+def checked(mutant: Mutant, _: int, started: float) -> Verdict:
+    """Caught by a check that has no seeds: the exhaustive one, or a directed test."""
+    kind, _, what = mutant.by.partition(" ")
+    done = run(command("tests.sim.mutation", mutant.name, *check_command(kind, what)))
+    caught = done.returncode == 1
+    by = mutant.by if caught else f"survived: {mutant.by}"
+    return verdict(mutant, caught, by, started, done.stdout[-400:] + done.stderr[-400:])
+
+
+def check_command(kind: str, what: str) -> list[str]:
+    if kind == "exhaustive":
+        return ["tests.exhaustive", *what.split()]
+    assert kind == "test", kind
+    return ["pytest", "-q", "-p", "no:cacheprovider", *what.split()]
+
+
+def control(mutants: Iterable[Mutant], verdicts: list[Verdict]) -> list[str]:
+    """What the same seeds and checks find when no rule is missing; nothing, or all is void."""
+    problems = []
+    seeds = sorted({v.seed for v in verdicts if v.caught and v.seed is not None})
+    if seeds:
+        words = ("--operations", str(OPERATIONS), *map(str, seeds))
+        done = run(command("tests.sim.hunt", *words))
+        found = json.loads(done.stdout.splitlines()[-1]) if not done.returncode else {"seed": "?"}
+        if found["seed"] is not None:
+            problems.append(f"seed {found['seed']} fails without a mutant: {found.get('text')}")
+    for kind, _, what in {m.by.partition(" ") for m in mutants if m.by != SIMULATION}:
+        if run(command(*check_command(kind, what))).returncode:
+            problems.append(f"{kind} {what} fails without a mutant")
+    return problems
+
+
+def line_of(found: Verdict) -> str:
+    after = f"seed {found.seed}, after {found.seeds} of {found.within}" if found.seed else ""
+    mark = "caught  " if found.caught else "SURVIVED"
+    return f"{mark} {found.name:32} {found.by:28} {after} ({found.seconds} s)"
+
+
+def replay_of(found: Verdict) -> str:
+    what = f"--seeds 1 --first {found.seed}" if found.seed is not None else "--seeds 100"
+    size = f"--operations {OPERATIONS}"
+    return f"python -m tests.sim.mutation {found.name} tests.sim {what} {size}"
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.sim --mutants", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="these mutants (default: all)")
+    parser.add_argument("--first", type=int, default=1, help="the first seed (default 1)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
+    args = parser.parse_args(arguments)
+    mutants = [find(name) for name in args.names] or list(MUTANTS)
+    verdicts: list[Verdict] = []
+    started = time.monotonic()
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for found in pool.map(lambda mutant: judge(mutant, args.first), mutants):
+            verdicts.append(found)
+            if not args.json:
+                print(line_of(found), flush=True)
+                if not found.caught:
+                    print(f"    {found.text}\n    replay: {replay_of(found)}", flush=True)
+    problems = control(mutants, verdicts)
+    return report(verdicts, problems, time.monotonic() - started, args.json)
+
+
+def report(verdicts: list[Verdict], problems: list[str], seconds: float, as_json: bool) -> int:
+    caught = sum(found.caught for found in verdicts)
+    survived = len(verdicts) - caught
+    summary: dict[str, Any] = {"caught": caught, "survived": survived, "void": problems}
+    if as_json:
+        mutants = [asdict(found) for found in verdicts]
+        print(json.dumps({**summary, "seconds": round(seconds, 1), "mutants": mutants}))
+    else:
+        for problem in problems:
+            print(f"VOID: {problem}")
+        print(f"{seconds:.0f} s; the seeds above pass without a mutant" if not problems else "void")
+        print(f"{caught} caught, {survived} survived")
+    return 1 if survived or problems else 0
