@@ -24,7 +24,7 @@ from tests.sim.network import End, Process
 if TYPE_CHECKING:
     from tests.sim.world import World
 
-CONFIG = GatewayConfig(insecure_open=True, tick_ms=50)
+CONFIG = GatewayConfig(insecure_open=True, tick_ms=50, retry_after_ms=100)
 REFUSED = b"refuse me "
 """Bodies that begin with this no gateway takes."""
 UNREAD_BYTES = 2 * CONFIG.slow_reader_bytes

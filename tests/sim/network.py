@@ -95,7 +95,16 @@ class Process:
 class End:
     """One end of a connection. ``on_data`` and ``on_lost`` are set by the process that has it."""
 
-    __slots__ = ("_arrival_ms", "doomed", "network", "on_data", "on_lost", "open", "peer", "process")
+    __slots__ = (
+        "_arrival_ms",
+        "doomed",
+        "network",
+        "on_data",
+        "on_lost",
+        "open",
+        "peer",
+        "process",
+    )
 
     def __init__(self, network: Network, process: Process) -> None:
         self.network = network

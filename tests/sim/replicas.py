@@ -9,12 +9,13 @@ import msgpack
 
 from im_actors.core import invariants
 from im_actors.core import replica as rep
+from im_actors.core.directory import ReplicaAddress
 from im_actors.core.messages import Fetch, Fetched, KeyFound, Sealed, SessionsLoaded
 from im_actors.core.model import Member, Record
-from im_actors.core.storage_ops import StoreRecords
+from im_actors.core.storage_ops import CutRecords, DropSlot, StoreRecords
 from im_actors.errors import CorruptData, NotReachable
 from im_actors.wire.links import InsideType
-from tests.sim.disks import Disk, flipped
+from tests.sim.disks import flipped
 from tests.sim.network import End, Process
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ class SimReplica(Process):
         self.rng = world.rng_for(name)
         self.disk = world.new_disk(f"{name}-disk0")
         self.wipes = 0
+        self.drops = 0
+        """Slots that were deleted here: what is read afterwards begins anew."""
         self.full_until_ms = 0.0
         self.machine: rep.Replica | None = None
         self._queue: list[tuple[list[Any], list[Any]]] = []
@@ -45,6 +48,10 @@ class SimReplica(Process):
     @property
     def member(self) -> Member:
         return Member(self.name, self.disk.identity)
+
+    @property
+    def address(self) -> ReplicaAddress:
+        return ReplicaAddress(self.name, self.disk.identity, self.host, self.name, 1)
 
     # -- life ----------------------------------------------------------------------------------
 
@@ -143,10 +150,18 @@ class SimReplica(Process):
             self._sync()
 
     def _write(self, ops: list[Any]) -> None:
+        history, disk = self.world.history, self.disk.identity
         for op in ops:
             self.disk.write(op)
-            if type(op) is StoreRecords:
-                self.world.judge.durable(self.disk.identity, op.slot, op.records)
+            match op:
+                case StoreRecords(slot, records, _):
+                    for lsn, epoch, payload, checksum in records:
+                        history.durable(disk, slot, lsn, epoch, payload, checksum)
+                case CutRecords(slot, after_lsn):
+                    history.cut(disk, slot, after_lsn)
+                case DropSlot(slot):
+                    history.dropped(disk, slot)
+                    self.drops += 1
 
     def _disk_is_full(self) -> bool:
         """A write fails: the process ends, and comes back when there is room (never a retry)."""
@@ -165,7 +180,7 @@ class SimReplica(Process):
                         invariants.promise_given(ledger, disk, message.slot, message.epoch)
                     peer(self, message)
                 case rep.Commit(slot, lsn):
-                    self.world.judge.believed(self, slot, lsn)
+                    self.world.history.believed(self.disk.identity, slot, lsn)
                     self._commit(slot, lsn)
                 case rep.Forget():
                     pass
@@ -279,7 +294,8 @@ class SimReplica(Process):
 
     def _store_history(self, slot: int, records: tuple[Record, ...]) -> None:
         self.disk.to_history(slot, list(records))
-        self.world.judge.durable(self.disk.identity, slot, records)
+        for lsn, epoch, payload, checksum in records:
+            self.world.history.durable(self.disk.identity, slot, lsn, epoch, payload, checksum)
         self._handle(rep.HistoryStored(slot, records[0].lsn, records[-1].lsn))
 
     # -- reading for gateways ------------------------------------------------------------------
@@ -309,5 +325,6 @@ class SimReplica(Process):
             # The commit point that covers ``head`` is on its way to us.
             self.later(20, lambda: self._read(end, message, until_ms))
             return
+        source = f"{self.disk.identity}#{self.drops}"
+        self.world.history.polled(source, session, last_seq, last_seq)
         end.send((int(InsideType.PAGE), number, 0, last_seq, events))
-

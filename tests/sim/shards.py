@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import msgpack
 
-from im_actors.core import invariants
 from im_actors.core import owner as own
 from im_actors.core.directory import Directory, ReplicaAddress, ShardAddress
 from im_actors.core.model import Member, View
@@ -162,9 +161,9 @@ class SimShard(Process):
 
     def _handle(self, slot: int, event: own.OwnerEvent) -> None:
         owner, world = self.owners[slot], self.world
+        before = (owner.epoch, owner.commit_lsn)
         effects = owner.handle(event, self.clock.now)
-        if slot != world.rolled_back:
-            invariants.owner_stepped(world.ledger, owner, world.disks)
+        world.owner_stepped(owner, before)
         for effect in effects:
             self._carry_out(slot, owner, effect)
         self._flush()
@@ -179,7 +178,6 @@ class SimShard(Process):
                 for (end, token), *fields in answers:
                     self._results.setdefault(end, []).append((token, *fields))
             case own.Published(_, events):
-                world.judge.published(owner, [event.data for event in events])
                 for event in events:
                     name = event.session.name
                     for end in self._watchers.get(name, ()):
@@ -189,7 +187,8 @@ class SimShard(Process):
             case own.SwapView(old, new):
                 world.store.swap(old, new, self._heard(slot, own.ViewSwapped))
             case own.Activated(view):
-                world.judge.activated(owner)
+                world.takeovers += 1
+                world.history.owner(slot, view.epoch, self.incarnation)
                 world.tell_controllers(self, view)
             case own.Alarm(_, text):
                 world.owner_alarm(self, slot, text)

@@ -31,7 +31,8 @@ class ViewStore:
             if self.views[old.slot] == old:
                 self.past.setdefault(old.slot, []).append(old)
                 self.views[old.slot] = new
-                self.world.judge.view_changed(old, new)
+                before, after = (old.epoch, old.owner), (new.epoch, new.owner)
+                self.world.history.view_changed(old.slot, before, after)
             self._reply(answer, self.views[old.slot])
 
         self._delayed(compare_and_swap)
