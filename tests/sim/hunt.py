@@ -8,61 +8,46 @@ pass when no rule is missing.
 from __future__ import annotations
 
 import argparse
+import builtins
 import json
-import traceback
-from pathlib import Path
 from typing import Any
 
-from im_actors.errors import CorruptData, InvariantBroken
-from tests.sim.world import Anomaly, World
+from tests.sim.runs import Problem, run_plan
+from tests.sim.world import Plan
 
-TEXT_MAX = 400
+TEXT_MAX = 600
 
 
-def name_of(error: BaseException) -> str | None:
+def name_of(problem: Problem) -> str | None:
     """The anomaly's name; None for an exception that only says that the code is broken."""
-    text = str(error)
-    match error:
-        case InvariantBroken():
-            return text.partition(":")[0] if text.startswith("I") else "invariant"
-        case Anomaly():
-            return text.partition(":")[0]
-        case CorruptData():
-            return "corrupt-log"
-        case AssertionError() if text:
-            return "assertion"
-    return None
+    if problem.kind == "AssertionError":
+        # One that states a rule says it in words.
+        stated = problem.text.partition("\n")[0].removeprefix("AssertionError: ")
+        return "assertion" if stated else None
+    error = getattr(builtins, problem.kind, None)
+    broken = isinstance(error, type) and issubclass(error, Exception)
+    return None if broken else problem.kind
 
 
-def run_one(seed: int, operations: int) -> BaseException | None:
-    try:
-        World(seed, operations).run()
-    except Exception as error:
-        return error
-    return None
-
-
-def hunt(seeds: list[int], operations: int) -> dict[str, Any]:
-    for tried, seed in enumerate(seeds, start=1):
-        error = run_one(seed, operations)
-        if error is not None:
-            frame = traceback.extract_tb(error.__traceback__)[-1]
-            return {
-                "seed": seed,
-                "tried": tried,
-                "anomaly": name_of(error),
-                "text": f"{type(error).__name__}: {error}"[:TEXT_MAX],
-                "at": f"{Path(frame.filename).name}:{frame.lineno}",
-            }
-    return {"seed": None, "tried": len(seeds), "anomaly": None, "text": "", "at": ""}
+def hunt(plans: list[Plan]) -> dict[str, Any]:
+    """The first plan that goes wrong, and how."""
+    for tried, plan in enumerate(plans, start=1):
+        problem = run_plan(plan).problem
+        if problem is not None:
+            text = problem.text if name_of(problem) else problem.text[-TEXT_MAX:]
+            anomaly = name_of(problem)
+            return {"seed": plan.seed, "tried": tried, "anomaly": anomaly, "text": text[:TEXT_MAX]}
+    return {"seed": None, "tried": len(plans), "anomaly": None, "text": ""}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.sim.hunt", description=__doc__)
     parser.add_argument("seeds", type=int, nargs="+")
     parser.add_argument("--operations", type=int, required=True)
+    parser.add_argument("--faults", metavar="LIST", help="exactly these kinds, with commas")
     args = parser.parse_args()
-    print(json.dumps(hunt(args.seeds, args.operations)))
+    faults = None if args.faults is None else tuple(filter(None, args.faults.split(",")))
+    print(json.dumps(hunt([Plan(seed, args.operations, faults) for seed in args.seeds])))
 
 
 if __name__ == "__main__":

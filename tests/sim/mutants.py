@@ -14,7 +14,9 @@ REPLICA = "im_actors.core.replica"
 SERVING = "im_actors.core.serving"
 SESSIONS = "im_actors.core.sessions"
 TAKEOVER = "im_actors.core.takeover"
-NODES = "tests.sim.nodes"
+REPLICAS = "tests.sim.replicas"
+STORE = "tests.sim.store"
+DISKS = "tests.sim.disks"
 """The shells of the simulation: what they owe to the machines is a rule too."""
 
 
