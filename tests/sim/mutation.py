@@ -47,6 +47,11 @@ class Mutant:
     """Within so many seeds it must be noticed."""
     known: int | None = None
     """A rare one: a seed that is known to show it is tried first, and is one of ``seeds``."""
+    faults: tuple[str, ...] | None = None
+    """Its seeds have exactly these kinds of faults; None: those that each seed draws."""
+
+    def __post_init__(self) -> None:
+        assert self.edits, self.name
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -65,6 +70,11 @@ class Mutant:
                 )
             source = source.replace(edit.old, edit.new)
         return source
+
+
+def mutant(name: str, rule: str, *edits: Edit, **options: Any) -> Mutant:
+    """A mutant whose edits are listed like arguments."""
+    return Mutant(name, rule, edits, **options)
 
 
 def source_of(module: str) -> Path:

@@ -83,10 +83,15 @@ def verdict(
     return Verdict(mutant.name, caught, by, seeds, mutant.seeds, seed, seconds, text)
 
 
+def hunt_words(faults: tuple[str, ...] | None, seeds: Iterable[int]) -> list[str]:
+    only = [] if faults is None else ["--faults", ",".join(faults)]
+    return ["--operations", str(OPERATIONS), *only, *map(str, seeds)]
+
+
 def hunted(mutant: Mutant, first: int, started: float) -> Verdict:
     """Caught by the simulation, at the first seed that shows an anomaly."""
-    seeds = ("--operations", str(OPERATIONS), *map(str, seeds_for(mutant, first)))
-    done = run(command("tests.sim.mutation", mutant.name, "tests.sim.hunt", *seeds))
+    words = hunt_words(mutant.faults, seeds_for(mutant, first))
+    done = run(command("tests.sim.mutation", mutant.name, "tests.sim.hunt", *words))
     if done.returncode:
         return verdict(mutant, False, "does not run", started, done.stderr[-2_000:])
     found = json.loads(done.stdout.splitlines()[-1])
@@ -95,7 +100,7 @@ def hunted(mutant: Mutant, first: int, started: float) -> Verdict:
         return verdict(mutant, False, "survived", started, seeds=tried)
     if found["anomaly"] is None:
         # A crash of the changed code says nothing about the rule.
-        return verdict(mutant, False, f"crashes at {found['at']}", started, text, seed, tried)
+        return verdict(mutant, False, "crashes", started, text, seed, tried)
     return verdict(mutant, True, found["anomaly"], started, text, seed, tried)
 
 
@@ -118,13 +123,17 @@ def check_command(kind: str, what: str) -> list[str]:
 def control(mutants: Iterable[Mutant], verdicts: list[Verdict]) -> list[str]:
     """What the same seeds and checks find when no rule is missing; nothing, or all is void."""
     problems = []
-    seeds = sorted({v.seed for v in verdicts if v.caught and v.seed is not None})
-    if seeds:
-        words = ("--operations", str(OPERATIONS), *map(str, seeds))
+    faults_of = {mutant.name: mutant.faults for mutant in mutants}
+    seeds: dict[tuple[str, ...] | None, set[int]] = {}
+    for found in verdicts:
+        if found.caught and found.seed is not None:
+            seeds.setdefault(faults_of[found.name], set()).add(found.seed)
+    for faults, several in seeds.items():
+        words = hunt_words(faults, sorted(several))
         done = run(command("tests.sim.hunt", *words))
-        found = json.loads(done.stdout.splitlines()[-1]) if not done.returncode else {"seed": "?"}
-        if found["seed"] is not None:
-            problems.append(f"seed {found['seed']} fails without a mutant: {found.get('text')}")
+        result = json.loads(done.stdout.splitlines()[-1]) if not done.returncode else {"seed": "?"}
+        if result["seed"] is not None:
+            problems.append(f"{' '.join(words)} fails without a mutant: {result}")
     for kind, _, what in {m.by.partition(" ") for m in mutants if m.by != SIMULATION}:
         if run(command(*check_command(kind, what))).returncode:
             problems.append(f"{kind} {what} fails without a mutant")
@@ -139,7 +148,9 @@ def line_of(found: Verdict) -> str:
 
 def replay_of(found: Verdict) -> str:
     what = f"--seeds 1 --first {found.seed}" if found.seed is not None else "--seeds 100"
-    size = f"--operations {OPERATIONS}"
+    faults = find(found.name).faults
+    only = "" if faults is None else f" --faults {','.join(faults)}"
+    size = f"--operations {OPERATIONS}{only}"
     return f"python -m tests.sim.mutation {found.name} tests.sim {what} {size}"
 
 

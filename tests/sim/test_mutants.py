@@ -6,11 +6,11 @@ import ast
 
 import pytest
 
-from im_actors.errors import InvariantBroken
 from tests.sim import proving
 from tests.sim.hunt import name_of
 from tests.sim.mutants import MUTANTS, find
 from tests.sim.mutation import Edit, Mutant, SourceChanged, source_of
+from tests.sim.runs import Problem
 
 CHEAP = ("commit-at-two", "seal-of-lower-epoch", "pending-duplicate-is-done")
 
@@ -43,7 +43,11 @@ def test_cheap_ones_are_caught(name: str) -> None:
 
 
 def test_a_crash_is_not_a_catch() -> None:
-    assert name_of(InvariantBroken("I3: slot 0: cut below")) == "I3"
-    assert name_of(AssertionError("n 3 follows 1")) == "assertion"
-    assert name_of(AssertionError()) is None
-    assert name_of(TypeError("unexpected")) is None
+    assert name_of(Problem("I3", "I3: slot 0: cut below")) == "I3"
+    assert name_of(Problem("lost-write", "lost-write: …")) == "lost-write"
+    assert (
+        name_of(Problem("AssertionError", "AssertionError: n 3 follows 1\nTraceback"))
+        == "assertion"
+    )
+    assert name_of(Problem("AssertionError", "AssertionError: \nTraceback")) is None
+    assert name_of(Problem("TypeError", "TypeError: unexpected")) is None

@@ -1,0 +1,120 @@
+"""Design 5.3: backfill, and deleting what former members hold."""
+
+from tests.sim.mutants.modules import OWNER, REPLICA
+from tests.sim.mutation import Edit, mutant
+
+_DROP_REFUSED = (
+    "if request.epoch < log.promised or any(m.disk == self.disk for m in request.view.members):"
+)
+
+COPIES_OF_OLD = (
+    mutant(
+        "drop-before-all-complete",
+        "5.3: former members' data is deleted only when all three members have everything",
+        Edit(
+            OWNER,
+            "        if self._all_complete():\n            self._dropped_for",
+            "        if True:\n            self._dropped_for",
+        ),
+    ),
+    mutant(
+        "drop-forgets-the-promise",
+        "5.3, I8: deleting never forgets the promise",
+        Edit(
+            REPLICA,
+            "SlotLog(promised=request.epoch, owner=request.view.owner, view=request.view)",
+            "SlotLog()",
+        ),
+    ),
+    mutant(
+        "late-drop",
+        "5.3: a replica that has promised a higher epoch refuses a Drop",
+        Edit(REPLICA, _DROP_REFUSED, "if any(m.disk == self.disk for m in request.view.members):"),
+    ),
+    mutant(
+        "second-drop",
+        "5.3: a second Drop waits for the deletion that is under way",
+        Edit(
+            REPLICA,
+            "        if log.dropping is not None:\n"
+            "            return  # The first request's answer is coming; a second deletion could"
+            " hit new data.\n",
+            "",
+        ),
+        Edit(
+            REPLICA,
+            "self._send(log.dropping, Dropped(slot, log.promised))",
+            "log.dropping and self._send(log.dropping, Dropped(slot, log.promised))",
+        ),
+    ),
+    mutant(
+        "joins-while-dropping",
+        "5.3: a slot is not prepared while its old data is being deleted",
+        Edit(
+            REPLICA,
+            "        if log.dropping is not None:\n"
+            "            self._refuse(peer, request, log, \"the slot's old data is being"
+            ' deleted")\n'
+            "            return\n",
+            "",
+        ),
+    ),
+    mutant(
+        "applied-while-dropping",
+        "5.3: what was applied before a deletion does not count after it",
+        Edit(
+            REPLICA,
+            "        if log.dropping is not None:\n"
+            "            return  # Written before the deletion that is under way, and deleted by"
+            " it.\n",
+            "",
+        ),
+    ),
+    mutant(
+        "hole-not-remembered",
+        "5.1, 5.3.5: from_lsn covers only what is there without a hole",
+        Edit(
+            REPLICA,
+            "log.held.append([start_lsn, start_lsn - 1])",
+            "log.held[-1][1] = start_lsn - 1",
+        ),
+    ),
+    mutant(
+        "complete-before-the-hole-is-closed",
+        "5.3: a log is complete when backfill has closed the whole hole",
+        Edit(REPLICA, "if last_lsn + 1 == log.held[1][0]:", "if True:"),
+    ),
+    mutant(
+        "complete-before-drained",
+        "5.3, 5.4: backfill waits until what lies below the hole is in the tables",
+        Edit(REPLICA, "if log.complete or log.drain_lsn:", "if log.complete:"),
+    ),
+    mutant(
+        "second-hole-forgets-the-first-drain",
+        "5.3, 5.4: a second hole keeps the mark up to which the first one is drained",
+        Edit(
+            REPLICA,
+            "log.drain_lsn = max(log.drain_lsn, keep_lsn if log.applied_lsn < keep_lsn else 0)",
+            "log.drain_lsn = keep_lsn if log.applied_lsn < keep_lsn else 0",
+        ),
+    ),
+    mutant(
+        "backfill-unchecked",
+        "5.3: backfilled records are checked",
+        Edit(
+            REPLICA,
+            "record.lsn == first + index and record_intact(answer.slot, record)",
+            "record.lsn == first + index",
+        ),
+    ),
+    mutant(
+        "backfill-stored-anywhere",
+        "5.3: a backfilled stretch counts only where the hole begins",
+        Edit(
+            REPLICA,
+            "fits = records[0].lsn == first and records[-1].lsn <= last",
+            "fits, first = True, records[0].lsn",
+        ),
+        Edit(REPLICA, "if log.complete or log.held[0][1] + 1 != first_lsn:", "if log.complete:"),
+    ),
+)
