@@ -57,6 +57,8 @@ class SimClient(Process):
         self.past: list[o.OutboxRow] = []
         """What was ever put on a connection, for stray copies."""
         self.acked_keys: list[o.Key] = []
+        self.unanswered: dict[o.Key, None] = {}
+        """What is on the disk, and the user has not been told what became of it."""
         # A device that does not keep to the window that it is told is only slower.
         allowed = world.device_window + (3 if self.rng.random() < 0.2 else 0)
         self.window = min(self.rng.choice([2, 5, 20, DEVICE_WINDOW]), allowed)
@@ -94,7 +96,12 @@ class SimClient(Process):
     @property
     def done(self) -> bool:
         """Whether everything that it had to send has an answer."""
-        return self.running and self.submitted >= self.total and not len(self.outbox)
+        if not self.running or self.submitted < self.total or len(self.outbox):
+            return False
+        for session, n in self.unanswered:
+            key = (session, self.address, n)
+            self.world.fail("forgotten", f"{key} was accepted, and ends without an answer", key=key)
+        return True
 
     # -- the app -------------------------------------------------------------------------------
 
@@ -172,8 +179,11 @@ class SimClient(Process):
                 case o.Renumber(session, n, _):
                     key = (session, self.address, n)
                     self.world.fail("conflict", f"{key} was sent in one form only", key=key)
-                case o.Settle() | o.Warn():
-                    self.world.met(type(effect).__name__)
+                case o.Settle(acks):
+                    for ack in acks:
+                        self.unanswered.pop((ack[0], ack[1]), None)
+                case o.Warn():
+                    self.world.met("outbox_warned")
         self._arm()
 
     def _send_rows(self, rows: list[o.OutboxRow]) -> None:

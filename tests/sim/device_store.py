@@ -75,6 +75,9 @@ class DeviceStore:
         client.world.history.sent(row.session, client.address, row.n, row.kind, row.body)
         if row.kind == EventKind.VOID:
             client.world.met("void")
+            client.unanswered.pop((row.session, row.n), None)
+        else:
+            client.unanswered[row.session, row.n] = None
 
     def delete(self, keys: Iterable[Key]) -> None:
         self._deleted.extend(keys)

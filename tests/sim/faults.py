@@ -42,7 +42,7 @@ KINDS = {
     "roll_back": 1.0,
     # The control plane: chances per look at the views.
     "second_controller": 0.5,
-    "needless_take": 0.1,
+    "needless_take": 0.25,
     # Clients: chances per write, send or read.
     "slow_save": 0.2,
     "stray": 0.3,

@@ -155,7 +155,9 @@ class Troubles:
         gateway = rng.choice(list(world.gateways.values()))
         entries = []
         if client.past and faults.strikes("stray", rng):
-            start = rng.randrange(len(client.past))
+            # Of any age, or recent enough that it is not in history yet.
+            oldest = rng.choice([0, max(0, len(client.past) - 20)])
+            start = rng.randrange(oldest, len(client.past))
             rows = client.past[start : start + rng.randint(1, 3)]
             entries = [row[:4] for row in rows if not world.is_refused(row.body)]
         if entries:
