@@ -13,6 +13,7 @@ KINDS = {
     "delay": 0.15,
     "reorder": 0.5,
     "cut": 0.02,
+    "garbled": 0.02,
     "partition": 0.5,
     "one_way": 0.4,
     # Processes: chances per look at the troubles.
@@ -26,13 +27,15 @@ KINDS = {
     "pause_shard": 0.4,
     "pause_gateway": 0.3,
     "pause_controller": 0.3,
-    # Disks: chances per sync, read or apply; the last four per look at the troubles.
+    # Disks: chances per sync, read or apply; the last five per look at the troubles.
     "torn_batch": 0.02,
     "slow_sync": 0.1,
     "stuck_disk": 0.01,
     "slow_apply": 0.3,
+    "slow_history": 0.1,
     "bad_read": 0.05,
     "disk_full": 0.15,
+    "dead_disk": 0.1,
     "wipe_disk": 0.15,
     "flip_journal": 0.1,
     "flip_history": 0.1,
@@ -53,7 +56,7 @@ KINDS = {
 """Kind -> the highest rate that is drawn."""
 ROLL_BACKS = 0.04
 """Share of the seeds in which the view store loses its last changes. It is to be noticed."""
-LOSSES = ("wipe_disk", "flip_journal", "flip_history")
+LOSSES = ("dead_disk", "wipe_disk", "flip_journal", "flip_history")
 """With a disk lost as well, nobody may be left who knows that the store went back."""
 
 

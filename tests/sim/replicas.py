@@ -38,6 +38,8 @@ class SimReplica(Process):
         self.drops = 0
         """Slots that were deleted here: what is read afterwards begins anew."""
         self.full_until_ms = 0.0
+        self.dead = False
+        """Its journal never ends a write again, and says nothing of it."""
         self.machine: rep.Replica | None = None
         self._queue: list[tuple[list[Any], list[Any]]] = []
         self._syncing = False
@@ -127,6 +129,8 @@ class SimReplica(Process):
     def _sync(self) -> None:
         """One journal transaction for what is queued when the disk gets to it."""
         self._syncing = True
+        if self.dead:
+            return
         rng, faults = self.rng, self.world.faults
         delay = rng.uniform(0.1, 3.0)
         if faults.strikes("slow_sync", rng):
@@ -205,6 +209,8 @@ class SimReplica(Process):
                 self._fetch_from_peer(name, request)
             case rep.StoreHistory(slot, records):
                 self._in_history(lambda: self._store_history(slot, records))
+            case rep.Alarm(slot, text) if "damaged" in text and world.faults.counts.get("garbled"):
+                world.met("garbled_noticed")
             case rep.Alarm(slot, text):
                 world.fail("alarm", f"{self.name} slot {slot}: {text}", slot=slot)
 
@@ -285,7 +291,8 @@ class SimReplica(Process):
     def _in_history(self, call: Callable[[], None]) -> None:
         """Done by the history's thread: later, one after the other."""
         start = max(self._history_free_ms, self.clock.now_ms)
-        self._history_free_ms = start + self.rng.uniform(0.1, 20)
+        busy = self.world.faults.strikes("slow_history", self.rng)
+        self._history_free_ms = start + self.rng.uniform(0.1, 3_000 if busy else 20)
         self.clock.at(self._history_free_ms, self.alive(call))
 
     def _drop_history(self, slot: int) -> None:

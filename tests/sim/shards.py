@@ -10,9 +10,11 @@ import msgpack
 
 from im_actors.core import owner as own
 from im_actors.core.directory import Directory, ReplicaAddress, ShardAddress
+from im_actors.core.messages import Append
 from im_actors.core.model import Member, View
 from im_actors.core.serving import Send
 from im_actors.wire.links import InsideType
+from tests.sim.disks import flipped
 from tests.sim.network import End, Process
 from tests.sim.replicas import SimReplica
 
@@ -110,6 +112,8 @@ class SimShard(Process):
 
     def _to_replica(self, member: Member, message: Any) -> None:
         network, replica = self.world.network, self.world.replicas[member.replica]
+        if type(message) is Append and message.records:
+            message = self._garbled(message)
         life = self.life
 
         def answer(source: SimReplica, reply: Any) -> None:
@@ -120,6 +124,15 @@ class SimShard(Process):
             network.send(source, self, arrived, reply)
 
         network.send(self, replica, lambda: replica.ask(answer, member.disk, message), message)
+
+    def _garbled(self, message: Append) -> Append:
+        """The append as it arrives: now and then with a wrong bit in a record."""
+        if not self.world.faults.strikes("garbled", self.rng):
+            return message
+        records = list(message.records)
+        index = self.rng.randrange(len(records))
+        records[index] = flipped(records[index], self.rng)
+        return message._replace(records=tuple(records))
 
     # -- gateways ------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from im_actors.core.model import ViewState
+from im_actors.core.model import COPIES, ViewState
 from tests.sim.network import Process
 from tests.sim.replicas import SimReplica
 
@@ -107,6 +107,11 @@ class Troubles:
         if faults.rate("disk_full") and rng.random() < faults.rate("disk_full"):
             full = rng.choice(replicas)
             full.full_until_ms = world.clock.now_ms + rng.uniform(50, 5_000)
+        room = self.losses < 2 and len(replicas) > COPIES and not any(r.dead for r in replicas)
+        if room and faults.strikes("dead_disk", rng):
+            # It stays so when all else heals: a spare has to take the replica's place.
+            self.losses += 1
+            rng.choice(replicas).dead = True
         for kind in ("wipe_disk", "flip_journal", "flip_history"):
             # P2 speaks of two lost disks; a third one loses messages, and rightly.
             room = self.losses < min(2, len(replicas) - 1)

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from im_actors.core import invariants, sessions
 from im_actors.core import owner as own
 from im_actors.core.model import DEVICE_WINDOW, View, ViewState, slot_of
+from im_actors.core.owner import APPEND_BYTES_MAX
 from im_actors.core.placement import members_for
 from im_actors.core.serving import ServingLimits
 from im_actors.proof import Anomaly as Found
@@ -109,6 +110,7 @@ class World:
             sessions_max=rng.choice([1, 2, 20_000]),
         )
         self.device_window = rng.choice([2, 5, DEVICE_WINDOW])
+        self.append_bytes = self.rng_for("frames").choice([100, 1_000, APPEND_BYTES_MAX])
         self.pull_events = rng.choice([3, 20, 500])
         self.writing_ms = self.plan.safety_ms * rng.uniform(0.5, 0.9)
         self.pace_ms = rng.choice([100, 400, 2_000])
@@ -264,8 +266,9 @@ class World:
     # -- the phases ----------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Both phases. The dedup window is small in most runs, so that old resends are common."""
-        sessions.DEVICE_WINDOW = self.device_window
+        """Both phases. The dedup window is small in most runs, so that old resends are common, and
+        so are the frames of a takeover, so that one is not always enough."""
+        sessions.DEVICE_WINDOW, own.APPEND_BYTES_MAX = self.device_window, self.append_bytes
         try:
             self._start()
             self._safety()
@@ -275,7 +278,7 @@ class World:
         except RolledBack:
             self.met("roll_back_noticed")
         finally:
-            sessions.DEVICE_WINDOW = DEVICE_WINDOW
+            sessions.DEVICE_WINDOW, own.APPEND_BYTES_MAX = DEVICE_WINDOW, APPEND_BYTES_MAX
 
     def _steps(self) -> None:
         for _ in range(CHECK_STEPS):
@@ -343,6 +346,10 @@ class World:
         if not serving:
             phases = {s.incarnation: s.owners[slot].phase.value for s in self.shards}
             return f"nobody serves {view}: {phases}"
+        for shard in self.shards:
+            owner = shard.owners[slot]
+            if owner.phase is own.Phase.SERVING and owner is not serving[0]:
+                return f"{owner.me} serves epoch {owner.epoch}, and the view is {view}"
         if serving[0].serving.pending or serving[0].serving.waiting:
             return f"{serving[0].me} has pending events"
         for member in view.members:
