@@ -356,6 +356,18 @@ def test_dropping_nothing_is_answered() -> None:
     assert one(dropped(there, 4)) == Dropped(SLOT, 4)
 
 
+def test_a_dropped_slot_is_unknown_and_not_empty() -> None:
+    there = holding(5, commit=5)
+    there.apply()
+    assert there.log.answers_reads
+    dropped(there, 4)
+    assert not there.log.answers_reads
+    assert one(there.ask(LoadSessions(SLOT, 4, 1, 0, ("s",)))).ready is False
+    assert one(there.ask(FindKey(SLOT, 4, 2, 0, "s", "a/1", 1))).ready is False
+    there.restart()
+    assert not there.log.answers_reads
+
+
 def test_until_the_old_data_is_gone_nothing_new_begins() -> None:
     there = holding(5, commit=5)
     effects = there.machine.handle(rep.Asked(there, Drop(SLOT, 4, view(4))), START_MS)
