@@ -305,6 +305,10 @@ class Replica(Node):
                 self.cluster.say(f"fills in {words.records(records)}{hole}")
             case rep.Alarm(_, text):
                 self.cluster.say(f"ALARM: {text}")
+            case rep.Forget():
+                pass  # Records are applied from the disk here, not from a queue.
+            case _:
+                raise AssertionError(f"nobody carries out {effect}")
 
     def page(self, client: str, pull: inb.Pull) -> None:
         events = self.disk.events(pull.session)
@@ -411,6 +415,8 @@ class Client(Node):
                 self.tell(inb.Taken(stream, len(events)))
             case out.Warn(error) | inb.Warn(error) | inb.FailStream(_, error):
                 self.cluster.say(f"warns: {error}")
+            case _:
+                raise AssertionError(f"nobody carries out {effect}")
 
     def settle(self, session: str, n: int, outcome: str) -> None:
         self.outcomes[session, n] = outcome

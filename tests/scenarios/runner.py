@@ -11,7 +11,8 @@ A file is a header of ``#`` lines and then blocks, with a blank line after each:
 The commands of a block stand above ``----``, what they are expected to tell below it. A small
 cluster of the real machines of ``core`` (owners, replicas, outboxes, inboxes; one slot) does what
 the commands say and nothing else: each message waits until it is delivered, the clock stands still
-until it is told to go on, and jitter is always at its least.
+until it is told to go on, and jitter is always at its least. Gateways are left out: what a client
+sends goes straight to the owner, and what one refuses comes straight back.
 
 The cluster:
     start [replicas=3] [shards=1] [clients=alice,…] [copy=256] [flights=1]
