@@ -40,7 +40,7 @@ Clients:
     send CLIENT SESSION TEXT through its outbox
     follow CLIENT SESSION [after=SEQ]
     disconnect CLIENT        until it is restarted
-    gateway CLIENT [SHARD]       its gateway has old news and sends to SHARD; back to the true owner
+    gateway CLIENT [SHARD]   its gateway has old news and sends to SHARD; back to the true owner
 
 Looking: ``show log``, ``show view``, ``show shards``, ``show client NAME``, ``show network``, and
 ``outcome``, which every file ends with. ``quietly COMMAND`` tells only alarms.
