@@ -395,7 +395,9 @@ class Replica:
         log = self.logs.get(request.slot) or SlotLog()
         again = request.epoch == log.promised and request.view.owner == log.owner
         if request.epoch <= log.promised and not again:
-            self._refuse(peer, request, log, "a newer epoch is promised")
+            newer = request.epoch < log.promised
+            reason = "a newer epoch is promised" if newer else "another owner has this epoch"
+            self._refuse(peer, request, log, reason)
             return
         self.logs[request.slot] = log
         if not again:

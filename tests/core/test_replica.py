@@ -133,10 +133,15 @@ def test_the_same_seal_again_is_answered_again_and_writes_nothing() -> None:
     assert stored(there) == []
 
 
-@pytest.mark.parametrize(("epoch", "owner"), [(4, "shard.1"), (5, "shard.2")])
-def test_a_seal_below_the_promise_or_of_another_owner_is_refused(epoch: int, owner: str) -> None:
+@pytest.mark.parametrize(
+    ("epoch", "owner", "reason"),
+    [(4, "shard.1", "a newer epoch is promised"), (5, "shard.2", "another owner has this epoch")],
+)
+def test_a_seal_below_the_promise_or_of_another_owner_is_refused(
+    epoch: int, owner: str, reason: str
+) -> None:
     there = fresh(5)
-    assert one(there.ask(seal(epoch, owner))).promised == 5
+    assert one(there.ask(seal(epoch, owner))) == Refused(SLOT, epoch, 5, reason)
     assert there.log.owner == "shard.1"
 
 
