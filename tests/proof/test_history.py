@@ -347,6 +347,16 @@ def a_page_with_a_hole(bad: bool) -> ClientHistory:
 
 
 @fires("poll-skip")
+def a_page_without_a_void_that_it_should_show(bad: bool) -> ClientHistory:
+    history = ClientHistory()
+    sends(history, 3, acked=False)
+    history.sent(SESSION, ALICE, 2, 0, b"")
+    read(history, shown(1, 1), shown(2, 2, kind=0), shown(3, 3))
+    history.polled(None, SESSION, 3, 0, [shown(1, 1), shown(3, 3)], voids_shown=bad)
+    return history
+
+
+@fires("poll-skip")
 def a_page_that_shows_no_voids_has_a_hole(bad: bool) -> ClientHistory:
     history = ClientHistory()
     sends(history, 3, acked=False)
@@ -454,6 +464,15 @@ def a_record_without_its_checksum(bad: bool) -> ClientHistory:
     for disk in DISKS[1:]:
         cluster.history.final_log(disk, SLOT, cluster.records)
     return cluster.history
+
+
+@fires("wrong-content")
+def a_record_is_written_without_its_checksum(bad: bool) -> ClientHistory:
+    cluster = two_messages()
+    record = epoch_start(SLOT, 4, 2, cluster.key())
+    cluster.keep(record._replace(checksum=1) if bad else record)
+    cluster.commit(2)
+    return cluster.end()
 
 
 @fires("wrong-content")
@@ -780,6 +799,23 @@ def test_an_anomaly_is_told_at_once_and_counts_once() -> None:
     ]
     assert (told[0].session, told[0].key) == (SESSION, (ALICE, 1))
     assert history.counts == {"ack-mismatch": 1}
+
+
+def test_two_acks_for_one_place_are_found_at_once() -> None:
+    history = ClientHistory()
+    sends(history, 1)
+    sends(history, 1, BOB)
+    assert history.counts == {"inconsistent-offsets": 1}
+
+
+@pytest.mark.parametrize("acked_first", [True, False])
+def test_an_ack_that_contradicts_what_was_read_is_found_at_once(acked_first: bool) -> None:
+    history = ClientHistory()
+    sends(history, 1, acked=False)
+    calls = [lambda: sends(history, 1, BOB), lambda: read(history, shown(1, 1))]
+    for call in calls if acked_first else reversed(calls):
+        call()
+    assert history.counts == {"inconsistent-offsets": 1}
 
 
 def test_the_words_are_bounded_and_the_count_is_not() -> None:
