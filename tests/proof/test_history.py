@@ -486,6 +486,16 @@ def a_record_that_holds_no_events(bad: bool) -> ClientHistory:
     return cluster.end()
 
 
+@fires("wrong-content")
+def a_message_in_the_place_of_a_refused_one(bad: bool) -> ClientHistory:
+    history = ClientHistory()
+    sends(history, 1, acked=False)
+    if not bad:
+        history.refused(SESSION, ALICE, 1)
+    read(history, shown(1, 1, kind=0))
+    return history
+
+
 @fires("refused-write")
 def refused_and_then_there(bad: bool) -> ClientHistory:
     history = ClientHistory()
