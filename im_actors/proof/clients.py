@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
 
 from im_actors.proof.anomalies import Anomaly, Key, Tally
 from im_actors.proof.records import VOID
@@ -13,16 +12,8 @@ SKIPPED_KEPT_MAX = 100_000
 """A reader that jumps further has skipped at least so many."""
 
 
-class Seen(NamedTuple):
-    """An event as a reader got it."""
-
-    seq: int
-    device: str
-    n: int
-    kind: int
-    body: bytes
-
-
+Seen = tuple[int, str, int, int, bytes]
+"""An event as a reader got it: (seq, device, n, kind, body)."""
 Place = tuple[str, int, int, bytes]
 """(device, n, kind, body): what stands at a seq."""
 
@@ -134,7 +125,6 @@ class ClientHistory:
         book = self._book(session)
         key = (device, n)
         book.refused.add(key)
-        book.sent.setdefault(key, []).append((VOID, b""))
         seq = book.seq_of.get(key)
         if seq is not None:
             self._check_refused(book, key, seq)
@@ -165,11 +155,11 @@ class ClientHistory:
         session: str,
         head: int,
         after: int = 0,
-        events: Iterable[tuple[int, str, int, int, bytes]] = (),
+        events: Iterable[Seen] = (),
         voids_shown: bool = True,
     ) -> None:
         """One answer to a reader that asked for what follows ``after``: the head that the answer
-        told, and events (seq, device, n, kind, body). ``source``: a copy that may never go back;
+        told, and events as a reader sees them. ``source``: a copy that may never go back;
         None for a gateway, which asks now this copy and now another. The SDK's pages do not show
         VOIDs, those of the wire do."""
         book = self._book(session)
@@ -193,7 +183,7 @@ class ClientHistory:
     def final_read(
         self,
         session: str,
-        events: Iterable[tuple[int, str, int, int, bytes]],
+        events: Iterable[Seen],
         reader: str = "final",
     ) -> None:
         """The whole history (seq, device, n, kind, body) as it is read when all has come to rest.
@@ -307,7 +297,7 @@ class ClientHistory:
         contents = book.sent.get(key)
         if contents is None:
             text = f"nobody sent {_named(book.name, key)}, which is at seq {seq}"
-        elif (kind, body) not in contents:
+        elif (kind, body) not in contents and not (kind == VOID and key in book.refused):
             text = f"{_named(book.name, key)} at seq {seq} is not what was sent"
         else:
             return

@@ -144,8 +144,11 @@ class History(ClientHistory):
         copy.last_lsn = min(copy.last_lsn, after_lsn)
 
     def dropped(self, disk: str, slot: int) -> None:
-        """A disk has forgotten a slot, which others hold."""
+        """A disk has forgotten a slot, which others hold. Its reads may begin again."""
         self._copies[disk, slot] = Copy()
+        for book in self._sessions.values():
+            if disk in book.sources and slot_of(book.name, self._slots) == slot:
+                del book.sources[disk]
 
     def believed(self, disk: str, slot: int, lsn: int) -> None:
         """The replica with this disk takes its own records up to ``lsn`` for committed."""
@@ -262,11 +265,8 @@ class History(ClientHistory):
         """All copies are one, complete, and there are enough of them."""
         copies = [found for found, _ in log.finals.values()]
         end = max(len(log.committed), *(end for _, end in log.finals.values()))
-        while len(copies) >= COPIES and (nexts := {found.get(end + 1) for found in copies}):
-            # What was committed last may be told with the next record only: three alike count.
-            if len(nexts) > 1 or None in nexts:
-                break
-            end += 1
+        while len(copies) >= COPIES and _alike(copies, end + 1):
+            end += 1  # What was committed last may be told with the next record only.
         if end and len(copies) < COPIES:
             text = f"slot {log.slot} is on {sorted(log.finals)} at the end"
             self._tally.note("commit-below-three", (log.slot,), text)
@@ -333,3 +333,8 @@ class History(ClientHistory):
         if not forward:
             text = f"slot {log.slot} lsn {lsn}: key {key} follows {log.last_key}"
             self._tally.note("key-back", (log.slot, lsn), f"{text} and {log.start_key}")
+
+
+def _alike(copies: list[dict[int, Content]], lsn: int) -> bool:
+    contents = {found.get(lsn) for found in copies}
+    return len(contents) == 1 and None not in contents

@@ -144,7 +144,7 @@ class SimConnection(ClientConnection):
         super().__init__(node)
         self._serial = next(node.gateway.world.serials)
         self._sim = node.gateway
-        self._end = end
+        self._sim_end = end
         self._slow = False
         self._open = True
         end.on_data = self.data_received
@@ -163,13 +163,13 @@ class SimConnection(ClientConnection):
         return UNREAD_BYTES if self._slow else 0
 
     def send(self, frame: bytes) -> bool:
-        return self._open and self._end.send(frame)
+        return self._open and self._sim_end.send(frame)
 
     def close(self, final_frame: bytes = b"", error: ImError | None = None) -> None:
         if self._open:
             if final_frame:
-                self._end.send(final_frame)
-            self._end.close()
+                self._sim_end.send(final_frame)
+            self._sim_end.close()
             self._closed_here = True
             self.connection_lost(None)
 
