@@ -77,6 +77,36 @@ def mutant(name: str, rule: str, *edits: Edit, **options: Any) -> Mutant:
     return Mutant(name, rule, edits, **options)
 
 
+@dataclass(frozen=True, slots=True)
+class Redundant:
+    """A rule whose removal nobody notices, because another rule does the same work. Both at once
+    are missed."""
+
+    name: str
+    rule: str
+    because: str
+    """Which other rule does the work, and how."""
+    edits: tuple[Edit, ...]
+    others: tuple[Edit, ...]
+    """The other rule removed too."""
+    faults: tuple[str, ...] | None = None
+    known: int | None = None
+    seeds: int = 40
+
+    @property
+    def alone(self) -> Mutant:
+        """Without this rule only."""
+        return Mutant(f"{self.name}-alone", self.rule, self.edits, faults=self.faults)
+
+    @property
+    def both(self) -> Mutant:
+        """Without this rule and the one that makes up for it: to be noticed."""
+        edits = (*self.edits, *self.others)
+        name, rule = self.name, self.rule
+        seeds, known, faults = self.seeds, self.known, self.faults
+        return Mutant(name, rule, edits, seeds=seeds, known=known, faults=faults)
+
+
 def source_of(module: str) -> Path:
     """The file of a module, which is not imported for that (its packages are)."""
     spec = importlib.util.find_spec(module)

@@ -2,7 +2,7 @@
 
 Read it as a list of what must not be forgotten: ``python -m tests.sim --mutants`` shows that every
 one of these rules matters, because without it the simulation, the exhaustive check or a directed
-test finds something broken.
+test finds something broken. ``redundant`` has those that another rule makes up for.
 """
 
 from __future__ import annotations
@@ -10,16 +10,25 @@ from __future__ import annotations
 from tests.sim.mutants.clients import CLIENTS
 from tests.sim.mutants.copies import COPIES_OF_OLD
 from tests.sim.mutants.knowledge import KNOWLEDGE
+from tests.sim.mutants.redundant import REDUNDANT
 from tests.sim.mutants.takeovers import TAKEOVERS
 from tests.sim.mutants.writing import WRITING
 from tests.sim.mutation import Mutant
 
-MUTANTS: tuple[Mutant, ...] = (*WRITING, *TAKEOVERS, *COPIES_OF_OLD, *KNOWLEDGE, *CLIENTS)
+MUTANTS: tuple[Mutant, ...] = (
+    *WRITING,
+    *TAKEOVERS,
+    *COPIES_OF_OLD,
+    *KNOWLEDGE,
+    *CLIENTS,
+    *(rule.both for rule in REDUNDANT),
+)
 
 
 def find(name: str) -> Mutant:
     """The mutant of that name."""
-    found = [mutant for mutant in MUTANTS if mutant.name == name]
+    alone = [rule.alone for rule in REDUNDANT]
+    found = [mutant for mutant in (*MUTANTS, *alone) if mutant.name == name]
     if not found:
         raise SystemExit(f"no mutant {name!r}; there are: {', '.join(m.name for m in MUTANTS)}")
     return found[0]

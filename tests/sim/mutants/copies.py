@@ -46,6 +46,7 @@ COPIES_OF_OLD = (
             "self._send(log.dropping, Dropped(slot, log.promised))",
             "log.dropping and self._send(log.dropping, Dropped(slot, log.promised))",
         ),
+        faults=("duplicate", "delay", "slow_history", "crash_replica", "wipe_disk"),
     ),
     mutant(
         "joins-while-dropping",
@@ -58,6 +59,7 @@ COPIES_OF_OLD = (
             "            return\n",
             "",
         ),
+        faults=("slow_history", "crash_replica", "partition", "needless_take"),
     ),
     mutant(
         "applied-while-dropping",
@@ -69,6 +71,7 @@ COPIES_OF_OLD = (
             " it.\n",
             "",
         ),
+        faults=("slow_history", "slow_apply", "crash_replica", "partition"),
     ),
     mutant(
         "hole-not-remembered",
@@ -88,6 +91,7 @@ COPIES_OF_OLD = (
         "complete-before-drained",
         "5.3, 5.4: backfill waits until what lies below the hole is in the tables",
         Edit(REPLICA, "if log.complete or log.drain_lsn:", "if log.complete:"),
+        faults=("slow_apply", "crash_replica", "partition", "needless_take"),
     ),
     mutant(
         "second-hole-forgets-the-first-drain",
@@ -97,6 +101,7 @@ COPIES_OF_OLD = (
             "log.drain_lsn = max(log.drain_lsn, keep_lsn if log.applied_lsn < keep_lsn else 0)",
             "log.drain_lsn = keep_lsn if log.applied_lsn < keep_lsn else 0",
         ),
+        faults=("slow_apply", "crash_replica", "partition", "needless_take"),
     ),
     mutant(
         "backfill-unchecked",
@@ -106,6 +111,7 @@ COPIES_OF_OLD = (
             "record.lsn == first + index and record_intact(answer.slot, record)",
             "record.lsn == first + index",
         ),
+        faults=("bad_read", "crash_replica", "wipe_disk"),
     ),
     mutant(
         "backfill-stored-anywhere",

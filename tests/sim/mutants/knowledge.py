@@ -3,7 +3,7 @@
 from tests.sim.mutants.modules import OWNER, REPLICA, SERVING, SESSIONS, SIM_DISK
 from tests.sim.mutation import Edit, mutant
 
-_READY = "return log is not None and log.complete and log.applied_lsn >= floor_lsn"
+_READY = "return log is not None and log.answers_reads and log.applied_lsn >= floor_lsn"
 _SETTLED = "settled = state.committed_seq == state.last_seq and state.last_lsn <= applied_lsn"
 _RAISE_FLOOR = "        self._floor_lsn = max(self._floor_lsn, floor)\n"
 
@@ -25,13 +25,18 @@ KNOWLEDGE = (
     mutant(
         "tables-of-any-age",
         "5.4: a session's state comes from tables that have applied what was not replayed",
-        Edit(REPLICA, _READY, "return log is not None and log.complete"),
+        Edit(REPLICA, _READY, "return log is not None and log.answers_reads"),
     ),
     mutant(
         "tables-with-a-hole",
         "5.4, I9: a session's state comes from a replica that has all of its history",
         Edit(REPLICA, _READY, "return log is not None and log.applied_lsn >= floor_lsn"),
         Edit(OWNER, "if state.complete and m in self._up]", "if m in self._up]"),
+    ),
+    mutant(
+        "deleted-is-complete",
+        "5.3, I9: a replica that was told to forget a slot does not know that it is empty",
+        Edit(REPLICA, "return self.complete and bool(self.epochs)", "return self.complete"),
     ),
     mutant(
         "not-ready-is-absent",
@@ -98,11 +103,13 @@ KNOWLEDGE = (
         "floor-not-raised",
         "5.4: a forgotten session is loaded from tables that have what it was forgotten with",
         Edit(OWNER, _RAISE_FLOOR, ""),
+        faults=("slow_apply", "stuck_disk", "delay"),
     ),
     mutant(
         "evicts-while-loading",
         "5.4: a session whose state is being loaded is not forgotten",
         Edit(SERVING, "if settled and idle and name not in busy:", "if settled and idle:"),
+        faults=("drop", "delay", "slow_apply", "needless_take"),
     ),
     mutant(
         "hole-in-the-journal",

@@ -1,3 +1,171 @@
-"""Rules whose removal alone nothing notices, because another rule keeps the same promise."""
+"""Rules whose removal alone nobody notices: each says which other rule does the same work.
 
-REDUNDANT = ()
+They are kept, as second lines: most of them turn another defect into an alarm instead of damage.
+``NAME`` takes out both rules, and has to be noticed; ``NAME-alone`` only the one.
+"""
+
+from tests.sim.mutants.modules import OWNER, REPLICA, SIM_STORE, TAKEOVER
+from tests.sim.mutation import Edit, Redundant
+
+_ORDER = "return epoch_at(answer.epochs, answer.last_lsn), answer.last_lsn"
+_SPARES_COUNT = Edit(
+    TAKEOVER,
+    "best = choose_log({m: usable[m] for m in view.members if m in usable})",
+    "best = choose_log(usable)",
+)
+_DROP_REFUSED = (
+    "if request.epoch < log.promised or any(m.disk == self.disk for m in request.view.members):"
+)
+
+REDUNDANT = (
+    Redundant(
+        "longest-log",
+        "5.3.4, 5.6: the log to keep is that of the highest epoch, not the longest",
+        "A record is committed when all three members have it, and members change only when the new"
+        " ones have the whole tail. So every member's log holds all that is committed, and any of"
+        " them may be kept: the order decides only what becomes of uncommitted records. It matters"
+        " as soon as the log of somebody else, a former member, can be chosen.",
+        edits=(Edit(TAKEOVER, _ORDER, "return answer.last_lsn, 0"),),
+        others=(_SPARES_COUNT,),
+    ),
+    Redundant(
+        "logs-of-spares-count",
+        "5.3.4: only members of the view are asked for the log to keep",
+        "Members of an ACTIVE view have its EpochStart, and a former member has only older ones: by"
+        " the order of epochs a spare never wins over a member that has more. (5.3.6 keeps it so.)",
+        edits=(_SPARES_COUNT,),
+        others=(Edit(TAKEOVER, _ORDER, "return -epoch_at(answer.epochs, answer.last_lsn), 0"),),
+    ),
+    Redundant(
+        "kept-log-below-a-commit-point",
+        "5.3.4: the kept log reaches every commit point that was reported",
+        "An alarm: as long as members alone are asked, and are members only with the whole tail,"
+        " their logs reach every commit point.",
+        edits=(Edit(TAKEOVER, "    if commit_lsn > last_lsn:\n", "    if False:\n"),),
+        others=(Edit(TAKEOVER, _ORDER, "return answer.last_lsn, 0"), _SPARES_COUNT),
+    ),
+    Redundant(
+        "cut-below-the-commit-point",
+        "5.3.5, I3: a replica never cuts its log below its commit point",
+        "The seal reports the commit point and the plan keeps more, so only a late copy of a Prepare"
+        " can ask for less; it meets a record of its own epoch, which refuses it first.",
+        edits=(
+            Edit(
+                REPLICA,
+                "if keep_lsn < max(log.commit_lsn, log.from_lsn - 1):",
+                "if keep_lsn < log.from_lsn - 1:",
+            ),
+        ),
+        others=(Edit(REPLICA, "if log.epochs and log.epochs[-1][0] == epoch:", "if False:"),),
+        faults=("duplicate", "delay", "reorder", "needless_take", "crash_shard"),
+    ),
+    Redundant(
+        "append-without-comparing",
+        "5.2.3: (prev_lsn, prev_epoch) has to be in the log, and equal records to be equal",
+        "Alarms: Prepare has brought every member to the kept log before anything is appended, and"
+        " one epoch has one owner and one attempt, so that what is there already is the same.",
+        edits=(
+            Edit(REPLICA, "if epoch_at(log.epochs, prev_lsn) != prev_epoch:", "if False:"),
+            Edit(
+                REPLICA, "if not same_epoch or known not in (None, record.checksum):", "if False:"
+            ),
+        ),
+        others=(
+            Edit(
+                REPLICA,
+                "        if keep_lsn < log.last_lsn:\n            self._cut(slot, log, keep_lsn)\n",
+                "",
+            ),
+        ),
+    ),
+    Redundant(
+        "append-of-higher-epoch",
+        "5.2.3: a replica asks to be sealed before it takes anything of a higher epoch",
+        "An owner prepares and appends only to replicas whose promise it has, on disk; a replica"
+        " that forgot it would be another disk.",
+        edits=(
+            Edit(
+                REPLICA,
+                "if log is not None and log.promised == request.epoch:",
+                "if log is not None and log.promised <= request.epoch:",
+            ),
+        ),
+        others=(
+            Edit(
+                OWNER,
+                "            if spare not in attempt.asked_ms:\n"
+                "                self._seal(spare)\n",
+                "            empty = Sealed(self.slot, self.epoch, 0, (), 0, 1, 0, True)\n"
+                "            attempt.sealed.setdefault(spare, empty)\n",
+            ),
+        ),
+    ),
+    Redundant(
+        "unknown-swap-is-lost",
+        "5.3.7, 5.6: a swap without an answer is not taken as failed",
+        "A new attempt reads the view first and swaps the whole record: a swap that takes effect"
+        " late either finds its old record gone, or is seen by the next swap, which then fails."
+        " Nothing was served meanwhile. Reading until it is known only saves the attempt.",
+        edits=(
+            Edit(
+                OWNER,
+                "            # Unknown is not failed: read until it is known which of the two it"
+                " was.\n"
+                "            self._read_view()\n"
+                "            return\n",
+                '            self._retry("no answer from the view store")\n            return\n',
+            ),
+        ),
+        others=(
+            Edit(
+                SIM_STORE,
+                "if self.views[old.slot] == old:",
+                "if self.views[old.slot].epoch == old.epoch:",
+            ),
+        ),
+        faults=("store_slow", "store_reply_lost", "crash_replica", "needless_take"),
+    ),
+    Redundant(
+        "lost-swap-keeps-state",
+        "5.3.7: who lost the view drops everything that it knew",
+        "The next claim drops it: it sees that the last epoch was not its own. Dropping at once"
+        " lets the waiting senders hear of it earlier.",
+        edits=(
+            Edit(
+                OWNER, "        if view.owner != self.me:\n            self._forget_state()\n", ""
+            ),
+        ),
+        others=(
+            Edit(
+                OWNER,
+                "fresh = view.owner != self.me or view.epoch != self._lineage",
+                "fresh = not self._lineage",
+            ),
+        ),
+        faults=("pause_shard", "needless_take", "partition", "store_slow", "delay"),
+    ),
+    Redundant(
+        "drop-at-a-member",
+        "5.3: a member of the view refuses a Drop",
+        "An owner sends Drop to replicas that are not members, and a late one meets the higher"
+        " promise under which the replica became a member again.",
+        edits=(Edit(REPLICA, _DROP_REFUSED, "if request.epoch < log.promised:"),),
+        others=(Edit(OWNER, "self._spares(self.view.members):", "self._spares(()):"),),
+    ),
+    Redundant(
+        "backfill-of-another-log",
+        "5.3: backfilled records are of the epochs of this log",
+        "Backfill asks for committed records only, and of those there is one kind.",
+        edits=(
+            Edit(
+                REPLICA,
+                "            fits = fits and epoch_at(log.epochs, record.lsn) == record.epoch\n",
+                "",
+            ),
+        ),
+        others=(
+            Edit(REPLICA, "last = min(last, log.commit_lsn)", "last = min(last, log.last_lsn)"),
+        ),
+        faults=("crash_replica", "wipe_disk", "partition", "crash_shard", "needless_take"),
+    ),
+)

@@ -57,6 +57,7 @@ TAKEOVERS = (
             "again = request.epoch == log.promised and request.view.owner == log.owner",
             "again = request.epoch == log.promised",
         ),
+        faults=("roll_back", "needless_take", "crash_shard"),
     ),
     mutant(
         "measure-before-promising",
@@ -152,6 +153,7 @@ TAKEOVERS = (
         "own-epoch-is-cut",
         "5.3.5: a replica that holds a record of this epoch refuses to be cut",
         Edit(REPLICA, "if log.epochs and log.epochs[-1][0] == epoch:", "if False:"),
+        faults=("duplicate", "delay", "reorder", "needless_take", "crash_shard"),
     ),
     mutant(
         "spare-without-the-tail",
@@ -167,6 +169,7 @@ TAKEOVERS = (
         "tail-unchecked",
         "5.3.5: what is copied is checked before it is used",
         Edit(OWNER, "            and record_intact(self.slot, record)\n", ""),
+        faults=("bad_read", "crash_replica", "crash_shard", "partition"),
     ),
     mutant(
         "epoch-start-on-two",
@@ -233,16 +236,6 @@ TAKEOVERS = (
         ),
     ),
     mutant(
-        "foreign-epoch-in-between",
-        "5.3.8: pending events are kept only when no foreign epoch came in between",
-        Edit(OWNER, _FRESH, "fresh = not self._lineage"),
-        Edit(
-            OWNER,
-            "        if view.owner != self.me:\n            self._forget_state()\n",
-            "",
-        ),
-    ),
-    mutant(
         "claim-passes-for-knowledge",
         "5.3.8: an unfinished takeover's claim does not mean that the counters are known",
         Edit(OWNER, _FRESH, "fresh = view.owner != self.me"),
@@ -264,6 +257,7 @@ TAKEOVERS = (
             "if record.lsn > last_lsn or epochs_at(record.lsn) != record.epoch:",
             "if record.lsn > last_lsn:",
         ),
+        faults=("needless_take", "drop", "delay", "crash_replica", "store_slow"),
     ),
     mutant(
         "open-events-after-a-later-key",
@@ -282,6 +276,7 @@ TAKEOVERS = (
             "            if",
         ),
         Edit(OWNER, "if newer and self.phase is Phase.SERVING:", "if False:"),
+        faults=("pause_shard", "partition", "needless_take"),
     ),
     mutant(
         "roll-back-unnoticed",
@@ -310,5 +305,6 @@ TAKEOVERS = (
         "silent-member-stays",
         "5.3: a member that is up and does not answer is replaced",
         Edit(OWNER, "                since = state.silent_since_ms\n", "                pass\n"),
+        faults=("dead_disk",),
     ),
 )
