@@ -21,6 +21,8 @@ from im_actors.storage.journal import Journal
 from im_actors.wire.links import InsideType, read_inside
 
 SLOT, EPOCH = 3, 1
+WAIT_S = 30
+"""Longest wait for what has to come."""
 
 
 class Peer:
@@ -36,6 +38,13 @@ class Peer:
         self.answers += read_inside(rows)
         self.came.set()
 
+    async def received(self, count: int) -> list[type]:
+        async with asyncio.timeout(WAIT_S):
+            while len(self.answers) < count:
+                self.came.clear()
+                await self.came.wait()
+        return [type(answer) for answer in self.answers]
+
 
 class Gate:
     """A journal whose commits wait to be let through, and may fail then."""
@@ -50,7 +59,7 @@ class Gate:
     def commit(self, ops: Sequence[Any]) -> None:
         self.commits += 1
         self.began.set()
-        assert self.open.wait(30)
+        assert self.open.wait(WAIT_S)
         if self.error is not None:
             raise self.error
         self._commit(ops)
@@ -81,7 +90,7 @@ class Shell:
 
     async def commit_began(self) -> None:
         """The write is under way, and everything that could leave without it has left."""
-        await asyncio.to_thread(self.gate.began.wait, 30)
+        await asyncio.to_thread(self.gate.began.wait, WAIT_S)
         for _ in range(10):
             await asyncio.sleep(0)
 
@@ -92,7 +101,7 @@ async def shell(tmp_path: Path) -> AsyncIterator[Shell]:
     await shell.start()
     yield shell
     shell.gate.open.set()
-    await shell.node.stop()
+    await shell.node.crash()
 
 
 async def test_an_answer_waits_for_its_own_write(shell: Shell) -> None:
@@ -100,8 +109,7 @@ async def test_an_answer_waits_for_its_own_write(shell: Shell) -> None:
     await shell.commit_began()
     assert shell.peer.answers == []
     shell.gate.open.set()
-    await shell.peer.came.wait()
-    assert [type(answer) for answer in shell.peer.answers] == [Sealed]
+    assert await shell.peer.received(1) == [Sealed]
 
 
 async def test_what_came_during_a_write_waits_for_the_next_one(shell: Shell) -> None:
@@ -113,10 +121,7 @@ async def test_what_came_during_a_write_waits_for_the_next_one(shell: Shell) -> 
         await asyncio.sleep(0)
     assert shell.peer.answers == []
     shell.gate.open.set()
-    while len(shell.peer.answers) < 3:
-        shell.peer.came.clear()
-        await shell.peer.came.wait()
-    assert [type(answer) for answer in shell.peer.answers] == [Sealed, Appended, Appended]
+    assert await shell.peer.received(3) == [Sealed, Appended, Appended]
     assert shell.gate.commits == 2, "what came meanwhile is one transaction"
 
 
@@ -124,7 +129,8 @@ async def test_after_a_failed_write_nothing_leaves_and_nothing_is_tried_again(sh
     shell.gate.error = DiskFailed("no more")
     shell.ask(Seal(SLOT, EPOCH, shell.view))
     shell.gate.open.set()
-    await shell.failed.wait()
+    async with asyncio.timeout(WAIT_S):
+        await shell.failed.wait()
     shell.ask(Seal(SLOT, EPOCH, shell.view))
     for _ in range(10):
         await asyncio.sleep(0)

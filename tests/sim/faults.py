@@ -32,7 +32,7 @@ KINDS = {
     "slow_sync": 0.1,
     "stuck_disk": 0.01,
     "slow_apply": 0.3,
-    "slow_history": 0.1,
+    "slow_history": 0.3,
     "bad_read": 0.05,
     "disk_full": 0.15,
     "dead_disk": 0.1,

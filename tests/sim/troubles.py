@@ -136,18 +136,18 @@ class Troubles:
     def roll_back(self) -> int | None:
         """The store loses a slot's last changes, as after a restore from an old copy."""
         store = self.world.store
-        slots = [slot for slot, past in sorted(store.past.items()) if len(past) > 2]
+        slots = [slot for slot, past in sorted(store.past.items()) if len(past) > 1]
         if not slots:
             return None
         slot = self.rng.choice(slots)
-        past = store.past[slot]
+        past = [*store.past[slot], store.views[slot]]
         # Back behind a view that was sealed: an epoch that nobody has promised leaves no trace.
         sealed = [view for view in past if view.state == ViewState.ACTIVE]
-        older = [view for view in past if sealed and view.epoch < sealed[-1].epoch]
+        older = [view for view in past if sealed and view.epoch < sealed[-1].epoch][-3:]
         if not older:
             return None
         self.world.faults.happened("roll_back")
-        store.views[slot] = self.rng.choice(older[-3:])
+        store.views[slot] = self.rng.choice(older)
         return slot
 
     # -- copies from the past ------------------------------------------------------------------

@@ -47,7 +47,7 @@ REDUNDANT = (
     Redundant(
         "cut-below-the-commit-point",
         "5.3.5, I3: a replica never cuts its log below its commit point",
-        "The seal reports the commit point and the plan keeps more, so only a late copy of a Prepare"
+        "The seal reports the commit point and the plan keeps more, so only a late Prepare"
         " can ask for less; it meets a record of its own epoch, which refuses it first.",
         edits=(
             Edit(
@@ -77,6 +77,24 @@ REDUNDANT = (
                 "",
             ),
         ),
+    ),
+    Redundant(
+        "acks-of-former-epochs",
+        "5.3.8: acks of former epochs count for nothing",
+        "A member's log is measured after its last append of a former epoch, and the longest of the"
+        " newest epoch is kept: so what a former ack names is in the kept log, or is not above it."
+        " With a shorter log the ack counts for records that were cut.",
+        edits=(
+            Edit(OWNER, "if state is None or answer.epoch != self.epoch:", "if state is None:"),
+        ),
+        others=(
+            Edit(
+                TAKEOVER,
+                _ORDER,
+                "return epoch_at(answer.epochs, answer.last_lsn), -answer.last_lsn",
+            ),
+        ),
+        faults=("needless_take", "delay", "reorder", "duplicate"),
     ),
     Redundant(
         "append-of-higher-epoch",

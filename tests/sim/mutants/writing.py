@@ -61,11 +61,6 @@ WRITING = (
         Edit(REPLICA, _BELIEVED, "self._raise_commit(slot, log, prev_lsn + len(records))"),
     ),
     mutant(
-        "acks-of-former-epochs",
-        "5.3.8: acks of former epochs count for nothing",
-        Edit(OWNER, "if state is None or answer.epoch != self.epoch:", "if state is None:"),
-    ),
-    mutant(
         "pending-duplicate-is-done",
         "5.2.1, 5.6: a duplicate of a pending message waits for the commit like the first one",
         Edit(SERVING, "if pending is not None:", "if False:"),
