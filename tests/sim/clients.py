@@ -61,7 +61,7 @@ class SimClient(Process):
         """What is on the disk, and the user has not been told what became of it."""
         # A device that does not keep to the window that it is told is only slower.
         allowed = world.device_window + (3 if self.rng.random() < 0.2 else 0)
-        self.window = min(self.rng.choice([2, 5, 20, DEVICE_WINDOW]), allowed)
+        self.window = min(self.rng.choice([4, 20, DEVICE_WINDOW]), allowed)
         self.feeds: dict[int, Feed] = {}
         self.outbox: Outbox
         self.inbox: Inbox

@@ -24,6 +24,8 @@ def name_of(problem: Problem) -> str | None:
         # One that states a rule says it in words.
         stated = problem.text.partition("\n")[0].removeprefix("AssertionError: ")
         return "assertion" if stated else None
+    if problem.kind.startswith("slot"):
+        return "invariant"
     error = getattr(builtins, problem.kind, None)
     broken = isinstance(error, type) and issubclass(error, Exception)
     return None if broken else problem.kind

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from im_actors.core.model import View
+from tests.sim.faults import duration_ms
 
 if TYPE_CHECKING:
     from tests.sim.world import World
@@ -43,7 +44,7 @@ class ViewStore:
     def _delayed(self, call: Callable[[], None]) -> None:
         delay = self.rng.uniform(0.2, 3)
         if self.world.faults.strikes("store_slow", self.rng):
-            delay = self.rng.uniform(50, 3_000)
+            delay = duration_ms(self.rng, 3_000)
         self.world.clock.later(delay, call)
 
     def _reply(self, answer: Answer, view: View | None) -> None:
@@ -53,5 +54,5 @@ class ViewStore:
             return
         delay = rng.uniform(0.1, 1)
         if faults.rate("store_slow") and rng.random() < faults.rate("store_slow") / 3:
-            delay = rng.uniform(50, 8_000)
+            delay = duration_ms(rng, 8_000)
         self.world.clock.later(delay, lambda: answer(view))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from im_actors.core.model import COPIES, ViewState
+from tests.sim.faults import duration_ms
 from tests.sim.network import Process
 from tests.sim.replicas import SimReplica
 
@@ -20,10 +21,15 @@ class Troubles:
     def __init__(self, world: World) -> None:
         self.world = world
         self.rng = world.rng_for("troubles")
+        self.calm = self.rng.choice([1, 2, 4, 8])
+        """By how much longer nothing happens than it might."""
         self.losses = 0
         """Disks lost or damaged so far."""
-        world.clock.later(self.rng.uniform(*LOOK_MS), self._look)
+        self._later()
         world.clock.later(self.rng.uniform(20, 500), self._stray)
+
+    def _later(self) -> None:
+        self.world.clock.later(self.rng.uniform(*LOOK_MS) * self.calm, self._look)
 
     def _look(self) -> None:
         world, rng, faults = self.world, self.rng, self.world.faults
@@ -43,7 +49,7 @@ class Troubles:
         self._disks()
         if faults.rate("second_controller") and rng.random() < faults.rate("second_controller"):
             self._second_controller()
-        world.clock.later(rng.uniform(*LOOK_MS), self._look)
+        self._later()
 
     # -- processes -----------------------------------------------------------------------------
 
@@ -56,7 +62,7 @@ class Troubles:
         if process.running and not process.paused:
             self.world.faults.happened(f"pause_{kind}")
             process.pause()
-            duration = self.rng.uniform(100, 8_000)
+            duration = duration_ms(self.rng, 8_000)
             life = process.life
             self.world.clock.later(
                 duration, lambda: process.resume() if process.life == life else None
@@ -89,7 +95,7 @@ class Troubles:
         if both:
             cut += [(b, a) for a, b in cut]
         world.network.block(cut)
-        duration = rng.uniform(50, 5_000)
+        duration = duration_ms(rng, 5_000)
         world.clock.later(duration, lambda: world.network.unblock(cut))
         pairs = set(cut)
         for process in world.processes.values():
@@ -106,7 +112,7 @@ class Troubles:
         replicas = list(world.replicas.values())
         if faults.rate("disk_full") and rng.random() < faults.rate("disk_full"):
             full = rng.choice(replicas)
-            full.full_until_ms = world.clock.now_ms + rng.uniform(50, 5_000)
+            full.full_until_ms = world.clock.now_ms + duration_ms(rng, 5_000)
         room = self.losses < 2 and len(replicas) > COPIES and not any(r.dead for r in replicas)
         if room and faults.strikes("dead_disk", rng):
             # It stays so when all else heals: a spare has to take the replica's place.

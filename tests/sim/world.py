@@ -20,7 +20,7 @@ from tests.sim.clients import SimClient
 from tests.sim.clock import Clock
 from tests.sim.controllers import SimController
 from tests.sim.disks import Disk
-from tests.sim.faults import Faults, swarm
+from tests.sim.faults import Faults, duration_ms, swarm
 from tests.sim.gateways import REFUSED, SimGateway
 from tests.sim.network import Network, Process
 from tests.sim.replicas import SimReplica
@@ -106,10 +106,10 @@ class World:
         self.limits = ServingLimits(
             pending_events_max=rng.choice([20, 8_192, 8_192]),
             records_in_flight_max=rng.randint(1, 3),
-            apply_lag_lsns_max=rng.choice([10, 20_000, 20_000]),
+            apply_lag_lsns_max=rng.choice([20, 20_000, 20_000]),
             sessions_max=rng.choice([1, 2, 20_000]),
         )
-        self.device_window = rng.choice([2, 5, DEVICE_WINDOW])
+        self.device_window = rng.choice([3, 8, DEVICE_WINDOW])
         self.append_bytes = self.rng_for("frames").choice([100, 1_000, APPEND_BYTES_MAX])
         self.pull_events = rng.choice([3, 20, 500])
         self.writing_ms = self.plan.safety_ms * rng.uniform(0.5, 0.9)
@@ -194,8 +194,7 @@ class World:
         self.restart(process, longest_ms)
 
     def restart(self, process: Process, longest_ms: float) -> None:
-        rng = self.troubles.rng
-        self.clock.later(rng.uniform(20, longest_ms), process.start)
+        self.clock.later(duration_ms(self.troubles.rng, longest_ms), process.start)
 
     @staticmethod
     def is_refused(body: bytes) -> bool:
