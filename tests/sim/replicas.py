@@ -62,7 +62,7 @@ class SimReplica(Process):
         logs = self._load()
         disk = self.disk
         self.machine = rep.Replica(self.name, disk.identity, logs)
-        self.world.stories.add(self.name, self.machine.story.story)
+        self.world.stories.add(self.name, self.machine.story.story, of_slots=True)
         self._handle(rep.PeersChanged(tuple(self.world.replicas)))
         for slot, log in logs.items():
             self._commit(slot, log.commit_lsn)
