@@ -164,8 +164,9 @@ class Report:
         print(f"replay: {replay_command(small.plan)}")
         print(small.problem)
         print("story:", *small.story, sep="\n  ")
-        shown = small.trace[-TRACE_SHOWN:]
-        print(f"the last {len(shown)} of {len(small.trace)} messages (all: --trace):")
+        data = [line for line in small.trace if "controller-" not in line]
+        shown = data[-TRACE_SHOWN:]
+        print(f"the last {len(shown)} of {len(data)} messages (all: --trace):")
         print(*shown, sep="\n", flush=True)
 
     def end(self, all_kinds: bool) -> int:

@@ -73,7 +73,7 @@ class SimClient(Process):
         self.outbox, self.inbox = Outbox(Random(rng.random())), Inbox(Random(rng.random()))
         addresses = tuple(Address(name, 1) for name in world.gateways)
         self.dialer = d.Dialer(addresses, CONFIG, Random(rng.random()))
-        world.stories.add(f"{self.name}.{self.life}", self.outbox.story)
+        world.stories.add(f"{self.name}.{self.life}", self.outbox.story, of_slots=False)
         self.store = DeviceStore(self, lambda keys: self._outbox(o.Stored(keys)))
         self.feeds, self._feed_id, self._pull_id = {}, 0, 1
         self._end: End | None = None

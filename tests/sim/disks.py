@@ -61,6 +61,8 @@ class Disk:
         self.timelines: dict[str, dict[int, Row]] = {}
         self.devices: dict[str, dict[str, dict[int, Row]]] = {}
         """session -> device -> n -> row."""
+        self.drops = 0
+        """Slots deleted here: what is read of one afterwards begins anew."""
         self.damaged = False
         """A record is not what was written, or is gone."""
 
@@ -99,6 +101,7 @@ class Disk:
             del rows[lsn]
 
     def drop_history(self, slot: int, slot_of: Callable[[str], int]) -> None:
+        self.drops += 1
         self.history.pop(slot, None)
         self.applied.pop(slot, None)
         for session in [s for s in self.timelines if slot_of(s) == slot]:
@@ -110,6 +113,16 @@ class Disk:
     def record(self, slot: int, lsn: int) -> Record | None:
         row = self.journal.get(slot, {}).get(lsn)
         return row[0] if row else self.history.get(slot, {}).get(lsn)
+
+    def run(self, slot: int, first_lsn: int, last_lsn: int, count: int) -> list[Record]:
+        """Consecutive records of the history from ``first_lsn`` on."""
+        rows = self.history.get(slot, {})
+        found: list[Record] = []
+        for lsn in range(first_lsn, min(last_lsn, first_lsn + count - 1) + 1):
+            if lsn not in rows:
+                break
+            found.append(rows[lsn])
+        return found
 
     def in_history(self, slot: int, lsn: int) -> bool:
         return lsn in self.history.get(slot, {})

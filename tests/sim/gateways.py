@@ -235,7 +235,9 @@ class SimGateway(Process):
 
     def started(self) -> None:
         self.node = SimNode(self)
-        self.world.stories.add(f"{self.name}.{self.life}", self.node.router.story.story)
+        self.world.stories.add(
+            f"{self.name}.{self.life}", self.node.router.story.story, of_slots=False
+        )
         self.later(CONFIG.tick_ms, self._tick)
         self.later(CONFIG.sweep_ms, self._sweep)
 

@@ -12,6 +12,7 @@ import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from im_actors.wire.codec import FrameDecoder
 from tests.sim.clock import Clock
 from tests.sim.faults import Faults
 
@@ -238,6 +239,9 @@ class Network:
 
     def note(self, source: Process, target: Process, what: Any) -> None:
         assert self.trace is not None
+        if isinstance(what, bytes):
+            frames = FrameDecoder().feed(what)
+            what = frames[0] if len(frames) == 1 else frames
         text = repr(what)
         shown = text if len(text) <= 160 else f"{text[:150]}…{len(text)}"
         self.trace.append(f"{self.clock.now_ms:.3f} {source.name} > {target.name} {shown}")

@@ -14,6 +14,7 @@ from im_actors.core.messages import Fetch, Fetched, KeyFound, Sealed, SessionsLo
 from im_actors.core.model import Member, Record
 from im_actors.core.storage_ops import CutRecords, DropSlot, StoreRecords
 from im_actors.errors import CorruptData, NotReachable
+from im_actors.server.apply import ApplyQueue
 from im_actors.wire.links import InsideType
 from tests.sim.disks import flipped
 from tests.sim.network import End, Process
@@ -35,17 +36,14 @@ class SimReplica(Process):
         self.rng = world.rng_for(name)
         self.disk = world.new_disk(f"{name}-disk0")
         self.wipes = 0
-        self.drops = 0
-        """Slots that were deleted here: what is read afterwards begins anew."""
         self.full_until_ms = 0.0
         self.dead = False
         """Its journal never ends a write again, and says nothing of it."""
+        self.apply_bytes = self.rng.choice([100, 2_000, 1_000_000])
+        """Payload bytes of one apply transaction, and one record more."""
         self.machine: rep.Replica | None = None
-        self._queue: list[tuple[list[Any], list[Any]]] = []
-        self._syncing = False
-        self._committed: dict[int, int] = {}
-        self._apply_planned = False
-        self._history_free_ms = 0.0
+        self._effects: list[list[Any]] = []
+        """What the machine said since the last transaction began, by event."""
 
     @property
     def member(self) -> Member:
@@ -59,15 +57,20 @@ class SimReplica(Process):
 
     def started(self) -> None:
         """Come up with what the disk holds."""
-        self._queue, self._syncing = [], False
-        self._committed, self._apply_planned, self._history_free_ms = {}, False, 0.0
+        self._effects, self._writing = [], False
+        self._applying = self._apply_planned = False
+        self._history_free_ms = 0.0
+        self._waiting = ApplyQueue()
         logs = self._load()
         disk = self.disk
         self.machine = rep.Replica(self.name, disk.identity, logs)
-        self.world.stories.add(self.name, self.machine.story.story)
-        self._handle(rep.PeersChanged(tuple(self.world.replicas)))
+        self.world.stories.add(self.name, self.machine.story.story, of_slots=True)
+        for slot, rows in sorted(disk.journal.items()):
+            self._waiting.add(slot, [rows[lsn][0] for lsn in sorted(rows)])
         for slot, log in logs.items():
-            self._commit(slot, log.commit_lsn)
+            self._waiting.commit(slot, log.commit_lsn)
+        self._handle(rep.PeersChanged(tuple(self.world.replicas)))
+        self._apply_soon()
         self.later(TICK_MS, self._tick)
 
     def _load(self) -> dict[int, rep.SlotLog]:
@@ -86,18 +89,12 @@ class SimReplica(Process):
 
     def crashed(self) -> None:
         self.machine = None
-        self._queue = []
+        self._effects = []
 
     def wipe(self) -> None:
         """Come back with an empty disk, which is another member."""
         self.wipes += 1
         self.disk = self.world.new_disk(f"{self.name}-disk{self.wipes}")
-
-    def _tear(self) -> None:
-        """A crash in the middle of a sync: some transactions reached the disk, nobody was told."""
-        for ops, _ in self._queue[: self.rng.randint(0, len(self._queue))]:
-            self._write(ops)
-        self.world.crash(self, 2_000)
 
     def _tick(self) -> None:
         self._handle(rep.Tick())
@@ -117,18 +114,23 @@ class SimReplica(Process):
     def _handle(self, event: rep.ReplicaEvent) -> None:
         assert self.machine
         effects = self.machine.handle(event, self.clock.now)
-        ops = [effect.op for effect in effects if type(effect) is rep.Store]
-        rest = [effect for effect in effects if type(effect) is not rep.Store]
-        if not ops and not self._queue and not self._syncing:
-            self._carry_out(rest)
-            return
-        self._queue.append((ops, rest))
-        if not self._syncing:
-            self._sync()
+        if effects:
+            self._effects.append(effects)
+            if not self._writing:
+                self._flush()
 
-    def _sync(self) -> None:
-        """One journal transaction for what is queued when the disk gets to it."""
-        self._syncing = True
+    def _flush(self) -> None:
+        """Write what came up in one transaction, then let answers go."""
+        batch, self._effects = self._effects, []
+        if any(type(effect) is rep.Store for effects in batch for effect in effects):
+            self._sync(batch)
+            return
+        for effects in batch:
+            self._carry_out(effects)
+        self._apply_soon()
+
+    def _sync(self, batch: list[list[Any]]) -> None:
+        self._writing = True
         if self.dead:
             return
         rng, faults = self.rng, self.world.faults
@@ -138,24 +140,31 @@ class SimReplica(Process):
         if faults.strikes("stuck_disk", rng):
             delay = rng.uniform(2_000, 15_000)
         if faults.strikes("torn_batch", rng):
-            self.later(rng.uniform(0, delay), self._tear)
-        self.later(delay, lambda: self._synced(len(self._queue)))
+            self.later(rng.uniform(0, delay), lambda: self._tear(batch))
+        self.later(delay, lambda: self._synced(batch))
 
-    def _synced(self, count: int) -> None:
+    def _tear(self, batch: list[list[Any]]) -> None:
+        """A crash in the middle of a sync: some of it reached the disk, nobody was told. What one
+        event brought is one transaction."""
+        for effects in batch[: self.rng.randint(0, len(batch))]:
+            self._write(effects)
+        self.world.crash(self, 2_000)
+
+    def _synced(self, batch: list[list[Any]]) -> None:
         if self._disk_is_full():
             return
-        done, self._queue = self._queue[:count], self._queue[count:]
-        self._syncing = False
-        for ops, _ in done:
-            self._write(ops)
-        for _, rest in done:
-            self._carry_out(rest)
-        if self._queue and not self._syncing:
-            self._sync()
+        self._writing = False
+        for effects in batch:
+            self._write(effects)
+        for effects in batch:
+            self._carry_out(effects)
+        self._apply_soon()
+        if self._effects and not self._writing:
+            self._flush()
 
-    def _write(self, ops: list[Any]) -> None:
+    def _write(self, effects: list[Any]) -> None:
         history, disk = self.world.history, self.disk.identity
-        for op in ops:
+        for op in [effect.op for effect in effects if type(effect) is rep.Store]:
             self.disk.write(op)
             match op:
                 case StoreRecords(slot, records, _):
@@ -165,7 +174,6 @@ class SimReplica(Process):
                     history.cut(disk, slot, after_lsn)
                 case DropSlot(slot):
                     history.dropped(disk, slot)
-                    self.drops += 1
 
     def _disk_is_full(self) -> bool:
         """A write fails: the process ends, and comes back when there is room (never a retry)."""
@@ -183,19 +191,22 @@ class SimReplica(Process):
                         ledger, disk = self.world.ledger, self.disk.identity
                         invariants.promise_given(ledger, disk, message.slot, message.epoch)
                     peer(self, message)
+                case rep.Store(op):
+                    if type(op) is StoreRecords:
+                        self._waiting.add(op.slot, op.records)
                 case rep.Commit(slot, lsn):
                     self.world.history.believed(self.disk.identity, slot, lsn)
-                    self._commit(slot, lsn)
-                case rep.Forget():
-                    pass
+                    self._waiting.commit(slot, lsn)
+                case rep.Forget(slot, after_lsn):
+                    self._waiting.forget(slot, after_lsn)
                 case _:
                     self._carry_out_rare(effect)
 
     def _carry_out_rare(self, effect: Any) -> None:
         world = self.world
         match effect:
-            case rep.SendRecords(peer, slot, epoch, first, last, _):
-                self._send_records(peer, slot, epoch, first, last)
+            case rep.SendRecords():
+                self._send_records(effect)
             case rep.SendStates(peer, request):
                 images = tuple(self.disk.image(session) for session in request.sessions)
                 slot, epoch, number = request.slot, request.epoch, request.request
@@ -216,21 +227,29 @@ class SimReplica(Process):
 
     # -- reading for owners --------------------------------------------------------------------
 
-    def _send_records(self, peer: Any, slot: int, epoch: int, first: int, last: int) -> None:
-        rng = self.rng
-        end = min(last, first + rng.randint(1, 5) - 1)
-        found = [self.disk.record(slot, lsn) for lsn in range(first, end + 1)]
-        records = [record for record in found if record is not None]
-        assert self.machine
-        if len(records) < len(found):
-            if self.machine.logs[slot].holds(first, end):
-                text = f"{self.name} lacks a record of slot {slot} in {first}..{end}"
-                self.world.fail("record-missing", text, slot=slot)
+    def _send_records(self, effect: rep.SendRecords) -> None:
+        """From what waits for history, otherwise from history itself."""
+        size = self.rng.choice([1, 200, effect.bytes_max])
+        slot, first, last = effect.slot, effect.first_lsn, effect.last_lsn
+        records = self._waiting.records(slot, first, last, size)
+        if records:
+            self._send_fetched(effect, records)
             return
-        if self.world.faults.strikes("bad_read", rng):
-            index = rng.randrange(len(records))
-            records[index] = flipped(records[index], rng)
-        peer(self, Fetched(slot, epoch, first, tuple(records)))
+        count = 1 if size == 1 else 20
+        self._in_history(
+            lambda: self._send_fetched(effect, self.disk.run(slot, first, last, count))
+        )
+
+    def _send_fetched(self, effect: rep.SendRecords, records: list[Record]) -> None:
+        slot, first = effect.slot, effect.first_lsn
+        assert self.machine
+        if not records and self.machine.logs[slot].holds(first, first):
+            text = f"{self.name} holds lsn {first} of slot {slot} and cannot read it"
+            self.world.fail("record-missing", text, slot=slot)
+        if records and self.world.faults.strikes("bad_read", self.rng):
+            index = self.rng.randrange(len(records))
+            records[index] = flipped(records[index], self.rng)
+        effect.peer(self, Fetched(slot, effect.epoch, first, tuple(records)))
 
     def _key_found(self, request: Any) -> KeyFound:
         slot, epoch, number = request.slot, request.epoch, request.request
@@ -252,41 +271,41 @@ class SimReplica(Process):
 
     # -- history -------------------------------------------------------------------------------
 
-    def _commit(self, slot: int, lsn: int) -> None:
-        """Records up to ``lsn`` may be applied: a little later, all in one transaction."""
-        self._committed[slot] = lsn
-        if self._apply_planned:
+    def _apply_soon(self) -> None:
+        if self._apply_planned or self._applying or not self._waiting.ready:
             return
         self._apply_planned = True
         delay = self.rng.uniform(1, 200)
         if self.world.faults.strikes("slow_apply", self.rng):
             delay = self.rng.uniform(500, 6_000)
-        self.later(delay, self._apply_due)
-
-    def _apply_due(self) -> None:
-        self._apply_planned = False
-        self._apply()
+        self.later(delay, self._apply)
 
     def _apply(self) -> None:
-        if self._disk_is_full():
+        """Apply what is committed, one transaction at a time."""
+        self._apply_planned = False
+        batch = [] if self._applying else self._waiting.take(self.apply_bytes)
+        if not batch or self._disk_is_full():
             return
-        committed, self._committed = self._committed, {}
-        for slot, lsn in committed.items():
-            applied = self.disk.applied.get(slot, 0)
-            rows = self.disk.journal.get(slot, {})
-            history = self.disk.history.get(slot, {})
-            due = sorted(n for n in rows if n <= lsn and n not in history)
-            if not due:
-                continue
-            self.disk.to_history(slot, [rows[n][0] for n in due])
-            self.disk.applied[slot] = max(applied, due[-1])
-            self._in_history(lambda s=slot, n=due[-1]: self._applied(s, n))
+        self._applying = True
+        assert self.machine
+        applied: dict[int, int] = {}
+        for slot, record in batch:
+            # In a slot that filled a hole by backfill an old record must not lower the mark.
+            log = self.machine.logs[slot]
+            applied[slot] = max(applied.get(slot, log.applied_lsn), record.lsn)
+        self._in_history(lambda: self._applied(batch, applied))
 
-    def _applied(self, slot: int, lsn: int) -> None:
-        self._handle(rep.Applied(slot, lsn))
-        # Trimmed later: a crash in between leaves the records in both places.
+    def _applied(self, batch: list[tuple[int, Record]], applied: dict[int, int]) -> None:
         disk = self.disk
-        self.later(self.rng.uniform(1, 1_000), lambda: disk.trim(slot, lsn))
+        for slot, record in batch:
+            disk.to_history(slot, [record])
+        disk.applied.update(applied)
+        self._applying = False
+        for slot, lsn in self._waiting.done(batch).items():
+            self._handle(rep.Applied(slot, lsn))
+            # Trimmed later: a crash in between leaves the records in both places.
+            self.later(self.rng.uniform(1, 1_000), lambda s=slot, n=lsn: disk.trim(s, n))
+        self._apply_soon()
 
     def _in_history(self, call: Callable[[], None]) -> None:
         """Done by the history's thread: later, one after the other."""
@@ -316,7 +335,7 @@ class SimReplica(Process):
         self._read(end, message, self.clock.now_ms + HEAD_WAIT_MS)
 
     def _read(self, end: End, message: list[Any], until_ms: float) -> None:
-        _, number, session, after, before, limit, head = message
+        number, session = message[1:3]
         assert self.machine
         log = self.machine.logs.get(self.world.slot_of(session))
         if log is None or not log.complete:
@@ -325,13 +344,18 @@ class SimReplica(Process):
             return
         if log.applied_lsn < log.commit_lsn:
             self._apply()
-        if not self.running:
+            if self.running:
+                self._in_history(lambda: self._answer_read(end, message, until_ms))
             return
+        self._answer_read(end, message, until_ms)
+
+    def _answer_read(self, end: End, message: list[Any], until_ms: float) -> None:
+        _, number, session, after, before, limit, head = message
         last_seq, events = self.disk.page(session, after, before, limit)
         if last_seq < head and self.clock.now_ms < until_ms:
             # The commit point that covers ``head`` is on its way to us.
             self.later(20, lambda: self._read(end, message, until_ms))
             return
-        source = f"{self.disk.identity}#{self.drops}"
+        source = f"{self.disk.identity}#{self.disk.drops}"
         self.world.history.polled(source, session, last_seq, last_seq)
         end.send((int(InsideType.PAGE), number, 0, last_seq, events))

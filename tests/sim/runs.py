@@ -76,7 +76,8 @@ def run_plan(plan: Plan, traced: bool = False) -> Outcome:
         time.process_time() - started,
     )
     if problem is not None:
-        outcome.story = world.stories.about(*_topics(problem))
+        message = None if problem.key is None else (problem.key[0], problem.key[2])
+        outcome.story = world.stories.about(problem.slot, message)
     outcome.trace = world.network.trace or []
     return outcome
 
@@ -94,13 +95,3 @@ def _broken(text: str) -> Problem:
     first = text.splitlines()[0]
     slot = re.search(r"slot (\d+)", first)
     return Problem(first.partition(":")[0], first, int(slot[1]) if slot else None)
-
-
-def _topics(problem: Problem) -> list[tuple[object, ...]]:
-    """What the stories are to be about; everything when nobody knows."""
-    topics: list[tuple[object, ...]] = []
-    if problem.slot is not None:
-        topics.append((problem.slot,))
-    if problem.key is not None:
-        topics.append((problem.key[0], problem.key[2]))
-    return topics or [()]

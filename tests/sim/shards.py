@@ -57,7 +57,7 @@ class SimShard(Process):
             rng = random.Random(self.rng.random())
             owner = own.SlotOwner(slot, self.incarnation, rng, world.settings, world.limits)
             self.owners[slot] = owner
-            world.stories.add(self.incarnation, owner.story.story)
+            world.stories.add(self.incarnation, owner.story.story, of_slots=True)
         self.later(self.rng.uniform(1, 20), self._watch_links)
 
     def crashed(self) -> None:

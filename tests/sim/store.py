@@ -53,6 +53,6 @@ class ViewStore:
             self.world.clock.later(rng.uniform(10, 500), lambda: answer(None))
             return
         delay = rng.uniform(0.1, 1)
-        if faults.rate("store_slow") and rng.random() < faults.rate("store_slow") / 3:
+        if faults.strikes("store_slow", rng):
             delay = duration_ms(rng, 8_000)
         self.world.clock.later(delay, lambda: answer(view))

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
+
+from tests.sim.clock import EPOCH_MS
 
 LINES_MAX = 120
+Teller = Callable[..., list[str]]
 
 
 class Stories:
-    """Who can tell something."""
+    """Who can tell something: owners and replicas of slots, clients and gateways of messages."""
 
     def __init__(self) -> None:
-        self._tellers: list[tuple[str, Callable[..., list[str]]]] = []
+        self._of_slots: list[tuple[str, Teller]] = []
+        self._of_messages: list[tuple[str, Teller]] = []
 
-    def add(self, name: str, story: Callable[..., list[str]]) -> None:
-        self._tellers.append((name, story))
+    def add(self, name: str, story: Teller, of_slots: bool) -> None:
+        (self._of_slots if of_slots else self._of_messages).append((name, story))
 
-    def about(self, *topics: tuple[Hashable, ...]) -> list[str]:
-        """The last notes about any of the topics: a slot, or a session and a number."""
+    def about(self, slot: int | None, message: tuple[str, int] | None) -> list[str]:
+        """The last notes about a slot and about a message, (session, n)."""
         found: list[tuple[int, int, str]] = []
-        for order, (name, story) in enumerate(self._tellers):
-            lines = dict.fromkeys(line for topic in topics for line in story(*topic))
+        told = [(name, story(slot)) for name, story in self._of_slots if slot is not None]
+        told += [(name, story(*message)) for name, story in self._of_messages if message]
+        for order, (name, lines) in enumerate(told):
             for line in lines:
                 time_ms, _, rest = line.partition(" ")
-                found.append((int(time_ms), order, f"{time_ms[-6:]} {name:14} {rest}"))
+                at_ms = int(time_ms) - EPOCH_MS
+                found.append((at_ms, order, f"{at_ms:6} {name:14} {rest}"))
         found.sort(key=lambda entry: entry[:2])
         return [line for _, _, line in found[-LINES_MAX:]]

@@ -14,7 +14,19 @@ from tests.sim.runs import run_plan
 from tests.sim.world import Plan
 
 OPERATIONS = 300
-REGRESSIONS: dict[int, str] = {}
+REGRESSIONS = {
+    # Each of these fails again when its mend is undone. A change of the simulation changes what a
+    # seed does: then undo the mend, look for a new seed, and write it here.
+    "a claim of an earlier attempt passed for knowledge of the counters: seqs given twice": 9,
+    "the same, noticed by an owner that lacks committed events": 1,
+    "a second Drop met a replica that had begun to delete": 3,
+    "an overtaken Need passed for lost records": 3,
+    "a used key was looked for in tables that did not have its record yet: a false conflict": 2,
+    "a device pushed its own uncommitted sends out of what is remembered": 4,
+    "an owner that waited for history to catch up never heard that it had": 2,
+    "a live owner's open events came after an EpochStart with a higher key": 1,
+    "the late answer to a read from before a promise passed for a store rolled back": 97,
+}
 DIGEST = """
 from tests.sim.runs import run_plan
 from tests.sim.world import Plan
@@ -23,11 +35,11 @@ print(len(outcome.trace), outcome.digest)
 """
 
 
-@pytest.mark.parametrize("seed", sorted({*REGRESSIONS, *range(1, 6)}))
+@pytest.mark.parametrize("seed", sorted({*REGRESSIONS.values(), *range(1, 11)}))
 def test_seed(seed: int) -> None:
     plan = Plan(seed, OPERATIONS)
     problem = run_plan(plan).problem
-    why = REGRESSIONS.get(seed, "")
+    why = [defect for defect, known in REGRESSIONS.items() if known == seed]
     assert problem is None, f"{why}\nreplay: {replay_command(plan)}\n{problem}"
 
 
