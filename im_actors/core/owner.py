@@ -130,6 +130,8 @@ HEADS_WAITING_MAX = 100_000
 """Asked heads whose sessions are still being loaded; more are not answered, and asked again."""
 KEY_LOOKUPS_MAX = 256
 """Very old resends that history is asked about at the same time; more are told to come later."""
+NEED_AGAIN_MS = 50
+"""A member that asks for the same records again within this gets them once."""
 NEEDS_MAX = 20
 """So often in a row a member may ask for what it has acknowledged before that is an alarm."""
 
@@ -180,6 +182,9 @@ class MemberState:
     """It has not answered since, although records were sent again."""
     needs: int = 0
     """Times in a row that it asked for records which it has acknowledged."""
+    need_lsn: int = 0
+    """What it asked for last, and got; until then the same is not sent once more."""
+    need_until_ms: int = 0
 
 
 @dataclass(slots=True)
@@ -801,10 +806,19 @@ class SlotOwner:
     def _need(self, member: Member, answer: Need) -> None:
         if answer.epoch != self.epoch or member not in self.members:
             return
-        if self.phase is Phase.OPENING:
+        state = self.members[member]
+        if self.phase is Phase.OPENING and self._is_new_need(state, answer.from_lsn):
             self._send_opening(member, answer.from_lsn)
         elif self.phase is Phase.SERVING:
-            self._serve_need(member, self.members[member], answer.from_lsn)
+            self._serve_need(member, state, answer.from_lsn)
+
+    def _is_new_need(self, state: MemberState, from_lsn: int) -> bool:
+        """Every frame behind a lost one asks for the same. Answered one by one, each with as many
+        frames again, they would never end."""
+        if state.need_lsn == from_lsn and self._now_ms < state.need_until_ms:
+            return False
+        state.need_lsn, state.need_until_ms = from_lsn, self._now_ms + NEED_AGAIN_MS
+        return True
 
     def _serve_need(self, member: Member, state: MemberState, from_lsn: int) -> None:
         if from_lsn <= state.durable_lsn:
@@ -814,7 +828,7 @@ class SlotOwner:
             text = f"{member.replica} lost records from {from_lsn} that it had acknowledged"
             self._effects.append(Alarm(self.slot, text))
             self._start(text)
-        else:
+        elif self._is_new_need(state, from_lsn):
             self._resend(member)
 
     def _refused(self, member: Member, answer: Refused) -> None:

@@ -271,6 +271,29 @@ def test_one_member_and_two_spares_are_enough() -> None:
     assert [n for _, _, n, _ in committed(bench, "r4")] == [1, 2, 3]
 
 
+def test_a_lost_frame_of_a_long_tail_is_sent_again_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own, "APPEND_BYTES_MAX", 1)
+    bench = serving(4)
+    for n in range(1, 21):
+        bench.send("s", "a/1", n)
+    bench.tell(own.MemberDown(bench.replicas["r1"].member))
+    bench.tell(own.Take("r1 is lost", True))
+    frames: list[int] = []
+
+    def lose(member: Member, message: Any) -> bool:
+        if not isinstance(message, Append) or member.replica != "r4" or not message.records:
+            return False
+        frames.append(message.records[0].lsn)
+        return len(frames) == 1
+
+    for _ in range(3):
+        bench.deliver(lose)
+        bench.wait(300)
+    assert phase(bench) is Phase.SERVING
+    # All that follow the lost frame do not join, and each asks for the same.
+    assert len(frames) == 2 * len(set(frames)) > 40
+
+
 def test_a_replaced_disk_is_another_member() -> None:
     bench = serving()
     old = bench.replicas["r1"]
