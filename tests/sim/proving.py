@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -166,7 +166,9 @@ def main(arguments: list[str]) -> int:
     verdicts: list[Verdict] = []
     started = time.monotonic()
     with ThreadPoolExecutor(args.jobs) as pool:
-        for found in pool.map(lambda mutant: judge(mutant, args.first), mutants):
+        judged = [pool.submit(judge, mutant, args.first) for mutant in mutants]
+        for done in as_completed(judged):
+            found = done.result()
             verdicts.append(found)
             if not args.json:
                 print(line_of(found), flush=True)

@@ -1,6 +1,14 @@
 """Design 5.3: changing the view."""
 
-from tests.sim.mutants.modules import OWNER, REPLICA, SERVING, SIM_REPLICA, SIM_STORE, TAKEOVER
+from tests.sim.mutants.modules import (
+    INVARIANTS,
+    OWNER,
+    REPLICA,
+    SERVING,
+    SIM_REPLICA,
+    SIM_STORE,
+    TAKEOVER,
+)
 from tests.sim.mutation import Edit, mutant
 
 _FRESH = "fresh = view.owner != self.me or view.epoch != self._lineage"
@@ -9,6 +17,63 @@ _UNKNOWN = """\
             self._read_view()
             return
 """
+
+# Nothing is appended but what a member lacks; what follows comes after a record of a former epoch.
+_NO_EPOCH_START = (
+    Edit(
+        OWNER,
+        "        records = [*lacking, attempt.opening]\n",
+        "        records = lacking if plan.last_lsn else [attempt.opening]\n"
+        "        if not records:\n"
+        "            last = (from_lsn - 1, epoch_at(plan.epochs, from_lsn - 1))\n"
+        "            told = Append(self.slot, self.epoch, *last, plan.commit_lsn, ())\n"
+        "            self._effects.append(ToReplica(member, told))\n"
+        "            return\n",
+    ),
+    Edit(
+        OWNER,
+        "epoch_start(self.slot, plan.last_lsn + 1, self.epoch, key)",
+        "epoch_start(self.slot, plan.last_lsn or 1, self.epoch, key)",
+    ),
+    Edit(
+        OWNER,
+        "        self._lineage = 0\n        self._promised_max = 0\n",
+        "        self._lineage = 0\n        self._promised_max = 0\n"
+        "        self._kept_lsn, self._kept_epochs = 0, ()\n",
+    ),
+    Edit(
+        OWNER,
+        "        self.last_lsn = self.commit_lsn = opening.lsn\n",
+        "        self.last_lsn = self.commit_lsn = opening.lsn\n"
+        "        self._kept_lsn = plan.last_lsn\n"
+        "        self._kept_epochs = plan.epochs\n",
+    ),
+    Edit(
+        OWNER,
+        "                self.slot, self.epoch, record.lsn - 1, self.epoch, self.commit_lsn,"
+        " (record,)\n",
+        "                self.slot, self.epoch, record.lsn - 1, self._epoch_of(record.lsn - 1),"
+        " self.commit_lsn, (record,)\n",
+    ),
+    Edit(
+        OWNER,
+        "Append(self.slot, self.epoch, prev, self.epoch, prev, tuple(records))",
+        "Append(self.slot, self.epoch, prev, self._epoch_of(prev), prev, tuple(records))",
+    ),
+    Edit(
+        OWNER,
+        "self._append(member, records, self.epoch, self.commit_lsn)",
+        "self._append(member, records, self._epoch_of(records[0].lsn - 1), self.commit_lsn)",
+    ),
+    Edit(
+        OWNER,
+        "    def _note(self, text: str) -> None:\n",
+        "    def _epoch_of(self, lsn: int) -> int:\n"
+        "        kept = lsn <= self._kept_lsn\n"
+        "        return epoch_at(self._kept_epochs, lsn) if kept else self.epoch\n\n"
+        "    def _note(self, text: str) -> None:\n",
+    ),
+)
 
 TAKEOVERS = (
     mutant(
@@ -184,22 +249,10 @@ TAKEOVERS = (
     mutant(
         "no-epoch-start",
         "5.3.6: an epoch begins with a record of its own",
-        Edit(
-            OWNER,
-            "        records = [*lacking, attempt.opening]\n",
-            "        records = lacking if plan.last_lsn else [attempt.opening]\n"
-            "        if not records:\n"
-            "            prev_epoch = epoch_at(plan.epochs, from_lsn - 1)\n"
-            "            prev = (self.slot, self.epoch, from_lsn - 1, prev_epoch)\n"
-            "            self._effects.append(ToReplica(member, Append(*prev, plan.commit_lsn,"
-            " ())))\n"
-            "            return\n",
-        ),
-        Edit(
-            OWNER,
-            "epoch_start(self.slot, plan.last_lsn + 1, self.epoch, key)",
-            "epoch_start(self.slot, plan.last_lsn or 1, self.epoch, key)",
-        ),
+        *_NO_EPOCH_START,
+        # The ledger states the rule itself; here the damage has to show.
+        Edit(INVARIANTS, "if record.epoch != owner.epoch:", "if False:"),
+        faults=("duplicate", "delay", "reorder", "needless_take", "crash_shard", "drop"),
     ),
     mutant(
         "active-without-the-swap",

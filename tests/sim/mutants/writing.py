@@ -29,8 +29,12 @@ WRITING = (
         "5.2.3, 5.6: an answer leaves a replica when what was stored before it is on disk",
         Edit(
             SIM_REPLICA,
-            "        self._queue.append((ops, rest))\n",
-            "        self._carry_out(rest)\n        self._queue.append((ops, []))\n",
+            "            self._sync(batch)\n            return\n",
+            "            for effects in batch:\n"
+            "                self._carry_out([e for e in effects if type(e) is not rep.Store])\n"
+            "            self._sync([[e for e in effects if type(e) is rep.Store]"
+            " for effects in batch])\n"
+            "            return\n",
         ),
     ),
     mutant(
