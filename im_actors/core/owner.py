@@ -183,7 +183,7 @@ class MemberState:
     needs: int = 0
     """Times in a row that it asked for records which it has acknowledged."""
     need_lsn: int = 0
-    """What it asked for last, and got; until then the same is not sent once more."""
+    """What it asked for last, and got; until then nothing up to it is sent once more."""
     need_until_ms: int = 0
 
 
@@ -813,9 +813,9 @@ class SlotOwner:
             self._serve_need(member, state, answer.from_lsn)
 
     def _is_new_need(self, state: MemberState, from_lsn: int) -> bool:
-        """Every frame behind a lost one asks for the same. Answered one by one, each with as many
-        frames again, they would never end."""
-        if state.need_lsn == from_lsn and self._now_ms < state.need_until_ms:
+        """Every frame behind a lost one asks for the same, or for what was sent since. Answered one
+        by one, each with as many frames again, they would never end."""
+        if from_lsn <= state.need_lsn and self._now_ms < state.need_until_ms:
             return False
         state.need_lsn, state.need_until_ms = from_lsn, self._now_ms + NEED_AGAIN_MS
         return True

@@ -8,6 +8,7 @@ from tests.sim.mutants.modules import OWNER, REPLICA, SIM_STORE, TAKEOVER
 from tests.sim.mutation import Edit, Redundant
 
 _ORDER = "return epoch_at(answer.epochs, answer.last_lsn), answer.last_lsn"
+_LOWEST_FIRST = "return -epoch_at(answer.epochs, answer.last_lsn), answer.last_lsn"
 _SPARES_COUNT = Edit(
     TAKEOVER,
     "best = choose_log({m: usable[m] for m in view.members if m in usable})",
@@ -19,30 +20,26 @@ _DROP_REFUSED = (
 
 REDUNDANT = (
     Redundant(
-        "longest-log",
-        "5.3.4, 5.6: the log to keep is that of the highest epoch, not the longest",
+        "which-log-is-kept",
+        "5.3.4, 5.6: the log to keep is that of the highest epoch, not the longest or any other",
         "A record is committed when all three members have it, and members change only when the new"
         " ones have the whole tail. So every member's log holds all that is committed, and any of"
         " them may be kept: the order decides only what becomes of uncommitted records. It matters"
-        " as soon as the log of somebody else, a former member, can be chosen.",
-        edits=(Edit(TAKEOVER, _ORDER, "return answer.last_lsn, 0"),),
+        " as soon as a spare's log can be chosen. And that rule alone is made up for by the order:"
+        " members of an ACTIVE view have its EpochStart, a former member has only older ones.",
+        edits=(Edit(TAKEOVER, _ORDER, _LOWEST_FIRST),),
         others=(_SPARES_COUNT,),
     ),
     Redundant(
-        "logs-of-spares-count",
-        "5.3.4: only members of the view are asked for the log to keep",
-        "Members of an ACTIVE view have its EpochStart, and a former member has only older ones: by"
-        " the order of epochs a spare never wins over a member that has more. (5.3.6 keeps it so.)",
-        edits=(_SPARES_COUNT,),
-        others=(Edit(TAKEOVER, _ORDER, "return -epoch_at(answer.epochs, answer.last_lsn), 0"),),
-    ),
-    Redundant(
         "kept-log-below-a-commit-point",
-        "5.3.4: the kept log reaches every commit point that was reported",
+        "5.3.4: the kept log reaches every commit point that was reported, or nothing is cut",
         "An alarm: as long as members alone are asked, and are members only with the whole tail,"
         " their logs reach every commit point.",
-        edits=(Edit(TAKEOVER, "    if commit_lsn > last_lsn:\n", "    if False:\n"),),
-        others=(Edit(TAKEOVER, _ORDER, "return answer.last_lsn, 0"), _SPARES_COUNT),
+        edits=(
+            Edit(TAKEOVER, "    if commit_lsn > last_lsn:\n", "    if False:\n"),
+            Edit(TAKEOVER, "    if keep < mine.commit_lsn:\n", "    if False:\n"),
+        ),
+        others=(Edit(TAKEOVER, _ORDER, _LOWEST_FIRST), _SPARES_COUNT),
     ),
     Redundant(
         "cut-below-the-commit-point",
