@@ -206,10 +206,13 @@ class LinkConnection(FramedProtocol):
     def _control(self, message: Message) -> bool:
         """Act on a message of the link's own; False, for it is not passed on."""
         kind = message[0]
-        if kind == _PING and len(message) == 2:
+        types = tuple(map(type, message[1:]))
+        if kind == _PING and types == (int,):
             self.send(encode_frame((_PONG, message[1])))
-        elif kind == ERROR and len(message) == 3 and type(message[1]) is int:
-            self.close(b"", error_for(message[1], str(message[2])))
+        elif kind == ERROR and types == (int, str):
+            # A stranger may have written this, and it goes into logs.
+            detail = "".join(c if c.isprintable() else " " for c in message[2])
+            self.close(b"", error_for(message[1], detail))
         elif kind != _PONG:
             raise ProtocolViolation(f"a link does not take a message of type {kind} here")
         return False

@@ -76,8 +76,10 @@ class _Accepted(LinkConnection):
     def _challenge(self, message: Message) -> None:
         if message[0] != LINK_HELLO or len(message) < 2:
             raise ProtocolViolation("a link must begin with its HELLO")
+        if type(message[1]) is not int:
+            raise ProtocolViolation("link: the version must be an integer")
         if message[1] != LINK_VERSION:
-            raise UnknownVersion(f"links speak version {LINK_VERSION} here, not {message[1]!r}")
+            raise UnknownVersion(f"links speak version {LINK_VERSION} here, not {message[1]}")
         if len(message) != 6:
             raise ProtocolViolation("link: HELLO has 6 elements")
         self._dialer = read_identity(message[2:5])
