@@ -14,7 +14,12 @@ from im_actors.errors import ImError, Overloaded, RateLimited, ShuttingDown
 from im_actors.net.connection import FramedProtocol
 from im_actors.wire import messages as m
 from im_actors.wire.codec import Message, encode_frame
-from im_actors.wire.limits import CLIENT_ARRAY_ITEMS_MAX, ROWS_PER_FRAME_MAX
+from im_actors.wire.limits import (
+    CLIENT_ARRAY_ITEMS_MAX,
+    HELLO_BYTES_MAX,
+    HELLO_ITEMS_MAX,
+    ROWS_PER_FRAME_MAX,
+)
 from im_actors.wire.messages import Hello, in_batches
 
 if TYPE_CHECKING:
@@ -28,7 +33,8 @@ class ClientConnection(FramedProtocol):
 
     def __init__(self, node: GatewayNode) -> None:
         config = node.config
-        super().__init__(config.limits.frame_bytes, CLIENT_ARRAY_ITEMS_MAX)
+        super().__init__()
+        self._decoder.greet(HELLO_BYTES_MAX, HELLO_ITEMS_MAX)
         self._node = node
         self._limits = config.limits
         self._bucket = TokenBucket(config.sends_per_s, config.sends_burst)
@@ -57,7 +63,7 @@ class ClientConnection(FramedProtocol):
         now_ms = self.heard_ms = self._node.now_ms()
         if self.hello is None:
             self._greet(messages[0])
-            messages = messages[1:]
+            messages = self._decoder.go_on(self._limits.frame_bytes, CLIENT_ARRAY_ITEMS_MAX)
         try:
             for message in messages:
                 if not self._open:

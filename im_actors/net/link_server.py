@@ -10,7 +10,6 @@ from ssl import SSLContext
 
 from im_actors.errors import ProtocolViolation, UnknownVersion
 from im_actors.net.link_connection import (
-    HANDSHAKE_FRAME_BYTES_MAX,
     LINK_ACCEPTED,
     LINK_CHALLENGE,
     LINK_HELLO,
@@ -52,7 +51,6 @@ class _Accepted(LinkConnection):
         self._callbacks: LinkCallbacks | None = None
         self._dialer: PeerInfo | None = None
         self._expected_proof = b""
-        self._decoder.frame_bytes_max = HANDSHAKE_FRAME_BYTES_MAX
 
     def opened(self) -> None:
         self.set_deadline(self._config.handshake_timeout_ms, "the handshake")
@@ -93,7 +91,6 @@ class _Accepted(LinkConnection):
         if message[0] != LINK_PROOF or len(message) != 2:
             raise ProtocolViolation("link: the proof was expected")
         check_proof(message[1], self._expected_proof, "dialer")
-        self._decoder.frame_bytes_max = self._config.frame_bytes_max
         self.send(encode_frame((LINK_ACCEPTED,)))
         self.go_up(dialer)
         self._callbacks = self._handler(dialer, self)

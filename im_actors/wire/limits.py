@@ -12,6 +12,10 @@ from im_actors.wire.codec import FRAME_BYTES_MAX
 AGENT_BYTES_MAX = 256
 """What a client says of itself in HELLO."""
 TOKEN_BYTES_MAX = 8_192
+HELLO_BYTES_MAX = 16_384
+"""Most bytes of HELLO's frame: all that a connection may make a gateway hold before it is known."""
+HELLO_ITEMS_MAX = 16
+"""Most elements of an array in it; it has six, and a later version's may have some more."""
 DETAIL_BYTES_MAX = 512
 """A reason or an explanation, in either direction; longer ones are cut."""
 ECHO_BYTES_MAX = 1_024

@@ -96,6 +96,19 @@ async def test_a_guest_who_does(case: str) -> None:
         await bystander.until(lambda: bystander.of(m.PONG))
 
 
+async def test_a_stranger_may_send_on_with_hello_and_not_more_than_hello_without_it() -> None:
+    """What comes behind HELLO waits undecoded until HELLO is found good."""
+    sends = b"".join(encode_frame(text(f"team-{n}", *range(1, 100))) for n in range(40))
+    async with cluster() as c:
+        client = await c.connect()
+        await client.send_bytes(HELLO + sends)
+        await client.until(lambda: len(client.acked) == 40 * 99)
+        stranger = await c.connect()
+        await stranger.send_bytes(struct.pack(">I", 16_385))
+        await stranger.until(lambda: stranger.ended)
+        assert [message[:2] for message in stranger.received] == [[m.ERROR, TooLarge.code]]
+
+
 async def test_half_a_frame_and_a_frame_byte_by_byte() -> None:
     async with cluster() as c:
         client = await c.client()
