@@ -51,6 +51,8 @@ class ClientConnection(FramedProtocol):
         """What was read and waits, with all that was not read, until ``_resume``."""
         self._resume: asyncio.TimerHandle | None = None
         self._heard_bytes = 0
+        self._expires_ms: int | None = None
+        """When the client's token does, in ms since 1970."""
         self.hello: Hello | None = None
         """None: a stranger."""
         self.address = ""
@@ -133,7 +135,7 @@ class ClientConnection(FramedProtocol):
         self.send(encode_frame(m.server_bye(reason, reconnect_after_ms)))
 
     def look_after(self, now_ms: int) -> None:
-        """Close when the client is silent or behind for too long."""
+        """Close when the client is silent or behind for too long, or its token has expired."""
         if self._decoder.pending_bytes != self._heard_bytes:
             # Part of a frame is a sign of life, too.
             self._heard_bytes = self._decoder.pending_bytes
@@ -154,6 +156,8 @@ class ClientConnection(FramedProtocol):
             and now_ms - self.behind_since_ms >= self._node.config.slow_reader_ms
         ):
             self._end("this client reads too slowly", self._node.config.retry_after_ms)
+        elif self._expires_ms is not None and self._node.wall_ms() >= self._expires_ms:
+            self._end("the token has expired; come back with a new one", 0)
 
     # ---- inside
 
@@ -204,7 +208,7 @@ class ClientConnection(FramedProtocol):
 
     def _greet(self, message: Message) -> None:
         hello = m.check_hello(message)
-        self._node.check_hello(self, hello)
+        self._expires_ms = self._node.check_hello(self, hello)
         self.hello = hello
         self.address = hello.address
         self._node.connection_welcomed(self, hello)
