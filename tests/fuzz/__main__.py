@@ -1,8 +1,8 @@
-"""``python -m tests.fuzz [--target codec|link|handshake|gateway] [--seconds N] [--seed S]``
+"""``python -m tests.fuzz [--target codec|link|handshake|gateway|server] [--seconds N] [--seed S]``
 
-All but ``gateway`` run under atheris, which is guided by coverage, where it is installed, and
+The first three run under atheris, which is guided by coverage, where it is installed, and
 otherwise (or with ``--own``) under the mutations of this package. ``gateway`` is a whole cluster in
-this process, attacked over TCP.
+this process, attacked over TCP; ``server`` is the SDK's client, lied to.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import traceback
 from importlib.util import find_spec
 from pathlib import Path
 
-from tests.fuzz import corpus, gateway
+from tests.fuzz import corpus, gateway, server
 from tests.fuzz.mutate import mutated_bytes, mutated_stream
 from tests.fuzz.targets import TARGETS
 
@@ -94,7 +94,7 @@ def main() -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--target", choices=[*TARGETS, "gateway"], action="append")
+    parser.add_argument("--target", choices=[*TARGETS, "gateway", "server"], action="append")
     parser.add_argument("--seconds", type=float, default=60, help="per target (default 60)")
     parser.add_argument("--seed", type=int, help="the first seed (default: a random one)")
     parser.add_argument("--own", action="store_true", help="without atheris")
@@ -108,9 +108,11 @@ def main() -> int:
     seed = args.seed if args.seed is not None else random.SystemRandom().randrange(10**9)
     print(f"first seed {seed}", flush=True)
     failed = 0
-    for target in args.target or [*TARGETS, "gateway"]:
+    for target in args.target or [*TARGETS, "gateway", "server"]:
         if target == "gateway":
             failed += asyncio.run(gateway.fuzz(args.seconds, seed))
+        elif target == "server":
+            failed += asyncio.run(server.fuzz(args.seconds, seed))
         elif args.own or find_spec("atheris") is None:
             failed += run_own(target, args.seconds, seed)
         else:

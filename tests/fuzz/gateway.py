@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import logging
 import random
 import socket
 import time
@@ -27,6 +26,7 @@ from im_actors.wire import messages as m
 from im_actors.wire.codec import FrameDecoder, encode_frame
 from im_actors.wire.limits import Limits
 from tests.fuzz import corpus, doors
+from tests.fuzz.complaints import Complaints
 from tests.fuzz.mutate import frame_of, mutated_frame, mutated_stream
 
 PATIENCE_S = 30
@@ -331,27 +331,6 @@ def live_connections() -> int:
     """Connections that anything still refers to."""
     gc.collect()
     return sum(type(thing) is ClientConnection for thing in gc.get_objects())
-
-
-class Complaints(logging.Handler):
-    """Errors in the log, and what asyncio could not hand to anybody."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.ERROR)
-        self.found: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.found.append(self.format(record))
-
-    @contextlib.contextmanager
-    def listening(self) -> Any:
-        root = logging.getLogger()
-        root.addHandler(self)
-        try:
-            yield self
-            gc.collect()
-        finally:
-            root.removeHandler(self)
 
 
 async def until_empty(cluster: LocalCluster) -> None:
