@@ -245,7 +245,7 @@ async def never_reading(a: Attacker) -> None:
     pages = frame_of([m.PULL, 1, a.name, -1, 0, 500]) * 16
     small = frame_of([m.FOLLOW, names]) + frame_of([m.PING, 1]) * 100
     small += b"".join(frame_of([m.PULL, 1, name, -1, 0, 500]) for name in names)
-    for _ in range(25):
+    for _ in range(12):
         await a.write(pages + small)
         await asyncio.sleep(0.005)
 

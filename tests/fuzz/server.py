@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import tempfile
 import time
 import traceback
+from pathlib import Path
 from typing import Any
 
 from im_actors.client import Client
@@ -187,27 +189,35 @@ async def _lied_to(
     cluster: LocalCluster, front: Front, liar: Liar, port: int, seed: int, lies: int
 ) -> None:
     url = f"im://127.0.0.1:{port}"
-    client = Client(url, user=f"alice-{seed}", config=QUICK, rng=random.Random(seed))
-    async with client:
-        readers = [asyncio.create_task(_read(client, session)) for session in SESSIONS]
-        while liar.said < lies:
-            for session in SESSIONS:
-                await client.send(session, "x")
-            with contextlib.suppress(Exception):
-                await client.history("team", limit=3)
-            await asyncio.sleep(0.02)
-        front.gateway = cluster.node("gateway-1").host, cluster.node("gateway-1").port
-        # A session of which no lie was told: what was lied about may be a conflict for ever.
-        sent = await client.send(f"true-{seed}", "arrives")
-        while sent.ack is None:
-            # The last refusal of the liar is told until the client is in.
-            with contextlib.suppress(ImError):
-                await sent.acked(timeout=PATIENCE_S)
-            await asyncio.sleep(0.01)
-        assert sent.ack.seq == 1
-        for reader in readers:
-            reader.cancel()
-        await asyncio.gather(*readers, return_exceptions=True)
+    user = f"alice-{seed}"
+    with tempfile.TemporaryDirectory(prefix="im_actors-fuzz-") as directory:
+        store = Path(directory) / "store.db"
+        async with Client(url, user, store=store, config=QUICK, rng=random.Random(seed)) as client:
+            await _talk(client, cluster, front, liar, seed, lies)
+
+
+async def _talk(
+    client: Client, cluster: LocalCluster, front: Front, liar: Liar, seed: int, lies: int
+) -> None:
+    readers = [asyncio.create_task(_read(client, session)) for session in SESSIONS]
+    while liar.said < lies:
+        for session in SESSIONS:
+            await client.send(session, "x")
+        with contextlib.suppress(Exception):
+            await client.history("team", limit=3)
+        await asyncio.sleep(0.02)
+    front.gateway = cluster.node("gateway-1").host, cluster.node("gateway-1").port
+    # A session of which no lie was told: what was lied about may be a conflict for ever.
+    sent = await client.send(f"true-{seed}", "arrives")
+    while sent.ack is None:
+        # The last refusal of the liar is told until the client is in.
+        with contextlib.suppress(ImError):
+            await sent.acked(timeout=PATIENCE_S)
+        await asyncio.sleep(0.01)
+    assert sent.ack.seq == 1
+    for reader in readers:
+        reader.cancel()
+    await asyncio.gather(*readers, return_exceptions=True)
 
 
 async def _read(client: Client, session: str) -> None:
