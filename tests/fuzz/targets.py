@@ -54,12 +54,17 @@ def pieces(data: bytes) -> Iterator[bytes]:
         turn += 1
 
 
-def fed(parts: Iterator[bytes]) -> tuple[list[list[Any]], ImError | None]:
-    """All messages, and the error that ended them."""
+def fed(parts: Iterator[bytes], greeting: bool = False) -> tuple[list[list[Any]], ImError | None]:
+    """All messages, and the error that ended them. ``greeting``: the first one by itself."""
     decoder = FrameDecoder(FRAME_BYTES, CLIENT_ARRAY_ITEMS_MAX)
+    if greeting:
+        decoder.greet(FRAME_BYTES, CLIENT_ARRAY_ITEMS_MAX)
     found: list[list[Any]] = []
     for part in parts:
         found += decoder.feed(part)
+        if found and decoder.greeting:
+            assert len(found) == 1
+            found += decoder.go_on(FRAME_BYTES, CLIENT_ARRAY_ITEMS_MAX)
         assert decoder.pending_bytes <= HEADER_BYTES + FRAME_BYTES
         if decoder.error is not None:
             assert decoder.pending_bytes == 0
@@ -70,9 +75,9 @@ def fed(parts: Iterator[bytes]) -> tuple[list[list[Any]], ImError | None]:
 def codec(data: bytes) -> None:
     """The frames of clients and of servers, decoded and read by either side."""
     found, error = fed(iter([data]))
-    same, same_error = fed(pieces(data))
-    assert equal(same, found)
-    assert type(same_error) is type(error), (same_error, error)
+    for same, same_error in (fed(pieces(data)), fed(iter([data]), greeting=True)):
+        assert equal(same, found)
+        assert type(same_error) is type(error), (same_error, error)
     assert error is None or isinstance(error, ImError)
     for message in found:
         kind = message[0]
