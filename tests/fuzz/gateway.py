@@ -43,8 +43,8 @@ QUICK = GatewayConfig(
         follow_sessions=300,
         frame_bytes=262_144,
     ),
-    connections_max=60,
-    strangers_max=25,
+    connections_max=80,
+    strangers_max=40,
     outstanding_per_connection=256,
     follows_max=1_000,
     pulls_max=40,
@@ -258,7 +258,8 @@ async def good(a: Attacker) -> None:
 
 
 ATTACKS: tuple[Attack, ...] = (
-    *(noise, http, bombs, odd_hello, wrong_version, hello_twice, odd_frames, types_of_others),
+    *(noise, http, bombs, odd_hello, wrong_version, hello_twice, types_of_others),
+    *[odd_frames] * 12,
     *(half_open, reset, silent, slow_loris, slow_frame, odd_sends, send_flood, follow_flood),
     *(pull_flood, never_reading, good),
 )
