@@ -43,6 +43,8 @@ class SimClient(Process):
     """One device of one user. ``writes``: how many sends to which sessions; ``reads``: what it
     follows, each from the beginning or only what is new."""
 
+    has_heartbeats = True
+
     def __init__(
         self, world: World, name: str, writes: dict[str, int], reads: list[tuple[str, bool]]
     ) -> None:

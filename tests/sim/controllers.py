@@ -18,7 +18,7 @@ from tests.sim.shards import SimShard
 if TYPE_CHECKING:
     from tests.sim.world import World
 
-SILENT_AFTER_MS = 3_000
+SILENT_AFTER_MS = 1_500
 SETTLE_MS = 2_000
 CALL_MS = 3_000
 MOVES_MAX = 2

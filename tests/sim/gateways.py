@@ -137,6 +137,32 @@ class SimNode(GatewayNode):
         self.pulls = Pulls(self.peers, CONFIG, self._known_head)
 
 
+class SimTimer:
+    """What a connection uses of ``asyncio.TimerHandle``."""
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self._call: Callable[[], None] | None = call
+
+    def cancel(self) -> None:
+        self._call = None
+
+    def fire(self) -> None:
+        if self._call is not None:
+            self._call()
+
+
+class SimLoop:
+    """What a connection uses of the event loop."""
+
+    def __init__(self, gateway: SimGateway) -> None:
+        self._gateway = gateway
+
+    def call_later(self, delay_s: float, call: Callable[[], None]) -> SimTimer:
+        timer = SimTimer(call)
+        self._gateway.later(delay_s * 1_000, timer.fire)
+        return timer
+
+
 class SimConnection(ClientConnection):
     """The real server's side of a client connection, on one end of a simulated one."""
 
@@ -146,6 +172,7 @@ class SimConnection(ClientConnection):
         self._sim = node.gateway
         self._sim_end = end
         self._slow = False
+        self._loop: Any = SimLoop(node.gateway)
         self._open = True
         end.on_data = self.data_received
         end.on_lost = lambda: self.connection_lost(None)

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 class Process:
     """Something that runs, may pause, may crash and be started again: each time a new life."""
 
+    has_heartbeats = False
+    """It finds out by itself when a connection is dead; others are told within two seconds, as the
+    heartbeats of links would do it."""
+
     def __init__(self, world: World, name: str) -> None:
         self.world = world
         self.clock = world.clock
@@ -147,8 +151,10 @@ class End:
         """Nothing gets through any more; each end notices after a while."""
         if not self.doomed:
             self.doomed = self.peer.doomed = True
+            rng = self.network.rng
             for end in (self, self.peer):
-                self.network.clock.later(self.network.rng.uniform(1, 2_000), end.lose)
+                late = end.process.has_heartbeats and rng.random() < 0.3
+                self.network.clock.later(rng.uniform(1, 30_000 if late else 2_000), end.lose)
 
     def lose(self) -> None:
         if self.open:

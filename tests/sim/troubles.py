@@ -91,12 +91,16 @@ class Troubles:
         world, rng = self.world, self.rng
         names = list(world.processes)
         side = rng.sample(names, rng.randint(1, len(names) // 2))
-        cut = [(a, b) for a in side for b in names if b not in side]
+        rest = [name for name in names if name not in side]
+        if rng.random() < 0.3:
+            # An owner that still hears of sends and can tell no replica.
+            side, rest = [rng.choice(world.shards).name], list(world.replicas)
+        cut = [(a, b) for a in side for b in rest]
         if both:
             cut += [(b, a) for a, b in cut]
         world.network.block(cut)
-        duration = duration_ms(rng, 5_000)
-        world.clock.later(duration, lambda: world.network.unblock(cut))
+        duration = rng.uniform(50, rng.choice([500, 8_000]))
+        world.clock.later(duration, lambda: self._unblock(cut))
         pairs = set(cut)
         for process in world.processes.values():
             for end in list(process.ends):
@@ -104,6 +108,21 @@ class Troubles:
                 crosses = (process.name, end.peer.process.name) in pairs
                 if crosses and rng.random() < 0.5:
                     world.clock.later(rng.uniform(0, duration), end.doom)
+
+    def _unblock(self, cut: list[tuple[str, str]]) -> None:
+        """At this moment much is under way that was lost: a good one to take a slot anew."""
+        world, rng = self.world, self.rng
+        world.network.unblock(cut)
+        busy = [
+            (shard, slot)
+            for shard in world.shards
+            for slot, owner in shard.owners.items()
+            if owner.serving.flights
+        ]
+        if busy and not world.healing and world.faults.rate("needless_take"):
+            world.faults.happened("needless_take")
+            shard, slot = rng.choice(busy)
+            shard.take(lambda: shard.take_slots([slot], "a partition has ended", force=True))
 
     # -- disks ---------------------------------------------------------------------------------
 

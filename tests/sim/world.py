@@ -101,8 +101,13 @@ class World:
         return random.Random(zlib.crc32(purpose.encode()) << 64 | self.plan.seed)
 
     def _choose_settings(self, rng: random.Random) -> None:
-        copied = rng.choice([0, 2, 256])
-        self.settings = own.OwnerSettings(copy_records_max=copied, idle_session_ms=500)
+        self.settings = own.OwnerSettings(
+            seal_wait_ms=rng.choice([100, 500]),
+            attempt_ms=rng.choice([1_000, 5_000]),
+            replace_after_ms=rng.choice([600, 4_000]),
+            idle_session_ms=500,
+            copy_records_max=rng.choice([0, 2, 256]),
+        )
         self.limits = ServingLimits(
             pending_events_max=rng.choice([20, 8_192, 8_192]),
             records_in_flight_max=rng.randint(1, 3),
