@@ -6,14 +6,13 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 
-KINDS = {
+COMMON = {
     # The network: chances per message, and per look at the troubles for the partitions.
     "drop": 0.05,
     "duplicate": 0.15,
     "delay": 0.08,
     "reorder": 0.5,
     "cut": 0.02,
-    "garbled": 0.02,
     "partition": 0.5,
     "one_way": 0.4,
     # Processes: chances per look at the troubles.
@@ -27,15 +26,13 @@ KINDS = {
     "pause_shard": 0.4,
     "pause_gateway": 0.3,
     "pause_controller": 0.3,
-    # Disks: chances per sync, read or apply; the last five per look at the troubles.
+    # Disks: chances per sync, read or apply; the last four per look at the troubles.
     "torn_batch": 0.02,
     "slow_sync": 0.1,
     "stuck_disk": 0.01,
     "slow_apply": 0.3,
-    "slow_history": 0.3,
     "bad_read": 0.05,
     "disk_full": 0.15,
-    "dead_disk": 0.1,
     "wipe_disk": 0.15,
     "flip_journal": 0.1,
     "flip_history": 0.1,
@@ -54,10 +51,28 @@ KINDS = {
     "slow_reader": 0.2,
 }
 """Kind -> the highest rate that is drawn."""
+RARE = {
+    "garbled": 0.02,
+    "small_frames": 1.0,
+    "slow_history": 0.3,
+    "dead_disk": 0.1,
+}
+"""Drawn in every RARE_SEEDS-th seed only: what they disturb would hide what the others show."""
+RARE_SEEDS = 5
+KINDS = {**COMMON, **RARE}
 ROLL_BACKS = 0.04
 """Share of the seeds in which the view store loses its last changes. It is to be noticed."""
-LOSSES = ("dead_disk", "wipe_disk", "flip_journal", "flip_history")
+LOSSES = ("wipe_disk", "flip_journal", "flip_history")
 """With a disk lost as well, nobody may be left who knows that the store went back."""
+
+
+def rare(seed: int, rng: random.Random, only: Iterable[str] | None = None) -> dict[str, float]:
+    """A seed's rates of the rare kinds."""
+    rates = {kind: rng.uniform(0.1, 1.0) * top for kind, top in RARE.items()}
+    chosen = {kind for kind in RARE if rng.random() < 0.5 and seed % RARE_SEEDS == 3}
+    return {
+        kind: rate for kind, rate in rates.items() if kind in (chosen if only is None else only)
+    }
 
 
 class Faults:
@@ -92,8 +107,8 @@ def duration_ms(rng: random.Random, longest_ms: float) -> float:
 
 def swarm(rng: random.Random, only: Iterable[str] | None = None) -> dict[str, float]:
     """A seed's rates. ``only``: exactly these kinds, with the rates that the seed has for them."""
-    rates = {kind: rng.uniform(0.1, 1.0) * top for kind, top in KINDS.items()}
-    chosen = {kind for kind in KINDS if rng.random() < 0.5}
+    rates = {kind: rng.uniform(0.1, 1.0) * top for kind, top in COMMON.items()}
+    chosen = {kind for kind in COMMON if rng.random() < 0.5}
     rolls_back = rng.random() < ROLL_BACKS
     if only is not None:
         return {kind: rate for kind, rate in rates.items() if kind in set(only)}

@@ -20,7 +20,7 @@ from tests.sim.clients import SimClient
 from tests.sim.clock import Clock
 from tests.sim.controllers import SimController
 from tests.sim.disks import Disk
-from tests.sim.faults import Faults, duration_ms, swarm
+from tests.sim.faults import Faults, duration_ms, rare, swarm
 from tests.sim.gateways import REFUSED, SimGateway
 from tests.sim.network import Network, Process
 from tests.sim.replicas import SimReplica
@@ -72,7 +72,10 @@ class World:
 
     def __init__(self, plan: Plan, traced: bool = False) -> None:
         self.plan = plan
-        self.faults = Faults(swarm(self.rng_for("faults"), plan.faults))
+        rates = swarm(self.rng_for("faults"), plan.faults)
+        if "roll_back" not in rates:
+            rates |= rare(plan.seed, self.rng_for("rare"), plan.faults)
+        self.faults = Faults(rates)
         self.clock = Clock()
         self.network = Network(self.clock, self.rng_for("network"), self.faults)
         if traced:
@@ -115,7 +118,9 @@ class World:
             sessions_max=rng.choice([1, 2, 20_000]),
         )
         self.device_window = rng.choice([3, 8, DEVICE_WINDOW])
-        self.append_bytes = self.rng_for("frames").choice([100, 1_000, APPEND_BYTES_MAX])
+        self.append_bytes = APPEND_BYTES_MAX
+        if self.faults.strikes("small_frames", rare_rng := self.rng_for("frames")):
+            self.append_bytes = rare_rng.choice([100, 1_000])
         self.pull_events = rng.choice([3, 20, 500])
         self.writing_ms = self.plan.safety_ms * rng.uniform(0.5, 0.9)
         self.pace_ms = rng.choice([100, 400, 2_000])

@@ -57,7 +57,7 @@ WRITING = (
         "commit-point-beyond-the-match",
         "5.2.5: a replica believes a commit point only up to where its log matches the sender's",
         Edit(REPLICA, _BELIEVED, "self._raise_commit(slot, log, commit_lsn)"),
-        faults=("crash_replica", "crash_shard", "partition"),
+        faults=("small_frames", "crash_replica", "crash_shard", "partition"),
     ),
     mutant(
         "everything-is-committed",
