@@ -70,9 +70,8 @@ def rare(seed: int, rng: random.Random, only: Iterable[str] | None = None) -> di
     """A seed's rates of the rare kinds."""
     rates = {kind: rng.uniform(0.1, 1.0) * top for kind, top in RARE.items()}
     chosen = {kind for kind in RARE if rng.random() < 0.5 and seed % RARE_SEEDS == 3}
-    return {
-        kind: rate for kind, rate in rates.items() if kind in (chosen if only is None else only)
-    }
+    wanted = chosen if only is None else set(only)
+    return {kind: rate for kind, rate in rates.items() if kind in wanted}
 
 
 class Faults:

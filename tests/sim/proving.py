@@ -22,7 +22,7 @@ from tests.sim.mutation import SIMULATION, Mutant
 
 OPERATIONS = 300
 """Client sends per seed."""
-TIME_MAX_S = 300
+TIME_MAX_S = 240
 """A mutant that has not ended after this hangs, and a hang is not an anomaly."""
 
 

@@ -58,6 +58,7 @@ CLIENTS = (
             "        effects.append(StoreRow(row.row, replaces=row.row.n))\n\n"
             "    def _void_refused",
         ),
+        by="test tests/core/test_outbox.py -k on_disk_first",
     ),
     mutant(
         "numbers-start-anew",

@@ -46,7 +46,7 @@ COPIES_OF_OLD = (
             "self._send(log.dropping, Dropped(slot, log.promised))",
             "log.dropping and self._send(log.dropping, Dropped(slot, log.promised))",
         ),
-        faults=("duplicate", "delay", "slow_history", "crash_replica", "wipe_disk"),
+        known=6,
     ),
     mutant(
         "joins-while-dropping",
@@ -59,7 +59,7 @@ COPIES_OF_OLD = (
             "            return\n",
             "",
         ),
-        faults=("slow_history", "crash_replica", "partition", "needless_take"),
+        by="test tests/core/test_replica.py -k until_the_old_data",
     ),
     mutant(
         "applied-while-dropping",
@@ -91,7 +91,7 @@ COPIES_OF_OLD = (
         "complete-before-drained",
         "5.3, 5.4: backfill waits until what lies below the hole is in the tables",
         Edit(REPLICA, "if log.complete or log.drain_lsn:", "if log.complete:"),
-        faults=("slow_apply", "crash_replica", "partition", "needless_take"),
+        by="test tests/core/test_replica.py -k lies_below_the_hole",
     ),
     mutant(
         "second-hole-forgets-the-first-drain",
@@ -101,7 +101,7 @@ COPIES_OF_OLD = (
             "log.drain_lsn = max(log.drain_lsn, keep_lsn if log.applied_lsn < keep_lsn else 0)",
             "log.drain_lsn = keep_lsn if log.applied_lsn < keep_lsn else 0",
         ),
-        faults=("slow_apply", "crash_replica", "partition", "needless_take"),
+        by="test tests/core/test_replica.py -k second_hole",
     ),
     mutant(
         "backfill-unchecked",

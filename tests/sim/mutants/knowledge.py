@@ -37,6 +37,7 @@ KNOWLEDGE = (
         "deleted-is-complete",
         "5.3, I9: a replica that was told to forget a slot does not know that it is empty",
         Edit(REPLICA, "return self.complete and bool(self.epochs)", "return self.complete"),
+        by="test tests/core/test_replica.py -k dropped_slot_is_unknown",
     ),
     mutant(
         "not-ready-is-absent",
@@ -77,6 +78,7 @@ KNOWLEDGE = (
             "            self._effects.append(Answered([refused(send.token, Unknown.code)]))\n",
             "            self._effects.append(Answered([refused(send.token, KeyConflict.code)]))\n",
         ),
+        by="test tests/core/test_owner.py -k does_not_have_yet",
     ),
     mutant(
         "key-looked-for-too-early",
@@ -109,7 +111,7 @@ KNOWLEDGE = (
         "evicts-while-loading",
         "5.4: a session whose state is being loaded is not forgotten",
         Edit(SERVING, "if settled and idle and name not in busy:", "if settled and idle:"),
-        faults=("drop", "delay", "slow_apply", "needless_take"),
+        by="test tests/core/test_owner.py -k not_forgotten_while",
     ),
     mutant(
         "hole-in-the-journal",

@@ -310,7 +310,7 @@ TAKEOVERS = (
             "if record.lsn > last_lsn or epochs_at(record.lsn) != record.epoch:",
             "if record.lsn > last_lsn:",
         ),
-        faults=("needless_take", "drop", "delay", "crash_replica", "store_slow"),
+        by="test tests/core/test_serving.py -k another_epoch",
     ),
     mutant(
         "open-events-after-a-later-key",
@@ -352,7 +352,7 @@ TAKEOVERS = (
             "            return\n",
             "",
         ),
-        faults=("store_slow", "needless_take", "pause_shard", "delay"),
+        known=11,
     ),
     mutant(
         "silent-member-stays",

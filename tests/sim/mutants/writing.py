@@ -131,6 +131,6 @@ WRITING = (
         "restarted-member-not-told",
         "5.2.5: a member that restarted hears the commit point again",
         Edit(OWNER, "            state.commit_lsn = 0\n", ""),
-        faults=("drop", "crash_replica"),
+        by="test tests/core/test_owner.py -k restarted_hears",
     ),
 )
