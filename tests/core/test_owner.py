@@ -820,6 +820,28 @@ def test_a_session_is_not_forgotten_while_its_state_is_on_the_way() -> None:
     assert [(a.code, a.seq) for a in bench.answers()] == [(0, 3)]
 
 
+def test_a_forgotten_session_is_not_read_from_tables_that_lag_behind_it() -> None:
+    settings = OwnerSettings(idle_session_ms=1_000)
+    bench = Bench(limits=ServingLimits(sessions_max=1), settings=settings)
+    bench.serve()
+    for session in ("a", "b"):
+        bench.send(session, "a/1", 1)
+    settle(bench)
+    bench.apply("r1")
+    bench.send("b", "a/1", 2)  # It brings the news of what is applied at r1.
+    bench.now_ms += 100_000
+    bench.tell(own.Tick())
+    assert "a" not in bench.owner.serving.sessions
+    bench.tell(own.MemberDown(bench.replicas["r1"].member))
+    bench.answers()
+    bench.send("a", "a/1", 1)
+    assert bench.answers() == []  # Unknown is never taken for absent.
+    bench.apply()
+    bench.wait(3_000)
+    bench.deliver()
+    assert [(a.code, a.seq) for a in bench.answers()] == [(0, 1)]
+
+
 def test_forgotten_sessions_are_read_again() -> None:
     settings = OwnerSettings(idle_session_ms=1_000)
     bench = Bench(limits=ServingLimits(sessions_max=1), settings=settings)

@@ -46,7 +46,7 @@ COPIES_OF_OLD = (
             "self._send(log.dropping, Dropped(slot, log.promised))",
             "log.dropping and self._send(log.dropping, Dropped(slot, log.promised))",
         ),
-        known=6,
+        by="test tests/core/test_replica.py -k until_the_old_data",
     ),
     mutant(
         "joins-while-dropping",
@@ -71,6 +71,7 @@ COPIES_OF_OLD = (
             " it.\n",
             "",
         ),
+        known=38,
         faults=("slow_history", "slow_apply", "crash_replica", "partition"),
     ),
     mutant(
@@ -122,5 +123,6 @@ COPIES_OF_OLD = (
             "fits, first = True, records[0].lsn",
         ),
         Edit(REPLICA, "if log.complete or log.held[0][1] + 1 != first_lsn:", "if log.complete:"),
+        by="test tests/core/test_replica.py -k backfill_of_another_log",
     ),
 )

@@ -253,6 +253,7 @@ TAKEOVERS = (
         # The ledger states the rule itself; here the damage has to show.
         Edit(INVARIANTS, "if record.epoch != owner.epoch:", "if False:"),
         faults=("duplicate", "delay", "reorder", "needless_take", "crash_shard", "drop"),
+        known=37,
     ),
     mutant(
         "active-without-the-swap",
@@ -352,7 +353,7 @@ TAKEOVERS = (
             "            return\n",
             "",
         ),
-        known=11,
+        by="test tests/core/test_owner.py -k before_a_promise",
     ),
     mutant(
         "silent-member-stays",
