@@ -125,7 +125,7 @@ KNOWLEDGE = (
             "            break\n",
         ),
         Edit(REPLICA, "if meta is not None and last < log.held[-1][1]:", "if False:"),
-        faults=("flip_journal", "crash_replica", "needless_take"),
+        faults=("flip_journal", "slow_apply", "stuck_disk", "crash_replica"),
     ),
     mutant(
         "disk-unchecked",
