@@ -104,6 +104,20 @@ COPIES_OF_OLD = (
         ),
         by="test tests/core/test_replica.py -k second_hole",
     ),
+    # These two make up for each other: only a deposed owner's tail at the source, in the hole of
+    # the one that asks, would show the lack of both.
+    mutant(
+        "backfill-of-another-log",
+        "5.3: backfilled records are of the epochs of this log",
+        Edit(REPLICA, "fits = fits and epoch_at(log.epochs, record.lsn) == record.epoch", "pass"),
+        by="test tests/core/test_replica.py -k backfill_of_another_log",
+    ),
+    mutant(
+        "backfill-of-the-uncommitted",
+        "5.3: backfill brings committed records only",
+        Edit(REPLICA, "last = min(last, log.commit_lsn)", "last = min(last, log.last_lsn)"),
+        by="test tests/core/test_replica.py -k committed",
+    ),
     mutant(
         "backfill-unchecked",
         "5.3: backfilled records are checked",

@@ -76,24 +76,6 @@ REDUNDANT = (
         ),
     ),
     Redundant(
-        "acks-of-former-epochs",
-        "5.3.8: acks of former epochs count for nothing",
-        "A member's log is measured after its last append of a former epoch, and the longest of the"
-        " newest epoch is kept: so what a former ack names is in the kept log, or is not above it."
-        " With a shorter log the ack counts for records that were cut.",
-        edits=(
-            Edit(OWNER, "if state is None or answer.epoch != self.epoch:", "if state is None:"),
-        ),
-        others=(
-            Edit(
-                TAKEOVER,
-                _ORDER,
-                "return epoch_at(answer.epochs, answer.last_lsn), -answer.last_lsn",
-            ),
-        ),
-        faults=("needless_take", "delay", "reorder", "duplicate"),
-    ),
-    Redundant(
         "append-of-higher-epoch",
         "5.2.3: a replica asks to be sealed before it takes anything of a higher epoch",
         "An owner prepares and appends only to replicas whose promise it has, on disk; a replica"
@@ -138,7 +120,6 @@ REDUNDANT = (
                 "if self.views[old.slot].epoch == old.epoch:",
             ),
         ),
-        faults=("store_slow", "store_reply_lost", "crash_replica", "needless_take"),
     ),
     Redundant(
         "lost-swap-keeps-state",
@@ -166,21 +147,5 @@ REDUNDANT = (
         " promise under which the replica became a member again.",
         edits=(Edit(REPLICA, _DROP_REFUSED, "if request.epoch < log.promised:"),),
         others=(Edit(OWNER, "self._spares(self.view.members):", "self._spares(()):"),),
-    ),
-    Redundant(
-        "backfill-of-another-log",
-        "5.3: backfilled records are of the epochs of this log",
-        "Backfill asks for committed records only, and of those there is one kind.",
-        edits=(
-            Edit(
-                REPLICA,
-                "            fits = fits and epoch_at(log.epochs, record.lsn) == record.epoch\n",
-                "",
-            ),
-        ),
-        others=(
-            Edit(REPLICA, "last = min(last, log.commit_lsn)", "last = min(last, log.last_lsn)"),
-        ),
-        faults=("crash_replica", "wipe_disk", "partition", "crash_shard", "needless_take"),
     ),
 )

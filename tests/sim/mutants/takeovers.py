@@ -256,6 +256,14 @@ TAKEOVERS = (
         known=37,
     ),
     mutant(
+        "acks-of-former-epochs",
+        "5.3.8: acks of former epochs count for nothing",
+        # Seals measure after the last such ack, and the longest log of the newest epoch is kept: so
+        # the ack has to be of a member that left and came back, two takeovers late.
+        Edit(OWNER, "if state is None or answer.epoch != self.epoch:", "if state is None:"),
+        by="test tests/core/test_owner.py -k acks_of_former_epochs",
+    ),
+    mutant(
         "active-without-the-swap",
         "5.3.7: the slot is served when the view is known to be ACTIVE",
         Edit(
