@@ -377,11 +377,13 @@ class ReplicaNode:
         effect.peer.send(pack_inside(InsideType.ANSWERS, [answer]))
 
     async def _send_states(self, peer: LinkConnection, request: LoadSessions) -> None:
-        images = await self._storage.in_history(
-            self._storage.history.session_states, list(request.sessions)
-        )
+        names = list(request.sessions)
+        images = await self._storage.in_history(self._storage.history.whole_states, names)
         slot, epoch, number = request.slot, request.epoch, request.request
-        answer = SessionsLoaded(slot, epoch, number, True, tuple(images))
+        if images is None:
+            # Unknown, never absent: the owner asks another member.
+            logger.error("ALARM replica %s slot %d: rows of %s are lost", self.name, slot, names)
+        answer = SessionsLoaded(slot, epoch, number, images is not None, tuple(images or ()))
         peer.send(pack_inside(InsideType.ANSWERS, [answer]))
 
     async def _send_key(self, peer: LinkConnection, request: FindKey) -> None:
