@@ -342,6 +342,9 @@ class ReplicaNode:
                 self._start(self._send_key(peer, request))
             case rep.Forget(slot, after_lsn):
                 self._queue.forget(slot, after_lsn)
+                if after_lsn == 0:
+                    # Of the slot's next life here the journal has what history does not.
+                    self._trim.pop(slot, None)
             case rep.DropHistory(slot):
                 self._start(self._drop_history(slot))
             case rep.FetchFromPeer(name, request):
@@ -455,7 +458,8 @@ class ReplicaNode:
             return
         for slot, lsn in self._queue.done(batch).items():
             self._handle(rep.Applied(slot, lsn))
-            self._trim[slot] = lsn
+            if self.machine.logs[slot].dropping is None:
+                self._trim[slot] = lsn
         self._release(waiters)
         self._trim_if_due()
         self._apply_soon()
