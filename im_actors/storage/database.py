@@ -144,6 +144,14 @@ class Database:
         if version != form.version:
             run(f"PRAGMA user_version={form.version}")
         run("COMMIT")
+        self._check_schema()
+
+    def _check_schema(self) -> None:
+        """A flipped bit in PRIMARY KEY still makes a table, in which no row is found by its key."""
+        select = "SELECT sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY rowid"
+        found = tuple(row[0] for row in self.connection.execute(select))
+        if found != self._form.schema:
+            raise CorruptData(f"{self.path}: its tables are not those of a {self._form.name}")
 
     # -- use -------------------------------------------------------------------------------------
 
