@@ -317,7 +317,7 @@ class SqliteStore:
                 self._lock.release()
                 self._lock = None
 
-    async def _prepare(self, db: aiosqlite.Connection) -> Opened:
+    async def _prepare(self, db: aiosqlite.Connection, torn: bool) -> Opened:
         version = await _pragma(db, "user_version")
         application = await _pragma(db, "application_id")
         foreign = application not in (0, APPLICATION_ID)

@@ -88,7 +88,9 @@ class Database:
         # a second connection, with which some versions of SQLite corrupt a WAL, is impossible.
         run("PRAGMA locking_mode=EXCLUSIVE")
         run(f"PRAGMA page_size={self._form.page_bytes}")
-        run("PRAGMA journal_mode=WAL")
+        # To its end: the change is committed after the row that answers, and a failure there, which
+        # nobody would hear of, leaves a file that a power cut can take back to before a commit.
+        run("PRAGMA journal_mode=WAL").fetchall()
         run("PRAGMA synchronous=FULL")
         run("PRAGMA wal_autocheckpoint=0")
         run(f"PRAGMA cache_size=-{self._form.cache_kib}")
