@@ -13,7 +13,7 @@ from typing import Any
 from im_actors.core import owner as own
 from im_actors.core import replica as rep
 from im_actors.core.messages import Fetched, KeyFound, SessionsLoaded
-from im_actors.core.model import Member, View, ViewState
+from im_actors.core.model import Member, View, ViewState, body_checksum
 from im_actors.core.serving import Answer, Send, ServingLimits
 from im_actors.core.takeover import ReplicaInfo
 from tests.sim.disks import Disk, Head
@@ -81,10 +81,10 @@ class BenchReplica:
 
     def found(self, request: Any) -> KeyFound:
         where = (request.slot, request.epoch, request.request, True)
-        row = self.disk.devices.get(request.session, {}).get(request.device, {}).get(request.n)
-        if row is None:
-            return KeyFound(*where, 0, 0, 0)
-        return KeyFound(*where, row.event.seq, row.event.key, row.checksum)
+        for event, _, _ in self.disk.timelines.get(request.session, {}).values():
+            if (event.device, event.n) == (request.device, request.n):
+                return KeyFound(*where, event.seq, event.key, body_checksum(event.kind, event.body))
+        return KeyFound(*where, 0, 0, 0)
 
     def apply(self, upto_lsn: int | None = None) -> None:
         """Bring committed records to history, as the shell does in the background."""
