@@ -12,6 +12,7 @@ ROOT = Path(im_actors.__file__).parent
 MAY = {
     "__init__": set(),
     "errors": set(),
+    "proof": set(),
     "core": {"errors"},
     "wire": {"core", "errors"},
     "storage": {"core", "errors"},
@@ -20,9 +21,11 @@ MAY = {
     "client": {"net", "storage", "wire", "core", "errors"},
     "server": {"net", "storage", "wire", "core", "errors"},
     "actors": {"server", "gateway", "net", "storage", "wire", "core", "errors"},
-    "testing": {"client", "server", "gateway", "net", "storage", "wire", "core", "errors"},
+    "testing": {
+        *("proof", "client", "server", "gateway", "net", "storage", "wire", "core", "errors"),
+    },
     "cli": {
-        *("actors", "testing", "client", "server", "gateway"),
+        *("proof", "actors", "testing", "client", "server", "gateway"),
         *("net", "storage", "wire", "core", "errors"),
     },
 }

@@ -130,7 +130,7 @@ def test_one_device_out_of_its_order() -> None:
     read(ledger, seen(1, 2), seen(2, 1))
     verdict = ledger.check()
     assert verdict.reordered == 1
-    assert verdict.anomalies[0].startswith("reordered: message 1")
+    assert verdict.anomalies[0].startswith("reorder: message 1")
 
 
 def test_devices_may_interleave() -> None:

@@ -1,0 +1,75 @@
+"""The bytes of events and records, read by rules of its own: a checker that decodes with the code
+under test shares its mistakes."""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from typing import Any, NamedTuple
+
+import msgpack
+
+VOID = 0
+
+
+class Event(NamedTuple):
+    """One entry of a session's timeline."""
+
+    session: str
+    seq: int
+    key: int
+    kind: int
+    device: str
+    n: int
+    body: bytes
+
+
+class Batch(NamedTuple):
+    """What one record of a log holds: events, or the key that an epoch starts with."""
+
+    start_key: int | None
+    events: tuple[Event, ...]
+
+
+def read_event(data: bytes) -> Event:
+    """ValueError for bytes that are no event."""
+    return _event(_unpacked(data))
+
+
+def read_payload(payload: bytes) -> Batch:
+    """ValueError for bytes that are no payload of a record."""
+    parts = _unpacked(payload)
+    if not isinstance(parts, list) or not parts:
+        raise ValueError("a record holds an array that is not empty")
+    if len(parts) == 1 and type(parts[0]) is int:
+        return Batch(parts[0], ())
+    return Batch(None, tuple(read_event(part) for part in parts))
+
+
+def is_intact(slot: int, lsn: int, epoch: int, payload: bytes, checksum: int) -> bool:
+    """Whether a record has its checksum: 8 bytes of BLAKE2b over its place and its payload."""
+    place = slot.to_bytes(4, "big") + lsn.to_bytes(8, "big") + epoch.to_bytes(8, "big")
+    digest = hashlib.blake2b(place + payload, digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=True) == checksum
+
+
+def slot_of(session: str, slots: int) -> int:
+    """The slot whose log a session is in."""
+    return zlib.crc32(session.encode()) % slots
+
+
+def _unpacked(data: bytes) -> Any:
+    try:
+        return msgpack.unpackb(data)
+    except (TypeError, ValueError, msgpack.UnpackException) as error:
+        raise ValueError(f"not msgpack: {error}") from None
+
+
+def _event(fields: Any) -> Event:
+    if not isinstance(fields, list) or len(fields) != 7:
+        raise ValueError("an event has seven fields")
+    session, seq, key, kind, device, n, body = fields
+    texts = type(session) is str and type(device) is str and type(body) is bytes
+    if not texts or any(type(number) is not int for number in (seq, key, kind, n)):
+        raise ValueError("a field of an event has a wrong type")
+    return Event(session, seq, key, kind, device, n, body)

@@ -1,0 +1,66 @@
+"""The bytes, as they are read without the code that writes them."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from im_actors.core import model
+from im_actors.proof import records
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+numbers = st.integers(0, 2**63 - 1)
+events = st.builds(
+    model.Event, texts, numbers, numbers, st.integers(0, 3), texts, numbers, st.binary(max_size=50)
+)
+
+
+@given(st.lists(events, min_size=1, max_size=5), st.integers(0, 1023), numbers, numbers)
+def test_records_mean_what_was_written(
+    batch: list[model.Event], slot: int, lsn: int, epoch: int
+) -> None:
+    record = model.make_record(slot, lsn, epoch, [model.encode_event(event) for event in batch])
+    read = records.read_payload(record.payload)
+    assert read.start_key is None
+    assert [tuple(event) for event in read.events] == [tuple(event) for event in batch]
+    assert records.is_intact(slot, *record)
+    assert not records.is_intact(slot, *record._replace(payload=record.payload + b"!"))
+    assert not records.is_intact(slot + 1, *record)
+
+
+@given(st.integers(0, 1023), numbers, numbers, numbers)
+def test_epoch_starts(slot: int, lsn: int, epoch: int, key: int) -> None:
+    record = model.epoch_start(slot, lsn, epoch, key)
+    assert records.read_payload(record.payload) == (key, ())
+    assert records.is_intact(slot, *record)
+
+
+@given(texts, st.integers(1, 1024))
+def test_slots(session: str, slots: int) -> None:
+    assert records.slot_of(session, slots) == model.slot_of(session, slots)
+
+
+@given(st.binary(max_size=60))
+def test_bytes_that_are_no_record_are_a_value_error(data: bytes) -> None:
+    for read in (records.read_payload, records.read_event):
+        try:
+            read(data)
+        except ValueError:
+            continue
+        assert data
+
+
+@pytest.mark.parametrize("data", [b"", b"\x90", b"\x91\xc0", b"\x92\x01\x02", b"\x91\xc4\x01\x90"])
+def test_what_is_no_payload(data: bytes) -> None:
+    with pytest.raises(ValueError):
+        records.read_payload(data)
+
+
+@pytest.mark.parametrize("index", range(7))
+def test_every_field_of_an_event_has_its_type(index: int) -> None:
+    event = model.Event("team", 1, 2, 1, "alice/phone", 1, b"hello")
+    assert records.read_event(model.encode_event(event)) == event
+    wrong = [*event[:index], None, *event[index + 1 :]]
+    with pytest.raises(ValueError):
+        records.read_event(model._pack(wrong))
