@@ -99,6 +99,7 @@ SPARES_COUNT = (
         "best = choose_log(usable)",
     ),
 )
+# Only an empty log gets one: without any record a replica does not answer reads.
 NO_EPOCH_START = (
     Edit(
         OWNER,
@@ -111,14 +112,15 @@ NO_EPOCH_START = (
         "        records = [*lacking, attempt.opening]\n"
         "        self._append(member, records, epoch_at(plan.epochs, from_lsn - 1),"
         " plan.commit_lsn)\n",
-        "        if lacking:\n"
+        "        records = lacking if plan.last_lsn else [attempt.opening]\n"
+        "        if records:\n"
         "            prev_epoch = epoch_at(plan.epochs, from_lsn - 1)\n"
-        "            self._append(member, lacking, prev_epoch, plan.commit_lsn)\n",
+        "            self._append(member, records, prev_epoch, plan.commit_lsn)\n",
     ),
     Edit(
         OWNER,
         "attempt.opening = epoch_start(self.slot, plan.last_lsn + 1, self.epoch, key)",
-        "attempt.opening = epoch_start(self.slot, plan.last_lsn, self.epoch, key)\n"
+        "attempt.opening = epoch_start(self.slot, plan.last_lsn or 1, self.epoch, key)\n"
         "        self._prev_epochs = plan.epochs",
     ),
     Edit(
@@ -157,7 +159,8 @@ NO_EPOCH_START = (
     Edit(
         OWNER,
         "        self.last_lsn = self.commit_lsn = opening.lsn\n",
-        "        self.last_lsn = self.commit_lsn = self._kept_lsn = opening.lsn\n",
+        "        self.last_lsn = self.commit_lsn = opening.lsn\n"
+        "        self._kept_lsn = plan.last_lsn\n",
     ),
 )
 
