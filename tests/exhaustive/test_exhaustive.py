@@ -1,0 +1,35 @@
+"""Small bounds of the exhaustive check; ``python -m tests.exhaustive`` explores the large ones."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.exhaustive.bounds import Bounds
+from tests.exhaustive.configs import QUICK
+from tests.exhaustive.missing import CASES
+from tests.exhaustive.search import Search
+
+STATES_MIN = {"quick-takeover": 2_000, "quick-view-store": 2_000}
+"""Fewer would mean that the explorer does not look any more."""
+QUICK_CASES = ("promise-in-memory", "measure-before-promising", "no-epoch-start")
+
+
+@pytest.mark.parametrize("bounds", QUICK, ids=lambda bounds: bounds.name)
+def test_the_rules_hold_in_every_state(bounds: Bounds) -> None:
+    outcome = Search(bounds).run()
+    replay = f"python -m tests.exhaustive --config {bounds.name}"
+    assert outcome.broken is None, f"replay: {replay}\n{outcome.broken}"
+    assert outcome.complete
+    assert outcome.states > STATES_MIN[bounds.name]
+
+
+@pytest.mark.parametrize("name", QUICK_CASES)
+def test_a_missing_rule_is_noticed(name: str) -> None:
+    assert name in {case.name for case in CASES}
+    words = [sys.executable, "-m", "tests.exhaustive", "--missing", name]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "the shortest way to it" in done.stdout
