@@ -21,7 +21,7 @@ from im_actors.storage.journal import Journal
 from im_actors.wire.links import InsideType, read_inside
 
 SLOT, EPOCH = 3, 1
-WAIT_S = 30
+WAIT_S = 10
 """Longest wait for what has to come."""
 
 

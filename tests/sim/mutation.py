@@ -42,7 +42,7 @@ class Mutant:
     """The rule in words, with its section of the design."""
     edits: tuple[Edit, ...]
     by: str = SIMULATION
-    """Who must notice: the simulation, ``exhaustive CONFIG`` or ``test NODE``."""
+    """Who must notice: the simulation, or ``test`` and what pytest is told to run."""
     seeds: int = 40
     """Within so many seeds it must be noticed."""
     known: int | None = None
