@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterator, Sequence
 
 from im_actors import __version__
-from im_actors.cli import chat, client_commands, cluster_commands, replay_commands
+from im_actors.cli import chat, client_commands, cluster_commands, replay_commands, torture_commands
 from im_actors.cli.cluster_commands import EXIT_INTERRUPTED
 from im_actors.errors import ImError
 
@@ -99,7 +99,7 @@ def build_parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
 
-    for module in (cluster_commands, client_commands, chat, replay_commands):
+    for module in (cluster_commands, client_commands, chat, replay_commands, torture_commands):
         module.register(add)
     return parser
 

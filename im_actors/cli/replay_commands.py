@@ -309,7 +309,7 @@ def end_demo(data: Path, progress: Progress) -> None:
     """Stop the cluster, with force if need be. Another Ctrl-C must not leave half of it behind."""
     from im_actors.actors import deploy
 
-    with _deaf():
+    with deaf():
         if read_run(data) is None:
             return
         try:
@@ -325,7 +325,7 @@ def _quietly(text: str) -> None:
     pass
 
 
-class _deaf:
+class deaf:
     """Signals that ask for an end are not heard meanwhile."""
 
     def __enter__(self) -> None:
