@@ -17,7 +17,7 @@ from im_actors.cli.target import running_cluster
 from im_actors.cli.torture.nodes import Nodes
 from im_actors.cli.torture.relay import Relay
 from im_actors.errors import ImError, NotReachable, SetupError, WrongDirectory
-from im_actors.server.cluster_file import remove_run
+from im_actors.server.cluster_file import RunFile, remove_run
 
 NODES = 4
 SLOTS = 16
@@ -34,8 +34,14 @@ START_TRIES = 3
 class TortureCluster:
     """Starts, is asked, and leaves nothing behind. Everything is below ``directory``."""
 
-    def __init__(self, directory: Path, on_status: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        say: Callable[[str], None],
+        on_status: Callable[[dict[str, Any]], None],
+    ) -> None:
         """``on_status`` sees every status that anybody asks for."""
+        self._say = say
         self._on_status = on_status
         self.data = directory / "data"
         self.data.mkdir(mode=0o700)
@@ -43,7 +49,6 @@ class TortureCluster:
         self.nodes = Nodes(directory, NODES)
         self.doors: list[tuple[str, tuple[str, int]]] = []
         """Name and address of the ways in."""
-        self.restarts = 0
         self._config: deploy.UpConfig | None = None
 
     @property
@@ -58,7 +63,6 @@ class TortureCluster:
         """Return when everything is served."""
         relay = await self.relay.start()
         self.nodes.write_places(self.data, REPLICAS)
-        await self.nodes.start_all()
         config = deploy.UpConfig(
             data=self.data,
             address=self.nodes.address,
@@ -69,7 +73,7 @@ class TortureCluster:
             port=0,
             relay=relay,
         )
-        run = await asyncio.to_thread(deploy.up, config, _quietly)
+        run = await self._bring_up(config)
         self._config = replace(config, port=run.gateway_port)
         for number in range(1, DOORS + 1):
             name = f"clients-{number}"
@@ -79,17 +83,20 @@ class TortureCluster:
     async def start_again(self) -> None:
         """After every process was killed: from the directories, as an operator would."""
         assert self._config is not None
-        self.restarts += 1
+        await self._bring_up(self._config)
+
+    async def _bring_up(self, config: deploy.UpConfig) -> RunFile:
         for attempt in range(1, START_TRIES + 1):
             try:
                 await self.nodes.start_all()
-                await asyncio.to_thread(deploy.up, self._config, _quietly)
-                return
-            except (NotReachable, SetupError, WrongDirectory):
+                return await asyncio.to_thread(deploy.up, config, _quietly)
+            except (NotReachable, SetupError, WrongDirectory) as error:
                 # What a busy machine did not manage in time is tried again from the beginning.
                 if attempt == START_TRIES:
                     raise
-                await asyncio.to_thread(self.nodes.kill_all)
+                self._say(f"start {attempt} did not succeed: {error}")
+            await asyncio.to_thread(self.nodes.kill_all)
+        raise AssertionError("the last try returns or raises")
 
     async def down(self) -> None:
         """Stop in order, so that the directories can be read."""

@@ -134,7 +134,7 @@ class Torture:
         self._rng = random.Random(config.seed)
         self._history = History(tell=self._anomaly, slots=SLOTS)
         self._sessions = session_names(config.sessions, SLOTS)
-        self.cluster = TortureCluster(directory, self._views_seen)
+        self.cluster = TortureCluster(directory, say, self._views_seen)
         self._book = Book(self._history, SLOTS)
         self._recovery = Recovery(say)
         self._report = Report(config.seed)
