@@ -17,7 +17,7 @@ from im_actors.cli.torture.book import Book
 from im_actors.cli.torture.cluster import SLOTS, TortureCluster, trouble_in
 from im_actors.cli.torture.readers import FollowingReader, Puller, Resender, Twin
 from im_actors.cli.torture.recovery import Hit, Recovery
-from im_actors.cli.torture.schedule import Planned, Schedule
+from im_actors.cli.torture.schedule import PATIENT, Planned, Schedule
 from im_actors.cli.torture.wrecker import Wrecker
 from im_actors.cli.torture.writers import WriterProcess
 from im_actors.errors import ImError
@@ -280,8 +280,9 @@ class Torture:
         except ImError as error:
             self._say(f"{self._at()}  {kind} could not be done: {error}")
             return None
-        hit.during = during
-        amid = f" (amid: {during})" if during else ""
+        if kind not in PATIENT:
+            hit.during = during
+        amid = f" (amid: {hit.during})" if hit.during else ""
         at_s = hit.ordered_s - self._start_s
         self._say(f"{at_s:7.1f} s  {kind}: {hit.target}{amid}")
         return hit
