@@ -8,6 +8,7 @@ of them listen on loopback only.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import secrets
 import subprocess
@@ -112,7 +113,7 @@ class Nodes:
         """The living processes of a node."""
         return [
             process
-            for sid in self._sids[number]
+            for sid in tuple(self._sids[number])
             for process in processes.session_processes(sid, self._temp_dir)
         ]
 
@@ -134,13 +135,21 @@ class Nodes:
 
     def kill(self, number: int) -> int:
         """SIGKILL to every process of a node; how many there were."""
-        killed = sum(processes.kill_session(sid, self._temp_dir) for sid in self._sids[number])
+        killed = sum(
+            processes.kill_session(sid, self._temp_dir) for sid in tuple(self._sids[number])
+        )
         self._sids[number].clear()
         return killed
 
-    def kill_all(self) -> int:
-        """SIGKILL to every process of this Ray."""
-        return sum(self.kill(number) for number in reversed(range(self.count)))
+    def kill_all(self) -> None:
+        """SIGKILL to every process of this Ray at once; returns when they are gone."""
+        found = [process for number in range(self.count) for process in self.processes(number)]
+        # The actors first and without a look in between, or some would see the others die.
+        for process in sorted(found, key=_name, reverse=True):
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        for number in range(self.count):
+            self.kill(number)
 
     def end(self) -> None:
         """Leave nothing behind."""
