@@ -23,7 +23,6 @@ READ_S = 60.0
 """How long the last reading of one gateway may take."""
 CONNECT_TRIES = 60
 CHUNK_BYTES = 4 * 1024 * 1024
-STORIES_MAX = 3
 STORY_LINES_MAX = 60
 
 LogRecord = tuple[int, int, bytes, int]
@@ -117,19 +116,16 @@ def logs_of(path: Path, slots: Sequence[int]) -> Iterator[tuple[int, list[LogRec
         directory.close()
 
 
-async def stories(cluster: TortureCluster, anomalies: Sequence[Anomaly]) -> list[str]:
-    """What the cluster remembers of the messages concerned."""
-    lines: list[str] = []
-    for anomaly in anomalies:
-        if anomaly.session is None or len(lines) >= STORIES_MAX * STORY_LINES_MAX:
-            continue
-        device, n = anomaly.key or (None, None)
-        try:
-            told: list[str] = await cluster.call("story", anomaly.session, device, n)
-        except ImError as error:
-            told = [f"no story: {error}"]
-        lines += [str(anomaly), *(f"    {line}" for line in told[-STORY_LINES_MAX:])]
-    return lines
+async def story(cluster: TortureCluster, anomaly: Anomaly) -> list[str]:
+    """What the cluster remembers of the message concerned; it does not remember for long."""
+    if anomaly.session is None:
+        return []
+    device, n = anomaly.key or (None, None)
+    try:
+        told: list[str] = await cluster.call("story", anomaly.session, device, n)
+    except ImError as error:
+        told = [f"no story: {error}"]
+    return [str(anomaly), *(f"    {line}" for line in told[-STORY_LINES_MAX:])]
 
 
 def verdict_words(found: dict[str, Any]) -> str:

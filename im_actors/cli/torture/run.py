@@ -43,6 +43,8 @@ TROUBLE_S = 1.0
 FOLLOW_EVERY_S = 0.25
 LOOK_EVERY_S = 0.1
 TELL_EVERY_S = 20.0
+STORIES_MAX = 3
+"""Anomalies of which the cluster is asked what it remembers."""
 
 Say = Callable[[str], None]
 
@@ -142,6 +144,9 @@ class Torture:
         self._readers: list[FollowingReader] = []
         self._tasks: list[asyncio.Task[Any]] = []
         self._start_s = 0.0
+        self._anomalies = 0
+        self._is_down = False
+        self._telling: list[asyncio.Future[list[str]]] = []
 
     async def run(self) -> Report:
         """The whole of it. Whatever happens, no process is left."""
@@ -268,7 +273,8 @@ class Torture:
         while True:
             planned = schedule.next()
             during = await self._wait_for_turn(planned, last, last_s, end_s)
-            if time.monotonic() >= end_s:
+            if time.monotonic() >= end_s or self._anomalies:
+                # What has gone wrong is easier to understand when nothing more is broken.
                 return
             hit = await self._inject(wrecker, planned.kind, during)
             last, last_s = hit or last, time.monotonic()
@@ -367,8 +373,10 @@ class Torture:
         report.verify = await self.cluster.call("verify", timeout_s=VERIFY_TIMEOUT_S)
         self._say(f"verify: {judge.verdict_words(report.verify)}")
         members = (await self.cluster.status())["slots"]["members"]
-        report.stories = await judge.stories(self.cluster, self._history.anomalies)
+        for lines in await asyncio.gather(*self._telling):
+            report.stories += lines
         self._stop_readers()
+        self._is_down = True
         await self.cluster.down()
         await asyncio.to_thread(judge.read_logs, self.cluster.data, members, self._history)
         self._conclude()
@@ -408,3 +416,6 @@ class Torture:
 
     def _anomaly(self, anomaly: Anomaly) -> None:
         self._say(f"{self._at()}  ANOMALY {anomaly}")
+        self._anomalies += 1
+        if self._anomalies <= STORIES_MAX and not self._is_down:
+            self._telling.append(asyncio.ensure_future(judge.story(self.cluster, anomaly)))
