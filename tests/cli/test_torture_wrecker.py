@@ -80,6 +80,9 @@ class FakeCluster:
         self.named.append(name)
         return self._process
 
+    async def down(self) -> None:
+        self.nodes.did.append("down")
+
     async def start_again(self) -> None:
         self.nodes.did.append("start all")
 
@@ -208,6 +211,12 @@ async def test_everything_is_killed_and_started_again(scene: Scene) -> None:
     hit = await scene.wrecker.inject("kill-all")
     assert scene.cluster.nodes.did == ["kill all", "start all"]
     assert scene.done[0] is hit, "told before the start, so that no ACK is missed"
+
+
+async def test_everything_is_stopped_in_order_and_started_again(scene: Scene) -> None:
+    hit = await scene.wrecker.inject("restart-all")
+    assert scene.cluster.nodes.did == ["down", "start all"]
+    assert scene.done[0] is hit
 
 
 async def test_what_cannot_be_healed_is_known(

@@ -81,14 +81,16 @@ class TortureCluster:
             self.doors.append((name, way))
 
     async def start_again(self) -> None:
-        """After every process was killed: from the directories, as an operator would."""
+        """From the directories, as an operator would: after every process was killed, or after
+        ``down``, which leaves Ray as it is."""
         assert self._config is not None
         await self._bring_up(self._config)
 
     async def _bring_up(self, config: deploy.UpConfig) -> RunFile:
         for attempt in range(1, START_TRIES + 1):
             try:
-                await self.nodes.start_all()
+                if not self.nodes.running:
+                    await self.nodes.start_all()
                 return await asyncio.to_thread(deploy.up, config, _quietly)
             except (NotReachable, SetupError, WrongDirectory) as error:
                 # What a busy machine did not manage in time is tried again from the beginning.
@@ -100,7 +102,11 @@ class TortureCluster:
 
     async def down(self) -> None:
         """Stop in order, so that the directories can be read."""
-        await asyncio.to_thread(deploy.down, self.data, _quietly)
+        await asyncio.to_thread(deploy.down, self.data, self._told_by_down)
+
+    def _told_by_down(self, text: str) -> None:
+        if text.startswith("no clean stop"):
+            self._say(f"           {text}")
 
     async def end(self) -> None:
         """Leave no process behind, whatever state it is in."""

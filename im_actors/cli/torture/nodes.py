@@ -66,6 +66,11 @@ class Nodes:
         places = {f"replica-{n}": f"{DISK}{(n - 1) % self.count}" for n in range(1, replicas + 1)}
         write_places(data, {CONTROLLER: HEAD_RESOURCE, **places})
 
+    @property
+    def running(self) -> bool:
+        """Whether the head runs, and with it all that was not lost on purpose."""
+        return bool(self._sids[0])
+
     # -- starting ------------------------------------------------------------------------------
 
     async def start_all(self) -> None:

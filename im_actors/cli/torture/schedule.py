@@ -29,10 +29,11 @@ KINDS = {
     "kill-node": "kill -9 of a node: the raylet and all of its actors",
     "orphan-node": "a raylet is killed while its actors are stopped; they wake up beside others",
     "empty-disk": "a replica comes back without its directory",
+    "restart-all": "a clean stop of the cluster under load, then a start on the same data",
     "kill-all": "kill -9 of every process of the cluster, then a start on the same data",
 }
 """What ``--faults`` knows."""
-PATIENT = ("empty-disk", "kill-all")
+PATIENT = ("empty-disk", "restart-all", "kill-all")
 """These wait until other faults are over."""
 GAP_S = (4.0, 8.0)
 """Between two faults."""

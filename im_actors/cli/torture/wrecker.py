@@ -85,6 +85,7 @@ class Wrecker:
             "crash-writers": self._crash_writers,
             "empty-disk": self._empty_disk,
             "kill-all": self._kill_all,
+            "restart-all": self._restart_all,
         }[kind](kind)
 
     async def heal(self) -> None:
@@ -307,6 +308,16 @@ class Wrecker:
         hit = Hit(kind, "every process", 0.0)
         async with self._nodes_busy:
             await _order_slowly(hit, self._cluster.nodes.kill_all)
+            self._done(hit)
+            await self._cluster.start_again()
+        return hit
+
+    async def _restart_all(self, kind: str) -> Hit:
+        await self.heal()
+        hit = Hit(kind, "every process", time.monotonic())
+        async with self._nodes_busy:
+            await self._cluster.down()
+            hit.done_s = time.monotonic()
             self._done(hit)
             await self._cluster.start_again()
         return hit
