@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 
 from im_actors import __version__
 from im_actors.cli import chat, client_commands, cluster_commands, replay_commands, torture_commands
-from im_actors.cli.cluster_commands import EXIT_INTERRUPTED
+from im_actors.cli.cluster_commands import EXIT_INTERRUPTED, EXIT_TERMINATED
 from im_actors.errors import ImError
 
 DESCRIPTION = "A messaging back end: never lost, never doubled, one order for everyone."
@@ -34,7 +34,6 @@ see it survive kills, and count:
 'im-actors COMMAND --help' explains each command.
 """
 EXIT_FAILURE = 1
-EXIT_TERMINATED = 143
 
 
 def main(argv: Sequence[str] | None = None) -> int:
