@@ -21,8 +21,8 @@ from im_actors.server.cluster_file import RunFile, remove_run
 
 NODES = 4
 SLOTS = 16
-REPLICAS = 4
-"""One more than there are copies, so that a lost one can be replaced."""
+REPLICAS = (3, 4)
+"""As many as there are copies, so that a lost one is waited for, or one more, which replaces it."""
 SHARDS = 3
 GATEWAYS = 3
 DOORS = 2
@@ -37,10 +37,12 @@ class TortureCluster:
     def __init__(
         self,
         directory: Path,
+        replicas: int,
         say: Callable[[str], None],
         on_status: Callable[[dict[str, Any]], None],
     ) -> None:
         """``on_status`` sees every status that anybody asks for."""
+        self.replicas = replicas
         self._say = say
         self._on_status = on_status
         self.data = directory / "data"
@@ -62,13 +64,13 @@ class TortureCluster:
     async def start(self) -> None:
         """Return when everything is served."""
         relay = await self.relay.start()
-        self.nodes.write_places(self.data, REPLICAS)
+        self.nodes.write_places(self.data, self.replicas)
         config = deploy.UpConfig(
             data=self.data,
             address=self.nodes.address,
             slots=SLOTS,
             shards=SHARDS,
-            replicas=REPLICAS,
+            replicas=self.replicas,
             gateways=GATEWAYS,
             port=0,
             relay=relay,

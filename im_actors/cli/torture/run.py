@@ -14,7 +14,7 @@ from typing import Any
 from im_actors.cli.cluster_commands import VERIFY_TIMEOUT_S, sound
 from im_actors.cli.torture import judge
 from im_actors.cli.torture.book import Book
-from im_actors.cli.torture.cluster import SLOTS, TortureCluster, trouble_in
+from im_actors.cli.torture.cluster import REPLICAS, SLOTS, TortureCluster, trouble_in
 from im_actors.cli.torture.readers import FollowingReader, Puller, Resender, Twin
 from im_actors.cli.torture.recovery import Hit, Recovery
 from im_actors.cli.torture.schedule import PATIENT, Planned, Schedule
@@ -136,7 +136,9 @@ class Torture:
         self._rng = random.Random(config.seed)
         self._history = History(tell=self._anomaly, slots=SLOTS)
         self._sessions = session_names(config.sessions, SLOTS)
-        self.cluster = TortureCluster(directory, say, self._views_seen)
+        self.cluster = TortureCluster(
+            directory, self._fork("shape").choice(REPLICAS), say, self._views_seen
+        )
         self._book = Book(self._history, SLOTS)
         self._recovery = Recovery(say)
         self._report = Report(config.seed)
@@ -153,9 +155,8 @@ class Torture:
         begun = time.monotonic()
         try:
             await self.cluster.start()
-            self._say(
-                f"up after {time.monotonic() - begun:.1f} s: {self.cluster.nodes.count} nodes"
-            )
+            shape = f"{self.cluster.nodes.count} nodes, {self.cluster.replicas} replicas"
+            self._say(f"up after {time.monotonic() - begun:.1f} s: {shape}")
             self._start_s = time.monotonic()
             await self._play()
             await self._read_and_judge()
