@@ -15,9 +15,10 @@ from im_actors.cli.torture.book import Book
 from im_actors.cli.torture.readers import FollowingReader, Puller, Resender, Twin
 from im_actors.cli.torture.wire_client import WireClient
 from im_actors.cli.torture.writers import WriterProcess
-from im_actors.errors import NotReachable
+from im_actors.errors import ImError, KeyConflict, NotReachable, Overloaded, SlotMoving
 from im_actors.proof import History
 from im_actors.testing import LocalCluster
+from im_actors.wire.messages import Nack, nack_of
 
 SLOTS = 8
 SESSIONS = ["one", "two", "three"]
@@ -177,6 +178,35 @@ async def test_a_log_that_lacks_a_record_is_found(scene: Scene) -> None:
             scene.history.final_log(path.name, slot, records)
     scene.history.finish()
     assert set(scene.history.counts) == {"replica-divergence"}
+
+
+@pytest.mark.parametrize(
+    ("error", "found"), [(Overloaded, {}), (SlotMoving, {}), (KeyConflict, {"refused-write": 1})]
+)
+async def test_only_a_refusal_for_good_of_an_acked_message_is_wrong(
+    monkeypatch: pytest.MonkeyPatch, error: type[ImError], found: dict[str, int]
+) -> None:
+    history = History(slots=SLOTS)
+    book = Book(history, SLOTS)
+    book.tried("w", "w/1", "one", 1, 0.0)
+    book.acked_at("w/1", "one", 1, 1, 1, 3, 1.0)
+    entry = book.entries["one", "w/1", 1]
+
+    class Refusing:
+        async def send(self, session: str, n: int, kind: int, body: bytes) -> Nack:
+            return nack_of(session, n, error("no"))
+
+        def close(self) -> None:
+            pass
+
+    async def connect(*_: object) -> Any:
+        return Refusing()
+
+    monkeypatch.setattr(readers.WireClient, "connect", connect)
+    await Resender([("127.0.0.1", 1)], book, random.Random(1)).send_again(entry)
+    history.final_read("one", [(1, "w/1", 1, 1, entry.body)])
+    history.finish()
+    assert history.counts == found
 
 
 async def test_a_gateway_that_is_gone_is_not_reachable(scene: Scene) -> None:

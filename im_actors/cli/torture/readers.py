@@ -13,7 +13,7 @@ from im_actors.cli.torture.wire_client import WireClient
 from im_actors.cli.torture.writer import body_of
 from im_actors.client import Client, Follower, ImError, NotReachable
 from im_actors.errors import error_for
-from im_actors.wire.messages import Ack
+from im_actors.wire.messages import Ack, Nack
 
 TAKE_MAX = 256
 PAGE = 500
@@ -177,7 +177,7 @@ class Resender:
         if isinstance(answer, Ack):
             self.resent += 1
             self._book.acked_at(address, session, n, answer.seq, answer.epoch, answer.copies, now_s)
-        elif error_for(answer.code, answer.detail).definite:
+        elif _is_final(answer):
             # It has an ACK, so no refusal can be true.
             self._book.refused(address, session, n)
 
@@ -252,6 +252,9 @@ class Twin:
                 f"{self._name}/twin",
                 *(session, n, ack.seq, ack.epoch, ack.copies, time.monotonic()),
             )
+        if any(map(_is_final, answers)):
+            self._book.refused(f"{self._name}/twin", session, n)
+            self._open = None
         if acks:
             self._open = None
             self.doubled += len(acks) == len(clients)
@@ -260,6 +263,11 @@ class Twin:
                 raise answer
         if not acks:
             await asyncio.sleep(AFTER_TROUBLE_S)
+
+
+def _is_final(answer: object) -> bool:
+    """A refusal, and not only the wish that it be sent again later."""
+    return isinstance(answer, Nack) and not error_for(answer.code, answer.detail).retryable
 
 
 async def whole_history(client: WireClient, session: str) -> list[Shown]:
