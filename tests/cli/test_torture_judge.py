@@ -180,6 +180,16 @@ async def test_a_log_that_lacks_a_record_is_found(scene: Scene) -> None:
     assert set(scene.history.counts) == {"replica-divergence"}
 
 
+def test_alarms_are_found_in_the_logs(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    assert judge.alarms_in(tmp_path) == []
+    (tmp_path / "logs" / "shard-1.log").write_text("INFO serves\n")
+    (tmp_path / "logs" / "replica-1.log.1").write_text("x ERROR 7 ALARM replica-1 slot 3: back\n")
+    (alarm,) = judge.alarms_in(tmp_path)
+    assert "slot 3: back" in alarm
+    assert alarm.startswith("replica-1.log.1: ")
+
+
 @pytest.mark.parametrize(
     ("error", "found"), [(Overloaded, {}), (SlotMoving, {}), (KeyConflict, {"refused-write": 1})]
 )

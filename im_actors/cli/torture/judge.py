@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from im_actors.actors.logs import LOGS
 from im_actors.cli.torture.cluster import TortureCluster
 from im_actors.cli.torture.readers import whole_history
 from im_actors.cli.torture.wire_client import WireClient
@@ -22,6 +23,7 @@ from im_actors.storage.directory import open_existing
 READ_S = 60.0
 """How long the last reading of one gateway may take."""
 CONNECT_TRIES = 60
+ALARM = " ALARM "
 CHUNK_BYTES = 4 * 1024 * 1024
 STORY_LINES_MAX = 60
 
@@ -114,6 +116,16 @@ def logs_of(path: Path, slots: Sequence[int]) -> Iterator[tuple[int, list[LogRec
         if past is not None:
             past.close()
         directory.close()
+
+
+def alarms_in(data: Path) -> list[str]:
+    """What shards and replicas have sounded an alarm about, from their logs."""
+    return [
+        f"{path.name}: {line}"
+        for path in sorted((data / LOGS).glob("*.log*"))
+        for line in path.read_text(errors="replace").splitlines()
+        if ALARM in line
+    ]
 
 
 async def story(cluster: TortureCluster, anomaly: Anomaly) -> list[str]:

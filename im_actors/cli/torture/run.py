@@ -397,6 +397,8 @@ class Torture:
     def _conclude(self) -> None:
         book, report, recovery = self._book, self._report, self._recovery
         self._history.finish()
+        for alarm in judge.alarms_in(self.cluster.data):
+            report.note("alarm", alarm)
         for name, count in self._history.counts.items():
             report.anomalies[name] = report.anomalies.get(name, 0) + count
         report.told += [str(anomaly) for anomaly in self._history.anomalies]
