@@ -133,7 +133,6 @@ class Torture:
         self._config = config
         self._directory = directory
         self._say = say
-        self._rng = random.Random(config.seed)
         self._history = History(tell=self._anomaly, slots=SLOTS)
         self._sessions = session_names(config.sessions, SLOTS)
         self.cluster = TortureCluster(
@@ -145,7 +144,7 @@ class Torture:
         self._writers: list[WriterProcess] = []
         self._readers: list[FollowingReader] = []
         self._tasks: list[asyncio.Task[Any]] = []
-        self._start_s = 0.0
+        self._start_s = self._healing_s = 0.0
         self._anomalies = 0
         self._is_down = False
         self._telling: list[asyncio.Future[list[str]]] = []
@@ -179,7 +178,8 @@ class Torture:
         )
         try:
             await self._break(wrecker)
-            self._say("healing")
+            self._say(f"{self._at()}  healing")
+            self._healing_s = time.monotonic()
             await wrecker.heal()
         finally:
             await wrecker.give_up()
@@ -324,13 +324,13 @@ class Torture:
 
     async def _until_healthy(self) -> None:
         give_up_s = time.monotonic() + HEAL_S
-        begun = time.monotonic()
         while trouble := await self.cluster.settled():
             if time.monotonic() > give_up_s:
                 self._report.note("not-healed", f"after {HEAL_S:.0f} s: {trouble}")
                 return
             await asyncio.sleep(REST_S)
-        self._say(f"{self._at()}  healthy {time.monotonic() - begun:.1f} s after the last fault")
+        took_s = time.monotonic() - self._healing_s
+        self._say(f"{self._at()}  healthy after {took_s:.1f} s")
 
     async def _drain(self) -> None:
         """Everything that was accepted is ACKed, and everything that was ACKed has been read."""
