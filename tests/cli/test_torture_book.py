@@ -139,6 +139,21 @@ def test_a_fault_without_an_ack_after_it_is_counted_and_has_no_time() -> None:
     assert recovery.to_json()["kill-all"]["max"] is None
 
 
+def test_a_fault_that_was_overtaken_by_the_end_of_everything_has_no_time() -> None:
+    recovery = Recovery(lambda text: None)
+    early = Hit("kill-shard", "shard-1", 1.0, 1.0)
+    late = Hit("kill-replica", "replica-1", 5.0, 5.0)
+    for hit in (early, late):
+        recovery.add(hit)
+    recovery.follow([entry(1, 2.0, 3.0)])
+    recovery.add(Hit("kill-all", "every process", 6.0, 6.0))
+    recovery.follow([entry(1, 2.0, 3.0), entry(1, 7.0, 60.0)])
+    figures = recovery.to_json()
+    assert figures["kill-shard"]["max"] == 2000
+    assert (figures["kill-replica"]["count"], figures["kill-replica"]["max"]) == (0, None)
+    assert figures["kill-all"]["max"] == 54_000
+
+
 def test_acks_are_looked_at_once() -> None:
     hit = Hit("cut-links", "all links", 1.0, 1.0)
     recovery = Recovery(lambda text: None)

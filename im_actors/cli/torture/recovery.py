@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from im_actors.cli.torture.book import Entry
+from im_actors.cli.torture.schedule import EVERYTHING
 
 
 @dataclass(eq=False, slots=True)
@@ -50,9 +51,12 @@ class Hit:
         if not self.left and self.all_slots_s is None:
             self.all_slots_s = took_s
 
+    overtaken: bool = False
+    """Before an ACK came, everything was stopped: how long it took says nothing of this fault."""
+
     @property
     def over(self) -> bool:
-        return self.recovered_s is not None and self.all_slots_s is not None
+        return self.overtaken or (self.recovered_s is not None and self.all_slots_s is not None)
 
 
 class Recovery:
@@ -67,6 +71,9 @@ class Recovery:
         """A fault was done; the same one again is fine."""
         if hit in self.hits:
             return
+        if hit.kind in EVERYTHING:
+            for other in self.hits:
+                other.overtaken |= not other.over
         hit.left = set(hit.slots)
         self.hits.append(hit)
 

@@ -33,7 +33,8 @@ KINDS = {
     "kill-all": "kill -9 of every process of the cluster, then a start on the same data",
 }
 """What ``--faults`` knows."""
-PATIENT = ("empty-disk", "restart-all", "kill-all")
+EVERYTHING = ("restart-all", "kill-all")
+PATIENT = ("empty-disk", *EVERYTHING)
 """These wait until other faults are over."""
 GAP_S = (4.0, 8.0)
 """Between two faults."""
