@@ -670,12 +670,10 @@ class SlotOwner:
             refusals = [refused(send.token, SlotMoving.code) for send in sends]
             self._effects.append(Answered(refusals))
             return
-        if self._apply_lag() > self.serving.limits.apply_lag_lsns_max:
+        lagging = self._apply_lag() > self.serving.limits.apply_lag_lsns_max
+        if lagging:
             self._watch_members()
-            refusals = [refused(send.token, Overloaded.code) for send in sends]
-            self._effects.append(Answered(refusals))
-            return
-        answers = self.serving.submit(sends, self.epoch, self._now_ms)
+        answers = self.serving.submit(sends, self.epoch, self._now_ms, closed=lagging)
         if answers:
             self._effects.append(Answered(answers))
         self._continue_serving()

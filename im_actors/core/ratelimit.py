@@ -41,6 +41,16 @@ class TokenBucket:
             return 0
         return max(1, math.ceil((needed - _ROUNDING - self._level) / self._rate_per_ms))
 
+    def spend(self, n: float, now_ms: int) -> int:
+        """Take ``n`` in any case, for what is done already; the milliseconds until the debt that
+        this leaves, if it does, is paid."""
+        assert n >= 0
+        self._fill(now_ms)
+        self._level -= n
+        if self._level >= -_ROUNDING:
+            return 0
+        return max(1, math.ceil(-(self._level + _ROUNDING) / self._rate_per_ms))
+
     def _fill(self, now_ms: int) -> None:
         if self._filled_ms is not None:
             # A clock that goes back fills nothing, and the time is not counted twice after it.

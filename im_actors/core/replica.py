@@ -255,6 +255,12 @@ class SlotLog:
         return len(self.held) == 1 and self.held[0][0] == 1
 
     @property
+    def answers_reads(self) -> bool:
+        """Whether what is not here does not exist. A slot that was deleted here, or never written,
+        has no hole either, and knows nothing (I9)."""
+        return self.complete and bool(self.epochs)
+
+    @property
     def last_epoch(self) -> int:
         return epoch_at(self.epochs, self.last_lsn)
 
@@ -389,7 +395,9 @@ class Replica:
         log = self.logs.get(request.slot) or SlotLog()
         again = request.epoch == log.promised and request.view.owner == log.owner
         if request.epoch <= log.promised and not again:
-            self._refuse(peer, request, log, "a newer epoch is promised")
+            newer = request.epoch < log.promised
+            reason = "a newer epoch is promised" if newer else "another owner has this epoch"
+            self._refuse(peer, request, log, reason)
             return
         self.logs[request.slot] = log
         if not again:
@@ -597,7 +605,7 @@ class Replica:
 
     def _tables_ready(self, slot: int, floor_lsn: int) -> bool:
         log = self.logs.get(slot)
-        return log is not None and log.complete and log.applied_lsn >= floor_lsn
+        return log is not None and log.answers_reads and log.applied_lsn >= floor_lsn
 
     def _load_sessions(self, peer: Any, request: LoadSessions) -> None:
         if self._tables_ready(request.slot, request.floor_lsn):

@@ -131,33 +131,38 @@ class Serving:
 
     # -- admission -----------------------------------------------------------------------------
 
-    def submit(self, sends: list[Send], epoch: int, now_ms: int) -> list[Answer]:
-        """Number what is new, answer what is known. New ones are answered when they commit."""
+    def submit(
+        self, sends: list[Send], epoch: int, now_ms: int, closed: bool = False
+    ) -> list[Answer]:
+        """Number what is new, answer what is known. New ones are answered when they commit;
+        ``closed``: nothing new is taken. What is known is answered also when there is no room."""
         answers: list[Answer] = []
         sessions, limits = self.sessions, self.limits
         for send in sends:
-            full = (
-                len(self.pending) + self.waiting_events >= limits.pending_events_max
+            room = not (
+                closed
+                or len(self.pending) + self.waiting_events >= limits.pending_events_max
                 or self.pending_bytes >= limits.pending_bytes_max
             )
-            if full:
-                answers.append(refused(send.token, Overloaded.code))
-                continue
             state = sessions.get(send.session)
-            if state is None or not state.loaded:
+            if state is not None and state.loaded:
+                answer = self._admit(state, send, epoch, now_ms, room)
+                if answer is not None:
+                    answers.append(answer)
+            elif room:
                 self.waiting.setdefault(send.session, []).append(send)
                 self.waiting_events += 1
                 self.pending_bytes += len(send.body)
-                continue
-            answer = self._admit(state, send, epoch, now_ms)
-            if answer is not None:
-                answers.append(answer)
+            else:
+                answers.append(refused(send.token, Overloaded.code))
         return answers
 
-    def _admit(self, state: SessionState, send: Send, epoch: int, now_ms: int) -> Answer | None:
+    def _admit(
+        self, state: SessionState, send: Send, epoch: int, now_ms: int, room: bool = True
+    ) -> Answer | None:
         token, session, device, n, kind, body = send
         state.used_ms = now_ms
-        outcome, seq = state.admit(device, n, kind, body_checksum(kind, body))
+        outcome, seq = state.admit(device, n, kind, body_checksum(kind, body), room)
         if outcome is Admission.NEW:
             self.last_key = key = next_key(self.last_key, now_ms, self.slot)
             data = encode_event(Event(session, seq, key, kind, device, n, body))

@@ -20,8 +20,9 @@ class Admission(IntEnum):
     ANCIENT = 4
     """A resend from before what is remembered here: history knows its seq."""
     FULL = 5
-    """DEVICE_WINDOW sends of this device are not committed yet. One more would push an uncommitted
-    one out of what is remembered, and history would be asked for what it cannot have."""
+    """New, and there is no room for it; or DEVICE_WINDOW sends of this device are not committed
+    yet. One more would push an uncommitted one out of what is remembered, and history would be
+    asked for what it cannot have."""
 
 
 class Admitted(NamedTuple):
@@ -63,23 +64,26 @@ class SessionState:
         self.loaded = False
         self.used_ms = 0
 
-    def admit(self, device: str, n: int, kind: int, checksum: int) -> Admitted:
-        """Decide on a send and, when it is new, give it its seq. Nothing can come in between: the
-        check and the number are one synchronous step."""
+    def admit(self, device: str, n: int, kind: int, checksum: int, room: bool = True) -> Admitted:
+        """Decide on a send and, when it is new and there is ``room``, give it its seq. Nothing can
+        come in between: the check and the number are one synchronous step."""
         state = self.devices.get(device)
-        if state is None:
-            if n != 1:
-                return Admitted(Admission.GAP, 1)
-            state = self.devices[device] = DeviceState()
-        if n == state.last_n + 1:
+        last_n = state.last_n if state is not None else 0
+        if n > last_n:
+            if not room:
+                # Also for a gap: what has to come first would be told the same.
+                return Admitted(Admission.FULL, 0)
+            if n > last_n + 1:
+                return Admitted(Admission.GAP, last_n + 1)
+            if state is None:
+                state = self.devices[device] = DeviceState()
             recent = state.recent
             if len(recent) == DEVICE_WINDOW and recent[0][0] > self.committed_seq:
                 return Admitted(Admission.FULL, 0)
             self.last_seq += 1
             state.add(n, self.last_seq, checksum)
             return Admitted(Admission.NEW, self.last_seq)
-        if n > state.last_n:
-            return Admitted(Admission.GAP, state.last_n + 1)
+        assert state is not None, f"n {n} of a device that sends its first"
         back = state.last_n - n
         if back >= len(state.recent):
             return Admitted(Admission.ANCIENT, 0)

@@ -6,6 +6,7 @@ STRANGER ── HELLO is good ──▶ WELCOME ── BYE, violation, silence, 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,12 @@ from im_actors.errors import ImError, Overloaded, RateLimited, ShuttingDown
 from im_actors.net.connection import FramedProtocol
 from im_actors.wire import messages as m
 from im_actors.wire.codec import Message, encode_frame
-from im_actors.wire.limits import CLIENT_ARRAY_ITEMS_MAX, ROWS_PER_FRAME_MAX
+from im_actors.wire.limits import (
+    CLIENT_ARRAY_ITEMS_MAX,
+    HELLO_BYTES_MAX,
+    HELLO_ITEMS_MAX,
+    ROWS_PER_FRAME_MAX,
+)
 from im_actors.wire.messages import Hello, in_batches
 
 if TYPE_CHECKING:
@@ -22,17 +28,31 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+PULL_ASKS = 5
+"""A PULL costs about as much as so many names of a FOLLOW."""
+PAGE_BYTES_PER_ASK = 4_096
+"""And its page costs one more for so many bytes."""
+REST_MS_MIN = 20
+"""Resting is not worth the timer for less."""
+
 
 class ClientConnection(FramedProtocol):
     """The server's side of one client connection."""
 
     def __init__(self, node: GatewayNode) -> None:
         config = node.config
-        super().__init__(config.limits.frame_bytes, CLIENT_ARRAY_ITEMS_MAX)
+        super().__init__()
+        self._decoder.greet(HELLO_BYTES_MAX, HELLO_ITEMS_MAX)
         self._node = node
         self._limits = config.limits
         self._bucket = TokenBucket(config.sends_per_s, config.sends_burst)
+        self._asks = TokenBucket(config.asks_per_s, config.asks_burst)
+        self._later: list[Message] = []
+        """What was read and waits, with all that was not read, until ``_resume``."""
+        self._resume: asyncio.TimerHandle | None = None
         self._heard_bytes = 0
+        self._expires_ms: int | None = None
+        """When the client's token does, in ms since 1970."""
         self.hello: Hello | None = None
         """None: a stranger."""
         self.address = ""
@@ -57,17 +77,11 @@ class ClientConnection(FramedProtocol):
         now_ms = self.heard_ms = self._node.now_ms()
         if self.hello is None:
             self._greet(messages[0])
-            messages = messages[1:]
-        try:
-            for message in messages:
-                if not self._open:
-                    break
-                if message[0] == m.SEND:
-                    self._send_received(message, now_ms)
-                else:
-                    self._rare_received(message, now_ms)
-        finally:
-            self._node.router.flush_answers()
+            messages = self._decoder.go_on(self._limits.frame_bytes, CLIENT_ARRAY_ITEMS_MAX)
+        if self._resume is not None:
+            self._later += messages
+        else:
+            self._carry_out(messages, now_ms)
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -84,6 +98,9 @@ class ClientConnection(FramedProtocol):
         super().violated(error)
 
     def on_closed(self, error: ImError | None) -> None:
+        self._later.clear()
+        if self._resume is not None:
+            self._resume.cancel()
         self._node.connection_closed(self)
 
     # ---- what others call
@@ -96,6 +113,8 @@ class ClientConnection(FramedProtocol):
 
     def flush_answers(self) -> None:
         """Send the ACKs and NACKs that have gathered."""
+        if self.nack_rows:
+            self._spend(len(self.nack_rows), self._node.now_ms())
         for kind, rows in ((m.ACK, self.ack_rows), (m.NACK, self.nack_rows)):
             if not rows:
                 continue
@@ -107,17 +126,23 @@ class ClientConnection(FramedProtocol):
             rows.clear()
         self._check_unread()
 
+    def page_sent(self, size: int) -> None:
+        """A page of so many bytes was sent."""
+        self._spend(size / PAGE_BYTES_PER_ASK, self._node.now_ms())
+
     def say_bye(self, reason: str, reconnect_after_ms: int) -> None:
         """Tell the client that the connection is about to end; it stays open."""
         self.send(encode_frame(m.server_bye(reason, reconnect_after_ms)))
 
     def look_after(self, now_ms: int) -> None:
-        """Close when the client is silent or behind for too long."""
+        """Close when the client is silent or behind for too long, or its token has expired."""
         if self._decoder.pending_bytes != self._heard_bytes:
             # Part of a frame is a sign of life, too.
             self._heard_bytes = self._decoder.pending_bytes
             if self.hello is not None:
                 self.heard_ms = now_ms
+        if self._resume is not None:
+            self.heard_ms = now_ms  # It is not listened to, which is no silence of its own.
         self._check_unread()
         silent_ms = now_ms - self.heard_ms
         limits = self._limits
@@ -131,8 +156,47 @@ class ClientConnection(FramedProtocol):
             and now_ms - self.behind_since_ms >= self._node.config.slow_reader_ms
         ):
             self._end("this client reads too slowly", self._node.config.retry_after_ms)
+        elif self._expires_ms is not None and self._node.wall_ms() >= self._expires_ms:
+            self._end("the token has expired; come back with a new one", 0)
 
     # ---- inside
+
+    def _carry_out(self, messages: list[Message], now_ms: int) -> None:
+        try:
+            for index, message in enumerate(messages):
+                if self._resume is not None:
+                    self._later = messages[index:]
+                    break
+                if not self._open:
+                    break
+                if message[0] == m.SEND:
+                    self._send_received(message, now_ms)
+                else:
+                    self._spend(self._rare_received(message, now_ms), now_ms)
+        finally:
+            self._node.router.flush_answers()
+
+    def _spend(self, asked: float, now_ms: int) -> None:
+        """Count what was done for it. Who asks for more than its share is not read from for a
+        while, so that everybody else has theirs."""
+        wait_ms = self._asks.spend(asked, now_ms)
+        if not wait_ms or self._resume is not None or not self._open:
+            return
+        assert self._loop is not None
+        self.pause_reading()
+        self._resume = self._loop.call_later(max(wait_ms, REST_MS_MIN) / 1000, self._go_on)
+
+    def _go_on(self) -> None:
+        self._resume = None
+        if not self._open:
+            return
+        later, self._later = self._later, []
+        self.heard_ms = self._node.now_ms()
+        self.resume_reading()
+        try:
+            self._carry_out(later, self.heard_ms)
+        except ImError as error:
+            self.violated(error)
 
     def _check_unread(self) -> None:
         if not self.writable and self.buffered_bytes > self._node.config.buffered_bytes_max:
@@ -144,7 +208,7 @@ class ClientConnection(FramedProtocol):
 
     def _greet(self, message: Message) -> None:
         hello = m.check_hello(message)
-        self._node.check_hello(self, hello)
+        self._expires_ms = self._node.check_hello(self, hello)
         self.hello = hello
         self.address = hello.address
         self._node.connection_welcomed(self, hello)
@@ -159,14 +223,13 @@ class ClientConnection(FramedProtocol):
             return
         if self._node.draining:
             router.refuse(self, accepted, ShuttingDown("this gateway is stopping; reconnect"))
-            return
-        wait_ms = self._bucket.take(len(accepted), now_ms)
-        if wait_ms:
+        elif wait_ms := self._bucket.take(len(accepted), now_ms):
             router.refuse(self, accepted, RateLimited("slower, please", wait_ms))
         else:
             router.submit(self, accepted, now_ms)
 
-    def _rare_received(self, message: Message, now_ms: int) -> None:
+    def _rare_received(self, message: Message, now_ms: int) -> int:
+        """Returns how much was asked for, as ``GatewayConfig.asks_per_s`` counts it."""
         match message[0]:
             case m.FOLLOW:
                 sessions = m.check_follow(message, self._limits)
@@ -175,10 +238,14 @@ class ClientConnection(FramedProtocol):
                 except Overloaded as error:
                     # Retryable, so the connection stays.
                     self.send(encode_frame(m.error_message(error)))
+                return len(sessions)
             case m.UNFOLLOW:
-                self._node.followers.unfollow(self, m.check_unfollow(message, self._limits))
+                sessions = m.check_unfollow(message, self._limits)
+                self._node.followers.unfollow(self, sessions)
+                return len(sessions)
             case m.PULL:
                 self._node.pulls.pull(self, m.check_pull(message, self._limits), now_ms)
+                return PULL_ASKS
             case m.PING:
                 self.send(encode_frame(m.pong(m.check_ping(message))))
             case m.BYE:
@@ -186,3 +253,4 @@ class ClientConnection(FramedProtocol):
                 self.close()
             case _:
                 m.refuse_type(message)
+        return 1

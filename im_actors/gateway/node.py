@@ -213,15 +213,17 @@ class GatewayNode:
             return
         self._strangers.add(connection)
 
-    def check_hello(self, connection: ClientConnection, hello: Hello) -> None:
-        """Unauthenticated or Forbidden when this client may not come in."""
+    def check_hello(self, connection: ClientConnection, hello: Hello) -> int | None:
+        """Unauthenticated or Forbidden when this client may not come in; until when it may stay,
+        in ms since 1970, None: for ever."""
         config = self.config
         if config.token_secret:
-            check_token(config.token_secret, hello.token, hello.user, hello.device)
-        elif not config.insecure_open and not is_loopback(connection.peer_host):
+            return check_token(config.token_secret, hello.token, hello.user, hello.device)
+        if not config.insecure_open and not is_loopback(connection.peer_host):
             raise Unauthenticated(
                 "this server has no token secret, so only clients on its own host may come in"
             )
+        return None
 
     def connection_welcomed(self, connection: ClientConnection, hello: Hello) -> None:
         """It is a stranger no more."""

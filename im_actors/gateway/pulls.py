@@ -33,6 +33,9 @@ class Reader(Protocol):
     def send(self, frame: bytes) -> bool:
         """Send encoded frames."""
 
+    def page_sent(self, size: int) -> None:
+        """A page was sent, of so many bytes: large ones are a part of what it may ask for."""
+
 
 class Page(NamedTuple):
     last_seq: int
@@ -197,7 +200,9 @@ class Pulls:
             return
         newest = pull.before > 0 or pull.after < 0
         fitting = fit_events(page.events, self._config.limits.frame_bytes, newest)
-        reader.send(encode_frame(events(pull.request, pull.session, head, fitting)))
+        frame = encode_frame(events(pull.request, pull.session, head, fitting))
+        reader.send(frame)
+        reader.page_sent(len(frame))
         self.answered += 1
 
     def _fail(self, reader: Reader, pull: Pull, head: int, error: ImError) -> None:

@@ -48,8 +48,8 @@ def make_token(secret: str, user: str, device: str | None = None, ttl_s: float =
     return str(require_jwt().encode(claims, secret, algorithm=ALGORITHM))
 
 
-def check_token(secret: str, token: str | None, user: str, device: str) -> None:
-    """Return if ``token`` lets ``user`` in with ``device``.
+def check_token(secret: str, token: str | None, user: str, device: str) -> int:
+    """Return if ``token`` lets ``user`` in with ``device``: until when, in ms since 1970.
 
     Unauthenticated: missing, forged, expired or not for this service. Forbidden: a good token, of
     somebody else. The text says which, and repeats nothing of the token.
@@ -62,6 +62,7 @@ def check_token(secret: str, token: str | None, user: str, device: str) -> None:
     granted = claims.get("dev")
     if granted is not None and granted not in (device, _STORE_ID.sub("", device)):
         raise Forbidden(f"the token is not for device {device!r}")
+    return (int(claims["exp"]) + CLOCK_SKEW_S) * 1000
 
 
 def _good_claims(secret: str, token: str) -> dict[str, Any]:

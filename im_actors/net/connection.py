@@ -150,6 +150,7 @@ class FramedProtocol(asyncio.Protocol):
         self._open = False
         self._closed_here = True
         self._error = error
+        self._decoder.forget()
         self._bound_closing()
         transport = self._transport
         assert transport is not None
@@ -212,6 +213,8 @@ class FramedProtocol(asyncio.Protocol):
         try:
             messages = self._feed(data)
             if messages:
+                self.frames_received(messages)
+            while self._decoder.greeting and self._open and (messages := self._feed(b"")):
                 self.frames_received(messages)
             if self._decoder.error is not None:
                 raise self._decoder.error

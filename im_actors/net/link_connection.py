@@ -32,7 +32,7 @@ from im_actors.errors import (
     error_for,
 )
 from im_actors.net.connection import FramedProtocol
-from im_actors.wire.codec import FRAME_BYTES_MAX, Message, encode_frame
+from im_actors.wire.codec import ARRAY_ITEMS_MAX, FRAME_BYTES_MAX, Message, encode_frame
 from im_actors.wire.messages import ERROR
 
 LINK_VERSION = 1
@@ -40,7 +40,9 @@ NONCE_BYTES = 16
 SECRET_BYTES_MIN = 16
 IDENTITY_BYTES_MAX = 128
 HANDSHAKE_FRAME_BYTES_MAX = 2_048
-"""Before a dialer has proved itself, it cannot make the listener hold more than this."""
+"""Before a peer has proved itself, it cannot make this side hold more than this."""
+HANDSHAKE_ITEMS_MAX = 16
+"""Most elements of an array in the handshake."""
 
 
 class LinkType(IntEnum):
@@ -124,6 +126,7 @@ class LinkConnection(FramedProtocol):
 
     def __init__(self, me: PeerInfo, secret: bytes, config: LinkConfig) -> None:
         super().__init__(config.frame_bytes_max)
+        self._decoder.greet(HANDSHAKE_FRAME_BYTES_MAX, HANDSHAKE_ITEMS_MAX)
         self._me = me
         self._secret = secret
         self._config = config
@@ -192,24 +195,29 @@ class LinkConnection(FramedProtocol):
     # ---- inside
 
     def _shake_hands(self, messages: list[Message]) -> None:
-        for index, message in enumerate(messages):
+        for message in messages:
             if message[0] == ERROR:
                 self._control(message)
                 return
             self.handshake(message)
-            if self._state is LinkState.UP and messages[index + 1 :]:
+            if self._state is LinkState.UP:
                 # The peer may speak as soon as it is sure of us, in the same write.
-                self.frames_received(messages[index + 1 :])
+                early = self._decoder.go_on(self._config.frame_bytes_max, ARRAY_ITEMS_MAX)
+                if early:
+                    self.frames_received(early)
             if self._state is not LinkState.HANDSHAKE:
                 return
 
     def _control(self, message: Message) -> bool:
         """Act on a message of the link's own; False, for it is not passed on."""
         kind = message[0]
-        if kind == _PING and len(message) == 2:
+        types = tuple(map(type, message[1:]))
+        if kind == _PING and types == (int,):
             self.send(encode_frame((_PONG, message[1])))
-        elif kind == ERROR and len(message) == 3 and type(message[1]) is int:
-            self.close(b"", error_for(message[1], str(message[2])))
+        elif kind == ERROR and types == (int, str):
+            # A stranger may have written this, and it goes into logs.
+            detail = "".join(c if c.isprintable() else " " for c in message[2])
+            self.close(b"", error_for(message[1], detail))
         elif kind != _PONG:
             raise ProtocolViolation(f"a link does not take a message of type {kind} here")
         return False

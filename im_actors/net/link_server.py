@@ -10,7 +10,6 @@ from ssl import SSLContext
 
 from im_actors.errors import ProtocolViolation, UnknownVersion
 from im_actors.net.link_connection import (
-    HANDSHAKE_FRAME_BYTES_MAX,
     LINK_ACCEPTED,
     LINK_CHALLENGE,
     LINK_HELLO,
@@ -52,7 +51,6 @@ class _Accepted(LinkConnection):
         self._callbacks: LinkCallbacks | None = None
         self._dialer: PeerInfo | None = None
         self._expected_proof = b""
-        self._decoder.frame_bytes_max = HANDSHAKE_FRAME_BYTES_MAX
 
     def opened(self) -> None:
         self.set_deadline(self._config.handshake_timeout_ms, "the handshake")
@@ -76,8 +74,10 @@ class _Accepted(LinkConnection):
     def _challenge(self, message: Message) -> None:
         if message[0] != LINK_HELLO or len(message) < 2:
             raise ProtocolViolation("a link must begin with its HELLO")
+        if type(message[1]) is not int:
+            raise ProtocolViolation("link: the version must be an integer")
         if message[1] != LINK_VERSION:
-            raise UnknownVersion(f"links speak version {LINK_VERSION} here, not {message[1]!r}")
+            raise UnknownVersion(f"links speak version {LINK_VERSION} here, not {message[1]}")
         if len(message) != 6:
             raise ProtocolViolation("link: HELLO has 6 elements")
         self._dialer = read_identity(message[2:5])
@@ -91,7 +91,6 @@ class _Accepted(LinkConnection):
         if message[0] != LINK_PROOF or len(message) != 2:
             raise ProtocolViolation("link: the proof was expected")
         check_proof(message[1], self._expected_proof, "dialer")
-        self._decoder.frame_bytes_max = self._config.frame_bytes_max
         self.send(encode_frame((LINK_ACCEPTED,)))
         self.go_up(dialer)
         self._callbacks = self._handler(dialer, self)

@@ -511,8 +511,8 @@ class ReplicaNode:
         try:
             slot = slot_of(session, self.slots)
             log = self.machine.logs.get(slot)
-            if log is None or not log.complete:
-                # Unknown is not absent: a replica with a hole does not answer for the session.
+            if log is None or not log.answers_reads:
+                # Unknown is not absent: with a hole, or deleted here, others know more.
                 page: tuple[int, list[bytes]] = (0, [])
                 code = NotReachable.code
             else:

@@ -13,7 +13,7 @@ from im_actors.core.model import Event, decode_event
 from im_actors.errors import ImError, ProtocolViolation, UnknownVersion, error_for
 from im_actors.wire.codec import Message
 from im_actors.wire.limits import Limits, heard_limits
-from im_actors.wire.messages import PROTOCOL_VERSION, WELCOME, Ack, Nack
+from im_actors.wire.messages import NUMBER_MAX, PROTOCOL_VERSION, WELCOME, Ack, Nack
 
 
 class Welcome(NamedTuple):
@@ -71,6 +71,7 @@ def read_heads(message: Message) -> list[Head]:
 
 def read_events(message: Message) -> Events:
     request, session, head, code, encoded = _read("EVENTS", message, (int, str, int, int, list))
+    _check_numbers("EVENTS", (request, head, code))
     return Events(request, session, head, code, _events(encoded))
 
 
@@ -107,6 +108,7 @@ def _events(encoded: list[Any]) -> list[Event]:
             raise ProtocolViolation(f"an event cannot be read: {error}") from None
         if tuple(map(type, event)) != _EVENT_TYPES:
             raise ProtocolViolation("an event has a field of a wrong type")
+        _check_numbers("an event", (event.seq, event.key, event.kind, event.n))
         found.append(event)
     return found
 
@@ -114,12 +116,20 @@ def _events(encoded: list[Any]) -> list[Event]:
 def _rows(what: str, message: Message, types: tuple[type, ...]) -> list[Sequence[Any]]:
     (rows,) = _read(what, message, (list,))
     count = len(types)
+    numbers_end = 1 + types.count(int)
     found: list[Sequence[Any]] = []
     for row in rows:
         if type(row) is not list or tuple(map(type, row[:count])) != types:
             raise ProtocolViolation(f"a row of {what} has a wrong form")
+        _check_numbers(what, row[1:numbers_end])
         found.append(row if len(row) == count else row[:count])
     return found
+
+
+def _check_numbers(what: str, numbers: Sequence[int]) -> None:
+    """What no store can hold must not get as far as the store."""
+    if min(numbers) < 0 or max(numbers) > NUMBER_MAX:
+        raise ProtocolViolation(f"{what} from the server holds a number out of range")
 
 
 def _read(what: str, message: Message, types: tuple[type, ...]) -> list[Any]:

@@ -49,16 +49,26 @@ class FrameDecoder:
     is carried out, and nothing after it.
     """
 
-    __slots__ = ("_limits", "_pending", "_stream", "_wanted", "error", "frame_bytes_max")
+    __slots__ = (
+        "_limits",
+        "_pending",
+        "_stream",
+        "_wanted",
+        "error",
+        "frame_bytes_max",
+        "greeting",
+    )
 
     def __init__(
         self, frame_bytes_max: int = FRAME_BYTES_MAX, array_items_max: int = ARRAY_ITEMS_MAX
     ) -> None:
         self.frame_bytes_max = frame_bytes_max
-        """May be lowered for a while, as long as the peer is a stranger."""
+        self.greeting = False
+        """Between ``greet`` and ``go_on``."""
         self.error: ImError | None = None
         self._pending = bytearray()
-        """The start of a frame whose rest has not arrived; never more than one frame."""
+        """The start of a frame whose rest has not arrived; never more than one frame, and while
+        greeting what came with it."""
         self._wanted = 0
         """Bytes that the pending frame has when it is complete; 0 until its header is."""
         self._limits, self._stream = _unpackers(frame_bytes_max, array_items_max)
@@ -68,12 +78,29 @@ class FrameDecoder:
         """Bytes of a frame that has begun and not ended. Not 0 at the end of a stream: cut off."""
         return len(self._pending)
 
+    def greet(self, frame_bytes_max: int, array_items_max: int) -> None:
+        """The peer is a stranger: until ``go_on`` each ``feed`` decodes one frame at most, within
+        these tighter limits, and what follows it stays as it came. So a stranger's bytes cost next
+        to nothing, also when they come right behind a good greeting."""
+        self.greeting = True
+        self._set_limits(frame_bytes_max, array_items_max)
+
+    def go_on(self, frame_bytes_max: int, array_items_max: int) -> list[Message]:
+        """The peer is known, these are its limits: the messages that came with its greeting."""
+        self.greeting = False
+        self._set_limits(frame_bytes_max, array_items_max)
+        data, self._pending = bytes(self._pending), bytearray()
+        return self.feed(data)
+
     def feed(self, data: bytes) -> list[Message]:
         """All messages that ``data`` completes, in order. Look at ``error`` after each call."""
         if self.error is not None:
             raise self.error
         messages: list[Message] = []
         try:
+            if self.greeting:
+                self._decode_first(data, messages)
+                return messages
             start = self._complete_pending(data, messages) if self._pending else 0
             if start < len(data):
                 self._decode(data, start, messages)
@@ -81,6 +108,25 @@ class FrameDecoder:
             self.error = error
             self._pending = bytearray()
         return messages
+
+    def forget(self) -> None:
+        """Nothing is fed any more: let go of what was not decoded."""
+        self._pending = bytearray()
+
+    def _set_limits(self, frame_bytes_max: int, array_items_max: int) -> None:
+        self.frame_bytes_max = frame_bytes_max
+        self._limits, self._stream = _unpackers(frame_bytes_max, array_items_max)
+
+    def _decode_first(self, data: bytes, messages: list[Message]) -> None:
+        """Decode the frame that ``_pending`` and ``data`` begin with, if it is complete."""
+        pending = self._pending
+        pending += data
+        if len(pending) < HEADER_BYTES:
+            return
+        end = HEADER_BYTES + self._checked_length(pending)
+        if len(pending) >= end:
+            messages.append(self._one(memoryview(bytes(pending[HEADER_BYTES:end]))))
+            del pending[:end]
 
     def _complete_pending(self, data: bytes, messages: list[Message]) -> int:
         """Add to the pending frame what ``data`` has of it; returns where the next frame starts."""

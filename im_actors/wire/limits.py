@@ -6,12 +6,16 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from im_actors.core.model import BODY_BYTES_MAX, DEVICE_WINDOW, SESSION_BYTES_MAX
-from im_actors.errors import SetupError
+from im_actors.errors import ProtocolViolation, SetupError
 from im_actors.wire.codec import FRAME_BYTES_MAX
 
 AGENT_BYTES_MAX = 256
 """What a client says of itself in HELLO."""
 TOKEN_BYTES_MAX = 8_192
+HELLO_BYTES_MAX = 16_384
+"""Most bytes of HELLO's frame: all that a connection may make a gateway hold before it is known."""
+HELLO_ITEMS_MAX = 16
+"""Most elements of an array in it; it has six, and a later version's may have some more."""
 DETAIL_BYTES_MAX = 512
 """A reason or an explanation, in either direction; longer ones are cut."""
 ECHO_BYTES_MAX = 1_024
@@ -23,6 +27,8 @@ CLIENT_ARRAY_ITEMS_MAX = 8_192
 
 _OVERHEAD_BYTES = 1_024
 """Room for all fields of an event and of the message around it, apart from the body."""
+_NAME_BYTES = SESSION_BYTES_MAX + 3
+HEARTBEAT_MS_MIN = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,9 +56,9 @@ class Limits:
         """Itself; SetupError when two limits contradict each other or the protocol."""
         for name, lowest, highest in (
             ("window", 1, DEVICE_WINDOW),
-            ("frame_bytes", _OVERHEAD_BYTES, FRAME_BYTES_MAX),
+            ("frame_bytes", HELLO_BYTES_MAX, FRAME_BYTES_MAX),
             ("body_bytes", 1, BODY_BYTES_MAX),
-            ("heartbeat_ms", 100, 3_600_000),
+            ("heartbeat_ms", HEARTBEAT_MS_MIN, 3_600_000),
             ("pull_events", 1, CLIENT_ARRAY_ITEMS_MAX),
             ("follow_sessions", 1, CLIENT_ARRAY_ITEMS_MAX),
             ("hello_timeout_ms", 100, 600_000),
@@ -73,7 +79,7 @@ class Limits:
             )
         if room < ROWS_PER_FRAME_MAX * (ECHO_BYTES_MAX + DETAIL_BYTES_MAX + 64):
             raise SetupError(f"frame_bytes {self.frame_bytes} is too small for a full NACK")
-        if self.follow_sessions * (SESSION_BYTES_MAX + 3) > room:
+        if self.follow_sessions * _NAME_BYTES > room:
             raise SetupError(
                 f"follow_sessions {self.follow_sessions} long names do not fit into "
                 f"frame_bytes {self.frame_bytes}"
@@ -98,9 +104,16 @@ def told_limits(limits: Limits) -> dict[str, int]:
 
 def heard_limits(told: dict[Any, Any]) -> Limits:
     """The limits that a client keeps. A key that it does not know is a later version's; a limit
-    above what this version can do is lowered, and one that is missing has its default."""
+    above what this version can do is lowered, and one that is missing has its default.
+    ProtocolViolation: with such limits nobody could talk."""
     default = {field.name: field.default for field in fields(Limits)}
-    return Limits(**{name: _lower(told.get(name), default[name], name) for name in WELCOME_LIMITS})
+    heard = {name: _lower(told.get(name), default[name], name) for name in WELCOME_LIMITS}
+    for name, least in (("frame_bytes", HELLO_BYTES_MAX), ("heartbeat_ms", HEARTBEAT_MS_MIN)):
+        if heard[name] < least:
+            raise ProtocolViolation(f"WELCOME: {name} is {heard[name]}, the least is {least}")
+    names_max = (heard["frame_bytes"] - _OVERHEAD_BYTES) // _NAME_BYTES
+    heard["follow_sessions"] = min(heard["follow_sessions"], names_max)
+    return Limits(**heard)
 
 
 def _lower(value: object, default: Any, name: str) -> int:

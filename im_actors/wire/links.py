@@ -1,7 +1,7 @@
 """Messages between actors, carried by the links of ``net`` (types from 140 on).
 
-They are inside: both ends run the same release, know the cluster secret, and are trusted with the
-structure of what they send. One frame carries what one turn of the event loop produced.
+They are inside: both ends know the cluster secret and run the same release, but for the minutes in
+which one is replaced by the next. One frame carries what one turn of the event loop produced.
 
     140 REQUESTS  [140, [[kind, ...fields], ...]]    owner or replica to a replica (core.messages)
     141 ANSWERS   [141, [[kind, ...fields], ...]]    and back
@@ -19,10 +19,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
-from typing import Any
+from typing import Any, get_type_hints
 
 from im_actors.core import messages as m
-from im_actors.core.model import Record, view_of
+from im_actors.core.model import Record, View, view_of
+from im_actors.errors import ProtocolViolation
 from im_actors.wire.codec import encode_frame
 
 LINK_FRAME_BYTES_MAX = 32 * 1024 * 1024
@@ -62,39 +63,75 @@ _KINDS: tuple[type[Any], ...] = (
     m.KeyFound,
 )
 _KIND_OF = {kind: number for number, kind in enumerate(_KINDS)}
+_KIND_NUMBERED = dict(enumerate(_KINDS))
+
+_PLAIN = (int, str, bool)
+_TYPES: dict[type[Any], tuple[type[Any], ...]] = {
+    kind: tuple(hint if hint in _PLAIN else list for hint in get_type_hints(kind).values())
+    for kind in _KINDS
+}
+"""What the fields of each kind are in msgpack."""
+_RECORD_TYPES = (int, int, bytes, int)
 
 
-def _records(rows: Iterable[Sequence[Any]]) -> tuple[Record, ...]:
-    return tuple(Record._make(row) for row in rows)
+def _records(rows: list[Any]) -> tuple[Record, ...]:
+    for row in rows:
+        if tuple(map(type, row)) != _RECORD_TYPES:
+            raise ValueError("a record has a field of a wrong type")
+    return tuple(map(Record._make, rows))
 
 
-def _epochs(rows: Iterable[Sequence[int]]) -> m.Epochs:
-    return tuple((row[0], row[1]) for row in rows)
+def _epochs(rows: list[Any]) -> m.Epochs:
+    return tuple((_int(epoch), _int(first_lsn)) for epoch, first_lsn in rows)
 
 
-def _images(rows: Iterable[Sequence[Any]]) -> tuple[m.SessionImage, ...]:
+def _images(rows: list[Any]) -> tuple[m.SessionImage, ...]:
     return tuple(
-        m.SessionImage(
-            session,
-            last_seq,
-            tuple(
-                m.DeviceImage(device, last_n, tuple((seq, checksum) for seq, checksum in recent))
-                for device, last_n, recent in devices
-            ),
-        )
+        m.SessionImage(_str(session), _int(last_seq), tuple(map(_device, devices)))
         for session, last_seq, devices in rows
     )
+
+
+def _device(row: list[Any]) -> m.DeviceImage:
+    device, last_n, recent = row
+    pairs = tuple((_int(seq), _int(checksum)) for seq, checksum in recent)
+    return m.DeviceImage(_str(device), _int(last_n), pairs)
+
+
+def _view(fields: list[Any]) -> View:
+    view = view_of(fields)
+    for number in view[:3]:
+        _int(number)
+    for name in (view.owner, *(part for member in view.members for part in member)):
+        _str(name)
+    return view
+
+
+def _names(rows: list[Any]) -> tuple[str, ...]:
+    return tuple(map(_str, rows))
+
+
+def _int(value: Any) -> int:
+    if type(value) is not int:
+        raise ValueError(f"{type(value).__name__} in the place of an int")
+    return value
+
+
+def _str(value: Any) -> str:
+    if type(value) is not str:
+        raise ValueError(f"{type(value).__name__} in the place of a str")
+    return value
 
 
 # Only the fields that are not plain numbers and strings: (index, how to read it).
 _NESTED: dict[type[Any], tuple[tuple[int, Callable[[Any], Any]], ...]] = {
     m.Append: ((5, _records),),
     m.Fetched: ((3, _records),),
-    m.Seal: ((2, view_of),),
-    m.Drop: ((2, view_of),),
+    m.Seal: ((2, _view),),
+    m.Drop: ((2, _view),),
     m.Sealed: ((3, _epochs),),
     m.Prepare: ((4, _epochs),),
-    m.LoadSessions: ((4, tuple),),
+    m.LoadSessions: ((4, _names),),
     m.SessionsLoaded: ((4, _images),),
 }
 
@@ -106,15 +143,23 @@ def pack_inside(frame_type: int, batch: Iterable[Any]) -> bytes:
 
 
 def read_inside(rows: Iterable[list[Any]]) -> list[Any]:
-    """The core messages of REQUESTS or ANSWERS."""
-    found = []
-    for row in rows:
-        kind = _KINDS[row[0]]
-        fields = row[1:]
-        for index, read in _NESTED.get(kind, ()):
-            fields[index] = read(fields[index])
-        found.append(kind._make(fields))
-    return found
+    """The core messages of REQUESTS or ANSWERS. ProtocolViolation, and none of them, when one is
+    not as this release sends it: a machine must not be handed what it cannot take."""
+    try:
+        return [_read_one(row) for row in rows]
+    except Exception as error:
+        # Taking apart what has another form fails in as many ways as there are forms.
+        raise ProtocolViolation(f"a message between actors cannot be read: {error}") from None
+
+
+def _read_one(row: list[Any]) -> Any:
+    kind = _KIND_NUMBERED[row[0]]
+    fields = row[1:]
+    if tuple(map(type, fields)) != _TYPES[kind]:
+        raise ValueError(f"{kind.__name__} has fields of other types")
+    for index, read in _NESTED.get(kind, ()):
+        fields[index] = read(fields[index])
+    return kind._make(fields)
 
 
 def pack_frame(message: Sequence[Any]) -> bytes:

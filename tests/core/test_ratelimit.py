@@ -31,6 +31,15 @@ def test_more_than_the_burst_passes_when_full_and_leaves_a_debt() -> None:
     assert bucket.take(1, 0) == 300
 
 
+def test_what_is_spent_beyond_the_level_is_a_debt_that_time_pays() -> None:
+    bucket = TokenBucket(rate_per_s=10, burst=3)
+    assert bucket.spend(3, 0) == 0
+    assert bucket.spend(1, 0) == 100
+    assert bucket.spend(0.5, 50) == 100
+    assert bucket.spend(0, 150) == 0
+    assert bucket.take(1, 150) == 100
+
+
 def test_a_clock_that_goes_back_fills_nothing() -> None:
     bucket = TokenBucket(rate_per_s=10, burst=1)
     assert bucket.take(1, 10_000) == 0

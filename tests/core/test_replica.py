@@ -133,10 +133,15 @@ def test_the_same_seal_again_is_answered_again_and_writes_nothing() -> None:
     assert stored(there) == []
 
 
-@pytest.mark.parametrize(("epoch", "owner"), [(4, "shard.1"), (5, "shard.2")])
-def test_a_seal_below_the_promise_or_of_another_owner_is_refused(epoch: int, owner: str) -> None:
+@pytest.mark.parametrize(
+    ("epoch", "owner", "reason"),
+    [(4, "shard.1", "a newer epoch is promised"), (5, "shard.2", "another owner has this epoch")],
+)
+def test_a_seal_below_the_promise_or_of_another_owner_is_refused(
+    epoch: int, owner: str, reason: str
+) -> None:
     there = fresh(5)
-    assert one(there.ask(seal(epoch, owner))).promised == 5
+    assert one(there.ask(seal(epoch, owner))) == Refused(SLOT, epoch, 5, reason)
     assert there.log.owner == "shard.1"
 
 
@@ -354,6 +359,18 @@ def test_dropping_nothing_is_answered() -> None:
     there = holding(2)
     dropped(there, 4)
     assert one(dropped(there, 4)) == Dropped(SLOT, 4)
+
+
+def test_a_dropped_slot_is_unknown_and_not_empty() -> None:
+    there = holding(5, commit=5)
+    there.apply()
+    assert there.log.answers_reads
+    dropped(there, 4)
+    assert not there.log.answers_reads
+    assert one(there.ask(LoadSessions(SLOT, 4, 1, 0, ("s",)))).ready is False
+    assert one(there.ask(FindKey(SLOT, 4, 2, 0, "s", "a/1", 1))).ready is False
+    there.restart()
+    assert not there.log.answers_reads
 
 
 def test_until_the_old_data_is_gone_nothing_new_begins() -> None:

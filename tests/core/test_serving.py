@@ -137,6 +137,21 @@ def test_no_room_is_said_before_a_seq_is_taken() -> None:
     assert codes(there.commit(2, 1)[0]) == [(0, 3)]
 
 
+def test_what_is_known_is_answered_also_when_there_is_no_room() -> None:
+    there = serving(pending_events_max=2)
+    submit(there, send(1))
+    there.cut_record(1, 1)
+    there.commit(1, 1)
+    submit(there, send(2), send(3))
+    assert codes(submit(there, send(1), send(2), send(4), send(9))) == [
+        *((0, 1), (Overloaded.code, 0), (Overloaded.code, 0))
+    ]
+    assert codes(there.submit([send(1)], 1, NOW_MS, closed=True)) == [(0, 1)]
+    there.cut_record(2, 1)
+    # The pending one was attached to, and not refused: two answers for n 2.
+    assert codes(there.commit(2, 1)[0]) == [(0, 2), (0, 2), (0, 3)]
+
+
 def test_bytes_are_bounded_too() -> None:
     there = serving(pending_bytes_max=100)
     answers = submit(there, *(send(n, body=b"x" * 60) for n in range(1, 9)))

@@ -96,6 +96,55 @@ async def test_a_guest_who_does(case: str) -> None:
         await bystander.until(lambda: bystander.of(m.PONG))
 
 
+async def test_a_stranger_may_send_on_with_hello_and_not_more_than_hello_without_it() -> None:
+    """What comes behind HELLO waits undecoded until HELLO is found good."""
+    sends = b"".join(encode_frame(text(f"team-{n}", *range(1, 100))) for n in range(40))
+    async with cluster() as c:
+        client = await c.connect()
+        await client.send_bytes(HELLO + sends)
+        await client.until(lambda: len(client.acked) == 40 * 99)
+        stranger = await c.connect()
+        await stranger.send_bytes(struct.pack(">I", 16_385))
+        await stranger.until(lambda: stranger.ended)
+        assert [message[:2] for message in stranger.received] == [[m.ERROR, TooLarge.code]]
+
+
+ASKS: dict[str, tuple[Any, ...]] = {
+    "PING": m.ping(1),
+    "FOLLOW": m.follow(["a", "b", "c"]),
+    "UNFOLLOW": m.unfollow(["a", "b", "c"]),
+    "PULL": m.pull(1, "team", 0, 0, 10),
+    "entries that are refused": (2, [["team", 0, 1, b""]] * 3),
+    "entries that come too early": text("team", 7, 8, 9),
+}
+
+
+@pytest.mark.parametrize("asked", ASKS.values(), ids=ASKS)
+async def test_who_asks_for_more_than_its_share_is_not_read_from(asked: tuple[Any, ...]) -> None:
+    async with cluster(asks_per_s=1, asks_burst=10) as c:
+        greedy, modest = await c.client(), await c.client("bob")
+        await greedy.send(*[asked] * 20)
+        (connection,) = [x for x in c.gateway._connections if x.address.startswith("alice")]
+        await eventually(lambda: not connection._transport.is_reading())
+        await greedy.send(m.ping(2))
+        await modest.send(m.ping(3))
+        await modest.until(lambda: modest.of(m.PONG))
+        assert [m.PONG, 2] not in greedy.received
+
+
+async def test_who_asked_for_too_much_gets_it_in_order_and_later() -> None:
+    async with cluster(asks_per_s=2_000, asks_burst=10) as c:
+        client = await c.client()
+        messages = [m.ping(n) if n % 3 else text("team", n // 3) for n in range(3, 153)]
+        await client.send(*messages)
+        await client.until(lambda: len(client.acked) == 50)
+        await client.until(lambda: len(client.of(m.PONG)) == 100)
+        assert [pong[1] for pong in client.of(m.PONG)] == [n for n in range(3, 153) if n % 3]
+        await client.send_bytes(encode_frame(m.ping(1)) * 50 + encode_frame((63,)))
+        await client.until(lambda: client.ended)
+        await eventually(lambda: c.gateway.status()["connections"] == 0)
+
+
 async def test_half_a_frame_and_a_frame_byte_by_byte() -> None:
     async with cluster() as c:
         client = await c.client()

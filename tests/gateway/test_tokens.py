@@ -13,9 +13,9 @@ import jwt
 import pytest
 
 from im_actors.errors import Forbidden, ImError, SetupError, Unauthenticated
-from im_actors.gateway import check_token, make_token
+from im_actors.gateway import Clock, check_token, make_token
 from im_actors.wire import messages as m
-from tests.gateway.fakes import cluster
+from tests.gateway.fakes import cluster, text
 
 SECRET = "a secret of clients, at least 32 bytes"
 OTHER = "another secret, as long as the first one"
@@ -95,6 +95,24 @@ async def test_the_client_is_told_and_hung_up_on(case: str) -> None:
         assert words in error[2]
         good = await (await c.connect()).hello(token=make_token(SECRET, "alice"))
         assert good.of(m.WELCOME)
+
+
+async def test_a_connection_does_not_outlive_its_token() -> None:
+    """The client is sent away in order, to come back with a new one; nothing of it is lost."""
+    ahead_ms = 0
+    clock = Clock(wall_ms=lambda: int(time.time() * 1000) + ahead_ms)
+    async with cluster(clock=clock, token_secret=SECRET) as c:
+        short = await (await c.connect()).hello(token=make_token(SECRET, "alice", ttl_s=600))
+        long = await (await c.connect()).hello(token=make_token(SECRET, "alice", ttl_s=6_000))
+        await short.send(text("team", 1))
+        await short.acks(1)
+        ahead_ms = 700_000
+        await short.until(lambda: short.ended)
+        ((_, reason, reconnect_after_ms),) = short.of(m.SERVER_BYE)
+        assert "expired" in reason
+        assert reconnect_after_ms == 0
+        await long.send(m.ping(1))
+        await long.until(lambda: long.of(m.PONG))
 
 
 def test_without_pyjwt_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,6 +87,25 @@ def test_an_event_that_cannot_be_read(event: Any) -> None:
         answers.read_push([73, [event]])
 
 
+@pytest.mark.parametrize("number", [-1, 2**63, 2**64 - 1])
+def test_a_number_that_no_store_holds_is_a_violation(number: int) -> None:
+    """It would be a failed disk to the client's store, and no message could be saved any more."""
+    for at in (1, 2, 3, 5):
+        fields = list(EVENT)
+        fields[at] = number
+        with pytest.raises(ProtocolViolation):
+            answers.read_push([73, [encode_event(Event._make(fields))]])
+    for read, row in (
+        (answers.read_acks, Ack("team", 1, 2, 3, 3, 9)),
+        (answers.read_nacks, Nack("team", 1, 200, 5, 0, "full")),
+        (answers.read_heads, answers.Head("team", 4)),
+    ):
+        for at in [at for at, value in enumerate(row) if type(value) is int]:
+            odd = [*row[:at], number, *row[at + 1 :]]
+            with pytest.raises(ProtocolViolation):
+                read([0, [odd]])
+
+
 values = st.recursive(
     st.none() | st.integers() | st.binary(max_size=30) | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=6),

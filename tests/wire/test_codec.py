@@ -131,16 +131,29 @@ def test_encoding_refuses_what_the_peer_would() -> None:
         encode_frame([1, b"x" * 97], frame_bytes_max=100)
 
 
-def test_the_limit_can_be_lowered_for_a_while() -> None:
-    decoder = FrameDecoder(frame_bytes_max=1_000)
-    decoder.frame_bytes_max = 10
-    assert decoder.feed(encode_frame([6, 1])) == [[6, 1]]
-    decoder.frame_bytes_max = 1_000
-    message = [1, b"x" * 500]
-    assert decoder.feed(encode_frame(message)) == [message]
-    decoder.frame_bytes_max = 10
-    assert decoder.feed(encode_frame(message)) == []
-    assert isinstance(decoder.error, TooLarge)
+@pytest.mark.parametrize("size", [1, 3, 1_000])
+def test_a_stranger_gets_one_frame_at_a_time_within_tighter_limits(size: int) -> None:
+    greeting, more = [1, "hello"], [2, list(range(500))]
+    data = encode_frame(greeting) + encode_frame(more) + encode_frame(greeting)
+    decoder = FrameDecoder()
+    decoder.greet(20, 4)
+    messages: list[list[Any]] = []
+    for start in range(0, len(data), size):
+        messages += decoder.feed(data[start : start + size])
+        if messages and decoder.greeting:
+            assert messages == [greeting]
+            messages += decoder.go_on(10_000, 1_000)
+    assert messages == [greeting, more, greeting]
+    assert decoder.pending_bytes == 0
+
+
+@pytest.mark.parametrize("bad", [[1, "x" * 20], [1, [0] * 5]], ids=["long", "many"])
+def test_what_is_too_large_for_a_greeting_is_an_error(bad: list[Any]) -> None:
+    decoder = FrameDecoder()
+    decoder.greet(20, 4)
+    assert decoder.feed(encode_frame(bad) + encode_frame([6, 1])) == []
+    assert isinstance(decoder.error, ProtocolViolation | TooLarge)
+    assert decoder.pending_bytes == 0
 
 
 values = st.recursive(

@@ -13,12 +13,13 @@ from im_actors.core.model import (
     Event,
     encode_event,
 )
-from im_actors.errors import SetupError
+from im_actors.errors import ProtocolViolation, SetupError
 from im_actors.wire import messages
 from im_actors.wire.codec import encode_frame
 from im_actors.wire.limits import (
     DETAIL_BYTES_MAX,
     ECHO_BYTES_MAX,
+    HELLO_BYTES_MAX,
     ROWS_PER_FRAME_MAX,
     Limits,
     heard_limits,
@@ -74,6 +75,18 @@ def test_the_largest_of_each_fits_a_frame() -> None:
 def test_the_client_hears_what_the_server_tells() -> None:
     told = Limits(window=7, heartbeat_ms=500, pull_events=9)
     assert heard_limits(told_limits(told)) == told
+
+
+def test_a_client_follows_no_more_than_a_frame_names() -> None:
+    heard = heard_limits({"frame_bytes": HELLO_BYTES_MAX, "follow_sessions": 1 << 40})
+    names = ["s" * SESSION_BYTES_MAX] * heard.follow_sessions
+    assert len(encode_frame(messages.follow(names), HELLO_BYTES_MAX)) > HELLO_BYTES_MAX // 2
+
+
+@pytest.mark.parametrize("told", [{"frame_bytes": 15}, {"heartbeat_ms": 1}], ids=str)
+def test_a_client_does_not_stay_where_nobody_can_talk(told: dict[str, Any]) -> None:
+    with pytest.raises(ProtocolViolation, match=next(iter(told))):
+        heard_limits(told)
 
 
 def test_a_client_survives_strange_limits() -> None:

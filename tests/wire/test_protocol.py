@@ -189,6 +189,7 @@ def test_limits_tables() -> None:
         "session echoed": str(limits.ECHO_BYTES_MAX),
         "token": str(limits.TOKEN_BYTES_MAX),
         "agent": str(limits.AGENT_BYTES_MAX),
+        "HELLO": str(limits.HELLO_BYTES_MAX),
         "reason, detail": str(limits.DETAIL_BYTES_MAX),
         "rows": str(limits.ROWS_PER_FRAME_MAX),
         "array": str(limits.CLIENT_ARRAY_ITEMS_MAX),

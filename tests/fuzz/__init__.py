@@ -1,0 +1,1 @@
+"""Nonsense for everything that reads bytes from a socket. ``python -m tests.fuzz --help``."""

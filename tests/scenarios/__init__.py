@@ -1,0 +1,1 @@
+"""Documentation that runs: scenario files of the protocol; see ``tests.scenarios.runner``."""
