@@ -31,6 +31,9 @@ a first conversation:
 see it survive kills, and count:
   im-actors demo
 
+before an upgrade, break a cluster in every way for some minutes and have it judged:
+  im-actors torture
+
 'im-actors COMMAND --help' explains each command.
 """
 EXIT_FAILURE = 1
