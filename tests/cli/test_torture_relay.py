@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from im_actors.actors.relay import relayed
+from im_actors.cli.torture import relay as module
 from im_actors.cli.torture.relay import TO_DIALER, TO_LISTENER, Relay, Trouble
 from im_actors.core.directory import GatewayAddress, ReplicaAddress
 from im_actors.errors import NotReachable
@@ -146,6 +147,15 @@ async def test_what_is_held_comes_when_the_trouble_is_over(scene: Scene) -> None
     assert bytes(scene.listener.got) == LINK_FRAME
     scene.relay.end(trouble)
     await scene.listener.has(LINK_FRAME + b"late")
+
+
+async def test_what_is_held_has_a_limit(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WAITING_BYTES_MAX", 1_000)
+    trouble = Trouble(actor="replica-1", hold=True)
+    scene.relay.begin(trouble)
+    scene.writer.write(b"x" * 1_001)
+    await lost(scene)
+    scene.relay.end(trouble)
 
 
 async def test_what_is_swallowed_never_comes_and_the_link_is_reset(scene: Scene) -> None:

@@ -22,6 +22,8 @@ from im_actors.wire.messages import HELLO, WELCOME
 LOOPBACK = "127.0.0.1"
 HELLO_BYTES_MAX = 4_096
 """A first frame that is longer is no link's: its dialer stays unnamed."""
+WAITING_BYTES_MAX = 64 * 1024 * 1024
+"""A connection that is held or delayed and has more under way is reset, as by a full buffer."""
 TO_LISTENER, TO_DIALER = 0, 1
 BOTH = (TO_LISTENER, TO_DIALER)
 
@@ -152,6 +154,7 @@ class Pipe:
         self._sides: list[asyncio.Transport | None] = [None, None]
         """Where bytes of each direction go: the listener, the dialer."""
         self._waiting: tuple[deque[tuple[float, bytes]], ...] = (deque(), deque())
+        self._waiting_bytes = 0
         self._timers: list[asyncio.TimerHandle | None] = [None, None]
         self._first: list[bytearray | None] = [bytearray(), bytearray()]
         """The first bytes of each direction, until they have been read."""
@@ -193,7 +196,11 @@ class Pipe:
             due = self._loop.time() + (trouble.delay_s if trouble else 0.0)
             # Bytes never overtake each other, whatever has become of the delay meanwhile.
             waiting.append((max(due, waiting[-1][0]) if waiting else due, data))
-            self._pass_on(direction)
+            self._waiting_bytes += len(data)
+            if self._waiting_bytes > WAITING_BYTES_MAX:
+                self.abort()
+            else:
+                self._pass_on(direction)
 
     def flush(self) -> None:
         for direction in BOTH:
@@ -206,7 +213,9 @@ class Pipe:
             return
         now = self._loop.time()
         while waiting and (waiting[0][0] <= now or trouble is None):
-            side.write(waiting.popleft()[1])
+            data = waiting.popleft()[1]
+            self._waiting_bytes -= len(data)
+            side.write(data)
         if waiting and self._timers[direction] is None:
             self._timers[direction] = self._loop.call_at(waiting[0][0], self._rung, direction)
 
