@@ -46,7 +46,11 @@ def register(add: AddCommand) -> None:
         f"machine.\n\nfaults:\n{kinds}",
     )
     parser.add_argument(
-        "--minutes", metavar="M", type=_minutes, default=2.0, help="of faults (default: 2)"
+        "--minutes",
+        metavar="M",
+        type=_minutes,
+        default=2.0,
+        help="of faults, not counting the starts of the whole cluster (default: 2)",
     )
     parser.add_argument(
         "--faults", metavar="LIST", default="all", help="which of the faults below (default: all)"

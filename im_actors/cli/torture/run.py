@@ -17,7 +17,7 @@ from im_actors.cli.torture.book import Book
 from im_actors.cli.torture.cluster import REPLICAS, SLOTS, TortureCluster, trouble_in
 from im_actors.cli.torture.readers import FollowingReader, Puller, Resender, Twin
 from im_actors.cli.torture.recovery import Hit, Recovery
-from im_actors.cli.torture.schedule import PATIENT, Planned, Schedule
+from im_actors.cli.torture.schedule import EVERYTHING, PATIENT, Planned, Schedule
 from im_actors.cli.torture.wrecker import Wrecker
 from im_actors.cli.torture.writers import WriterProcess
 from im_actors.errors import ImError
@@ -277,8 +277,12 @@ class Torture:
             if time.monotonic() >= end_s or self._anomalies:
                 # What has gone wrong is easier to understand when nothing more is broken.
                 return
+            begun_s = time.monotonic()
             hit = await self._inject(wrecker, planned.kind, during)
             last, last_s = hit or last, time.monotonic()
+            if planned.kind in EVERYTHING:
+                # While the whole cluster is being started, nothing else can be broken.
+                end_s += last_s - begun_s
 
     async def _inject(self, wrecker: Wrecker, kind: str, during: str) -> Hit | None:
         self._say_dead_tasks()
