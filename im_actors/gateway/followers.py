@@ -137,7 +137,7 @@ class Followers:
 
     def left(self, follower: Follower) -> None:
         """The connection is gone."""
-        self.unfollow(follower, list(follower.follows))
+        self.unfollow(follower, sorted(follower.follows))
         self.behind.discard(follower)
 
     def caught_up(self, follower: Follower) -> None:

@@ -216,7 +216,7 @@ class Peers:
     def _follow_shards(self, addresses: Iterable[ShardAddress]) -> None:
         # Nobody is told of a shard that is gone: its slots' new routes say all that matters.
         wanted = {address.incarnation: address for address in addresses}
-        for incarnation in self.shards.keys() - wanted.keys():
+        for incarnation in [known for known in self.shards if known not in wanted]:
             self._hang_up(self.shards.pop(incarnation))
         for incarnation, address in wanted.items():
             known = self.shards.get(incarnation)
@@ -228,7 +228,7 @@ class Peers:
 
     def _follow_replicas(self, addresses: Iterable[ReplicaAddress]) -> None:
         wanted = {address.member: address for address in addresses}
-        for member in self.replicas.keys() - wanted.keys():
+        for member in [known for known in self.replicas if known not in wanted]:
             replica = self.replicas.pop(member)
             self._hang_up(replica)
             self._events.replica_down(replica)

@@ -97,8 +97,8 @@ class ControllerNode:
         self._troubles: dict[str, str] = {}
         self._views: dict[int, View] = {}
         self._version = int(time.time() * 1000)
-        """Grows over restarts of the controller too, as long as clocks are roughly right; an actor
-        that ignores a directory hears the next one."""
+        """Of the last directory. It follows the clock, so that it grows over restarts and no other
+        controller that ran for a while has used up the versions of this one."""
         self._changed = asyncio.Event()
         self._served = asyncio.Event()
         self._pushing: dict[str, asyncio.Task[None]] = {}
@@ -270,7 +270,7 @@ class ControllerNode:
             told = self._told.get(name)
             current = told is not None and told[0] == state and told[1] == id(observed)
             if not current and name not in self._pushing:
-                self._version += 1
+                self._version = max(self._version + 1, int(time.time() * 1000))
                 fresh = latest._replace(version=self._version)
                 self._pushing[name] = self._spawn(self._push(name, observed, fresh))
 

@@ -342,6 +342,9 @@ class ReplicaNode:
                 self._start(self._send_key(peer, request))
             case rep.Forget(slot, after_lsn):
                 self._queue.forget(slot, after_lsn)
+                if after_lsn == 0:
+                    # Of the slot's next life here the journal has what history does not.
+                    self._trim.pop(slot, None)
             case rep.DropHistory(slot):
                 self._start(self._drop_history(slot))
             case rep.FetchFromPeer(name, request):
@@ -377,11 +380,13 @@ class ReplicaNode:
         effect.peer.send(pack_inside(InsideType.ANSWERS, [answer]))
 
     async def _send_states(self, peer: LinkConnection, request: LoadSessions) -> None:
-        images = await self._storage.in_history(
-            self._storage.history.session_states, list(request.sessions)
-        )
+        names = list(request.sessions)
+        images = await self._storage.in_history(self._storage.history.whole_states, names)
         slot, epoch, number = request.slot, request.epoch, request.request
-        answer = SessionsLoaded(slot, epoch, number, True, tuple(images))
+        if images is None:
+            # Unknown, never absent: the owner asks another member.
+            logger.error("ALARM replica %s slot %d: rows of %s are lost", self.name, slot, names)
+        answer = SessionsLoaded(slot, epoch, number, images is not None, tuple(images or ()))
         peer.send(pack_inside(InsideType.ANSWERS, [answer]))
 
     async def _send_key(self, peer: LinkConnection, request: FindKey) -> None:
@@ -453,7 +458,8 @@ class ReplicaNode:
             return
         for slot, lsn in self._queue.done(batch).items():
             self._handle(rep.Applied(slot, lsn))
-            self._trim[slot] = lsn
+            if self.machine.logs[slot].dropping is None:
+                self._trim[slot] = lsn
         self._release(waiters)
         self._trim_if_due()
         self._apply_soon()

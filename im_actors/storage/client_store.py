@@ -35,6 +35,7 @@ from im_actors.errors import (
     WrongDirectory,
 )
 from im_actors.storage.file_lock import FileLock
+from im_actors.storage.wal_check import check_wal
 
 FORMAT = 1
 """``PRAGMA user_version`` of the files that this version writes."""
@@ -295,8 +296,9 @@ class SqliteStore:
     async def _own(self, opened: asyncio.Future[Opened]) -> None:
         """Open, work, close: the life of the connection."""
         try:
+            torn = await asyncio.to_thread(_check_wal, self._path)
             async with aiosqlite.connect(self._path, isolation_level=None) as db:
-                result = await self._prepare(db)
+                result = await self._prepare(db, torn)
                 if not opened.done():
                     opened.set_result(result)
                 await self._serve(db)
@@ -315,7 +317,7 @@ class SqliteStore:
                 self._lock.release()
                 self._lock = None
 
-    async def _prepare(self, db: aiosqlite.Connection) -> Opened:
+    async def _prepare(self, db: aiosqlite.Connection, torn: bool) -> Opened:
         version = await _pragma(db, "user_version")
         application = await _pragma(db, "application_id")
         foreign = application not in (0, APPLICATION_ID)
@@ -328,12 +330,25 @@ class SqliteStore:
                 f"{self._path} has format {version}, this version of im_actors reads up to "
                 f"{FORMAT}: install a newer one"
             )
-        await db.execute("PRAGMA journal_mode = WAL")
+        # To its end: the change is committed after the row that answers, and can fail there.
+        await db.execute_fetchall("PRAGMA journal_mode = WAL")
         await db.execute("PRAGMA synchronous = FULL")
         if await _pragma(db, "synchronous") != 2:
             raise DiskFailed(f"SQLite does not sync {self._path} fully; sends would not be safe")
+        if torn:
+            # What a torn transaction left would be taken for damage after the next torn one.
+            await db.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
         await self._migrate(db, version)
+        await self._check_tables(db)
         return await self._load(db)
+
+    async def _check_tables(self, db: aiosqlite.Connection) -> None:
+        """A row that damage hides is a message that is never sent, or a number used twice. The
+        cached timelines are not looked at: they are large, and the server has them."""
+        for table in ("identity", "outbox", "counters", "cursors"):
+            found = list(await db.execute_fetchall(f"PRAGMA integrity_check({table})"))
+            if found[0][0] != "ok":
+                raise CorruptData(f"the client store {self._path} is damaged: {found[0][0]}")
 
     async def _migrate(self, db: aiosqlite.Connection, version: int) -> None:
         if version == FORMAT:
@@ -559,6 +574,20 @@ def _newest_first(event: Event) -> tuple[int, str]:
 
 
 # --- the world ------------------------------------------------------------------------------------
+
+
+def _check_wal(path: Path) -> bool:
+    """Whether an unfinished transaction is in the write-ahead log. SQLite reads a damaged one as a
+    shorter one: everything accepted after the damage would be gone, and nobody would be told."""
+    try:
+        return check_wal(path.with_name(path.name + "-wal")).torn
+    except CorruptData as error:
+        raise CorruptData(
+            f"the client store {path} is damaged: {error.detail.partition(';')[0]}; put it aside "
+            "together with its -wal file, and begin with a new one"
+        ) from error
+    except OSError as error:
+        raise DiskFailed(f"the client store {path} cannot be read: {error}") from error
 
 
 def _problem(error: BaseException, path: Path) -> ImError:

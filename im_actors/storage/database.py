@@ -88,7 +88,9 @@ class Database:
         # a second connection, with which some versions of SQLite corrupt a WAL, is impossible.
         run("PRAGMA locking_mode=EXCLUSIVE")
         run(f"PRAGMA page_size={self._form.page_bytes}")
-        run("PRAGMA journal_mode=WAL")
+        # To its end: the change is committed after the row that answers, and a failure there, which
+        # nobody would hear of, leaves a file that a power cut can take back to before a commit.
+        run("PRAGMA journal_mode=WAL").fetchall()
         run("PRAGMA synchronous=FULL")
         run("PRAGMA wal_autocheckpoint=0")
         run(f"PRAGMA cache_size=-{self._form.cache_kib}")
@@ -144,6 +146,14 @@ class Database:
         if version != form.version:
             run(f"PRAGMA user_version={form.version}")
         run("COMMIT")
+        self._check_schema()
+
+    def _check_schema(self) -> None:
+        """A flipped bit in PRIMARY KEY still makes a table, in which no row is found by its key."""
+        select = "SELECT sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY rowid"
+        found = tuple(row[0] for row in self.connection.execute(select))
+        if found != self._form.schema:
+            raise CorruptData(f"{self.path}: its tables are not those of a {self._form.name}")
 
     # -- use -------------------------------------------------------------------------------------
 

@@ -37,8 +37,12 @@ class FileLock:
             os.close(descriptor)
             who = f"process {holder}" if holder else "another process"
             raise WrongDirectory(f"{path} is in use by {who}: {why}") from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        try:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        except OSError as error:
+            os.close(descriptor)
+            raise DiskFailed(f"the lock file {name} cannot be written: {error}") from None
         self._descriptor = descriptor
 
     def release(self) -> None:

@@ -305,6 +305,18 @@ class History:
         """What a new owner must know of these sessions; one never seen has last_seq 0."""
         return [self.states.image(name) for name in names]
 
+    def whole_states(self, names: list[str]) -> list[SessionImage] | None:
+        """``session_states`` of a slot that is complete here; None when rows are missing.
+
+        Every seq of a session is some device's next n, so the counters of the devices add up to its
+        last seq. A row that damage has hidden would be taken for a device that never sent.
+        """
+        images = self.session_states(names)
+        for image in images:
+            if sum(device.last_n for device in image.devices) != image.last_seq:
+                return None
+        return images
+
     def find(self, session: str, device: str, n: int) -> Event | None:
         """The event with this key. For a resend from before the window: reads backwards."""
         known = self.states.session(session)

@@ -286,7 +286,28 @@ class StateFile:
             "SELECT id, slot, session, last_seq, last_key, guard FROM sessions WHERE session=?",
             (name,),
         )
-        return None if row is None else self._entry(row)
+        if row is None:
+            self._check_neighbours(name)
+            return None
+        if row[2] != name:
+            raise CorruptData(
+                f"{self.db.path}: the index leads from session {name!r} to {row[2]!r}"
+            )
+        return self._entry(row)
+
+    def _check_neighbours(self, name: str) -> None:
+        """A name whose bytes have changed in the index is not found, and is still in its place: a
+        session must not begin anew, with seqs that it has given, for that."""
+        for order, side in (("DESC", "<"), ("ASC", ">")):
+            near = self.db.row(
+                "SELECT session, id FROM sessions INDEXED BY sqlite_autoindex_sessions_1"
+                f" WHERE session {side} ? ORDER BY session {order} LIMIT 1",
+                (name,),
+            )
+            if near is not None:
+                row = self.db.row("SELECT session FROM sessions WHERE id=?", near[1:])
+                if row is None or row[0] != near[0]:
+                    raise CorruptData(f"{self.db.path}: the index of sessions is damaged")
 
     def _entry(self, row: tuple[int, int, str, int, int, int]) -> SessionEntry:
         if row[5] != session_guard(*row[:5]):

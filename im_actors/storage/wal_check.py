@@ -9,8 +9,10 @@ which of the two happened:
 - With ``synchronous=FULL`` a transaction is fsynced before the next one begins, so a power cut can
   damage the frames of one transaction only: the last. If a commit frame at or after the first bad
   frame is followed by more frames of the same generation, then an fsynced transaction is damaged.
-- A torn write leaves old bytes in whole sectors. A frame that one changed 32-bit word would make
-  valid again was not torn: it has rotted. This finds a flipped bit even in the last transaction.
+- A torn write leaves old bytes in whole sectors, and as a rule in several of them. If changing one
+  bit back would make the whole transaction valid, up to its commit frame, then it was not torn: it
+  has rotted. This finds a flipped bit even in the last transaction. A bit in a sector that is all
+  zeros proves nothing: such a sector may just not have been written.
 - When SQLite starts the WAL anew it overwrites it from the beginning under new salts. Frames with
   other salts after the valid end are left over from before and mean nothing.
 
@@ -23,7 +25,7 @@ import struct
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple
 
 from im_actors.errors import CorruptData
 
@@ -33,6 +35,9 @@ _MAGIC = 0x377F0682
 _VERSION = 3_007_000
 _WORD = 0xFFFF_FFFF
 _CHUNK_BYTES = 4 << 20
+_COMMIT_AT = 4
+"""Where in a frame the word is that says whether it commits."""
+_SECTOR_BYTES = 512
 PAGE_BYTES_MAX = 65_536
 
 Sum = tuple[int, int]
@@ -105,7 +110,7 @@ def _check_frames(path: Path, file: BinaryIO, header: _Header) -> WalState:
                 continue
             if not bad:
                 bad = True
-                _reject_rot(path, frame, computed, header, current)
+                _reject_rot(path, frame, computed, header)
             if current:
                 # A commit frame that is not the last frame of its generation was fsynced.
                 if last_commit >= 0:
@@ -122,34 +127,78 @@ def _damaged(path: Path, index: int, why: str) -> CorruptData:
     )
 
 
-def _reject_rot(path: Path, frame: _Frame, computed: Sum, header: _Header, current: bool) -> None:
-    """Raise if the first bad frame is one word away from a valid one."""
-    if not current:
+def _reject_rot(path: Path, frame: _Frame, computed: Sum, header: _Header) -> None:
+    """Raise if the first bad frame is one bit away from being part of a whole transaction."""
+    if frame.salts != header.salts:
         # The checksum does not cover the salts. Stale frames never continue the valid chain.
         if computed == frame.stored:
             raise _damaged(path, frame.number, "only its salts are wrong")
         return
-    delta = tuple((a - b) & _WORD for a, b in zip(frame.stored, computed, strict=True))
-    if 0 in delta or _one_word_explains((delta[0], delta[1]), header.page_bytes):
-        raise _damaged(path, frame.number, "one word of it has changed")
+    size = _FRAME.size + header.page_bytes
+    start = _HEADER.size + frame.number * size
+    with path.open("rb") as file:
+        file.seek(start)
+        content = file.read(size)
+        for at, word in _changed_words(content, frame.stored, computed, header):
+            commits = frame.commits or (at == _COMMIT_AT and word > 0)
+            if any(_sector_of(content, start, at)) and (
+                commits or _rest_is_whole(file, frame.number, frame.stored, header)
+            ):
+                raise _damaged(path, frame.number, "one bit of it has changed")
+        off = [a ^ b for a, b in zip(frame.stored, computed, strict=True)]
+        # The next frame's sum goes on from what was written here, and not from what is now.
+        if sorted(bits.bit_count() for bits in off) == [0, 1] and (
+            frame.commits or _rest_is_whole(file, frame.number, computed, header)
+        ):
+            raise _damaged(path, frame.number, "one bit of its checksum has changed")
 
 
-def _one_word_explains(delta: Sum, page_bytes: int) -> bool:
-    """Whether changing one 32-bit word of a frame changes its checksum by ``delta``.
+def _changed_words(
+    frame: bytes, stored: Sum, computed: Sum, header: _Header
+) -> Iterator[tuple[int, int]]:
+    """(place, value) of each word that, with one bit changed to that value, would give the frame
+    its stored checksum.
 
     The checksum is linear: a word's change d arrives at the end as (a*d, b*d) for factors that
     depend on the word's place only, and of which at least one is odd, thus invertible.
     """
-    for first in ((1, 1), (0, 1)):
-        a, b = first
-        for _ in range((page_bytes + 8) // 8):
+    delta = ((stored[0] - computed[0]) & _WORD, (stored[1] - computed[1]) & _WORD)
+    pairs = (header.page_bytes + 8) // 8
+    order: Literal["big", "little"] = "big" if header.big_endian else "little"
+    for a, b, offset in ((1, 1, 0), (0, 1, 4)):
+        for pair in range(pairs - 1, -1, -1):
             odd, other, d_odd, d_other = (
                 (a, b, delta[0], delta[1]) if a & 1 else (b, a, delta[1], delta[0])
             )
             change = d_odd * pow(odd, -1, 1 << 32) & _WORD
             if other * change & _WORD == d_other:
-                return True
+                # Pair 0 is in the frame's head, before the salts and the sums.
+                at = (pair * 8 + _FRAME.size - 8 if pair else 0) + offset
+                now = int.from_bytes(frame[at : at + 4], order)
+                word = (now + change) & _WORD
+                if (word ^ now).bit_count() == 1:
+                    yield at, word
             a, b = (a + b) & _WORD, (a + 2 * b) & _WORD
+
+
+def _sector_of(frame: bytes, start: int, at: int) -> bytes:
+    """The part of the frame that is in one sector with its byte ``at``; the frame begins at
+    ``start`` in its file."""
+    first = (start + at) // _SECTOR_BYTES * _SECTOR_BYTES - start
+    return frame[max(first, 0) : first + _SECTOR_BYTES]
+
+
+def _rest_is_whole(file: BinaryIO, number: int, seed: Sum, header: _Header) -> bool:
+    """Whether the frames after frame ``number`` are valid up to one that commits."""
+    size = _FRAME.size + header.page_bytes
+    file.seek(_HEADER.size + (number + 1) * size)
+    while len(data := file.read(size)) == size:
+        frame = _frame(data, 0, size, 0)
+        seed = _sum_of(seed, data[:8] + data[_FRAME.size :], header.big_endian)
+        if frame.salts != header.salts or frame.stored != seed:
+            return False
+        if frame.commits:
+            return True
     return False
 
 

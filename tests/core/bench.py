@@ -16,7 +16,7 @@ from im_actors.core.messages import Fetched, KeyFound, SessionsLoaded
 from im_actors.core.model import Member, View, ViewState, body_checksum
 from im_actors.core.serving import Answer, Send, ServingLimits
 from im_actors.core.takeover import ReplicaInfo
-from tests.sim.nodes import Disk, Head
+from tests.sim.disks import Disk, Head
 
 SLOT = 0
 START_MS = 1_700_000_000_000
@@ -81,7 +81,7 @@ class BenchReplica:
 
     def found(self, request: Any) -> KeyFound:
         where = (request.slot, request.epoch, request.request, True)
-        for event in self.disk.events.get(request.session, {}).values():
+        for event, _, _ in self.disk.timelines.get(request.session, {}).values():
             if (event.device, event.n) == (request.device, request.n):
                 return KeyFound(*where, event.seq, event.key, body_checksum(event.kind, event.body))
         return KeyFound(*where, 0, 0, 0)

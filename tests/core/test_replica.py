@@ -39,7 +39,7 @@ from im_actors.core.model import (
 from im_actors.core.storage_ops import CutRecords, DropSlot, StoreMeta, StoreRecords
 from im_actors.errors import CorruptData, InvariantBroken
 from tests.core.bench import SLOT, START_MS, BenchReplica
-from tests.sim.nodes import Disk, Head
+from tests.sim.disks import Disk, Head
 
 OTHERS = (Member("r2", "r2-disk"), Member("r3", "r3-disk"), Member("r4", "r4-disk"))
 

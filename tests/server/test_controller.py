@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -147,6 +149,22 @@ async def test_everybody_hears_of_everybody(platform: Platform) -> None:
         latest = node.directory()[1:]
         names = [actor.name for actor in desired()]
         await until(lambda: all(platform.directories[n][1:] == latest for n in names))
+
+
+async def test_a_controller_is_heard_again_after_a_later_one_is_gone(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = SimpleNamespace(time=lambda: clock.now_s, monotonic=time.monotonic, now_s=1_000.0)
+    monkeypatch.setattr("im_actors.server.controller.time", clock)
+    async with running(platform) as node:
+        await node.wait_serving()
+        clock.now_s += 60
+        async with running(platform) as later:
+            await later.wait_serving()
+        heard = platform.directories["gateway-1"].version
+        clock.now_s += 1
+        node.activated(node.directory().views[0]._replace(epoch=9))
+        await until(lambda: platform.directories["gateway-1"].version > heard)
 
 
 async def test_slots_of_a_dead_shard_go_to_the_others_and_it_is_started_again(

@@ -145,6 +145,19 @@ async def test_a_file_with_a_damaged_identity(tmp_path: Path, statement: str, te
         await place.open(store.identity)
 
 
+async def test_a_table_that_is_no_longer_keyed_by_its_slot(tmp_path: Path) -> None:
+    """One flipped bit; SQLite finds nothing wrong, and no view."""
+    place = SqlitePlace(tmp_path / "views.db")
+    store = await place.open()
+    await store.create(first())
+    await store.close()
+    data = place.path.read_bytes()
+    where = data.find(b"PRIMARY", data.find(b"TABLE views"))
+    place.path.write_bytes(data[:where] + b"PRIOARY" + data[where + 7 :])
+    with pytest.raises(CorruptData, match="not those of a view store"):
+        await place.open(store.identity)
+
+
 async def test_a_row_of_another_type(tmp_path: Path) -> None:
     place = SqlitePlace(tmp_path / "views.db")
     await (await place.open()).close()

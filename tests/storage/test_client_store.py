@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import sqlite3
@@ -283,6 +284,51 @@ async def test_killed_after_saving(path: Path) -> None:
     store, again = await opened(path)
     assert again.rows == [OutboxRow("s", 1, 1, b"kept", 5)]
     await store.close()
+
+
+async def test_no_room_for_the_lock(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", full)
+        with pytest.raises(DiskFailed, match="No space left"):
+            await opened(path)
+    store, _ = await opened(path)
+    await store.close()
+
+
+async def test_damage_in_the_log_is_no_shorter_log(path: Path) -> None:
+    """SQLite would open it and have fewer rows, of messages that were accepted."""
+    log = Log()
+    store, _ = await opened(path, log)
+    for n in range(1, 6):
+        store.save(row(n, body=b"body %d" % n * 50))
+        await log.until_saved(n)
+    copy = path.with_name("copy.db")
+    for end in ("", "-wal"):
+        copy.with_name(copy.name + end).write_bytes(path.with_name(path.name + end).read_bytes())
+    await store.close()
+    wal = copy.with_name("copy.db-wal")
+    data = bytearray(wal.read_bytes())
+    data[data.find(b"body 2")] ^= 1
+    wal.write_bytes(data)
+    with pytest.raises(CorruptData, match=r"copy\.db is damaged"):
+        await opened(copy)
+
+
+async def test_a_row_that_is_hidden_is_damage(path: Path) -> None:
+    log = Log()
+    store, _ = await opened(path, log)
+    store.save(row(1, session="hidden"))
+    await log.until_saved(1)
+    await store.close()
+    data = bytearray(path.read_bytes())  # noqa: ASYNC240
+    # In the index of (session, n): the row is intact and would not be found to be deleted.
+    data[data.rfind(b"hidden")] ^= 1
+    path.write_bytes(data)  # noqa: ASYNC240
+    with pytest.raises(CorruptData, match="is damaged"):
+        await opened(path)
 
 
 async def test_a_failing_disk_is_reported_once_and_nothing_is_taken_for_saved(

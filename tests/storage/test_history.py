@@ -451,6 +451,33 @@ def test_changed_state_rows_are_found_and_not_served(stored: Path, statement: st
     history.abandon()
 
 
+def test_a_lost_device_is_no_device_that_never_sent(stored: Path) -> None:
+    history = History(stored)
+    assert history.whole_states(["s0", "s1"]) == history.session_states(["s0", "s1"])
+    history.states.db.connection.execute("DELETE FROM devices WHERE session=1")
+    assert history.whole_states(["s0"]) is None
+    assert history.whole_states(["s1", "nobody's"]) is not None
+    history.abandon()
+
+
+@pytest.mark.parametrize(("name", "identity"), [("s1", 2), ("s2", 3)])
+def test_a_name_that_changed_in_the_index_is_no_new_session(
+    stored: Path,
+    name: str,
+    identity: int,
+    flip: Callable[..., None],
+    find_bytes: Callable[[Path, bytes], int],
+) -> None:
+    """The row is intact and cannot be found; taken for absent, its seqs would be given again."""
+    states = stored / "state.db"
+    # In the index the id follows the name; in the table it is the last seq, 20.
+    flip(states, find_bytes(states, name.encode() + bytes([identity])), 0x02)
+    history = History(stored)
+    with pytest.raises(CorruptData, match="index"):
+        history.session_states([name])
+    history.abandon()
+
+
 @pytest.mark.parametrize(
     "statement",
     [

@@ -1,0 +1,231 @@
+"""Simulated shard processes around the real ``core.owner.SlotOwner``, one for each slot."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import msgpack
+
+from im_actors.core import owner as own
+from im_actors.core.directory import Directory, ReplicaAddress, ShardAddress
+from im_actors.core.model import Member, View
+from im_actors.core.serving import Send
+from im_actors.wire.links import InsideType
+from tests.sim.network import End, Process
+from tests.sim.replicas import SimReplica
+
+if TYPE_CHECKING:
+    from tests.sim.world import World
+
+
+class SimShard(Process):
+    """One shard; every life is another incarnation. It keeps no disk."""
+
+    def __init__(self, world: World, name: str) -> None:
+        super().__init__(world, name)
+        self.rng = world.rng_for(name)
+        self.owners: dict[int, own.SlotOwner] = {}
+        self._ticks: dict[int, float] = {}
+        self._version = -1
+        self._replicas: tuple[ReplicaAddress, ...] = ()
+        self._links: dict[Member, int] = {}
+        """The links that are up, and which life of the replica each of them leads to."""
+        self._watchers: dict[str, dict[End, None]] = {}
+        self._results: dict[End, list[Any]] = {}
+        self._pushes: dict[End, list[Any]] = {}
+
+    @property
+    def incarnation(self) -> str:
+        return f"{self.name}.{self.life}"
+
+    @property
+    def address(self) -> ShardAddress:
+        return ShardAddress(self.name, self.incarnation, self.name, 1)
+
+    # -- life ----------------------------------------------------------------------------------
+
+    def started(self) -> None:
+        world = self.world
+        self._ticks, self._version, self._replicas, self._links = {}, -1, (), {}
+        self._watchers, self._results, self._pushes = {}, {}, {}
+        self.owners = {}
+        for slot in range(world.slots):
+            rng = random.Random(self.rng.random())
+            owner = own.SlotOwner(slot, self.incarnation, rng, world.settings, world.limits)
+            self.owners[slot] = owner
+            world.stories.add(self.incarnation, owner.story.story, of_slots=True)
+        self.later(self.rng.uniform(1, 20), self._watch_links)
+
+    def crashed(self) -> None:
+        self.owners = {}
+
+    # -- what the controller says --------------------------------------------------------------
+
+    def directory(self, directory: Directory) -> None:
+        if directory.version <= self._version:
+            return
+        self._version = directory.version
+        if directory.replicas != self._replicas:
+            self._replicas = directory.replicas
+            infos = tuple(replica.info for replica in directory.replicas)
+            for slot in self.owners:
+                self._handle(slot, own.ReplicasKnown(infos))
+            self._look_at_links()
+        for view in directory.views:
+            self._handle(view.slot, own.ViewSeen(view))
+
+    def take_slots(self, slots: list[int], reason: str, force: bool = False) -> None:
+        for slot in slots:
+            self._handle(slot, own.Take(reason, force))
+
+    # -- links to replicas ---------------------------------------------------------------------
+
+    def _watch_links(self) -> None:
+        """Hear, a little late, which replicas can be reached."""
+        self._look_at_links()
+        self.later(self.rng.uniform(10, 120), self._watch_links)
+
+    def _look_at_links(self) -> None:
+        world = self.world
+        now_up: dict[Member, int] = {}
+        for known in self._replicas:
+            replica = world.replicas[known.name]
+            same = replica.running and replica.disk.identity == known.disk
+            if same and world.network.both_ways(self.name, replica.name):
+                now_up[known.member] = replica.life
+        before, self._links = self._links, now_up
+        # A replica that was restarted has closed its links, however quickly it came back.
+        for member, life in before.items():
+            if now_up.get(member) != life:
+                self._link_changed(own.MemberDown(member))
+        for member, life in now_up.items():
+            if before.get(member) != life:
+                self._link_changed(own.MemberUp(member))
+
+    def _link_changed(self, event: own.OwnerEvent) -> None:
+        for slot in self.owners:
+            self._handle(slot, event)
+
+    def _to_replica(self, member: Member, message: Any) -> None:
+        network, replica = self.world.network, self.world.replicas[member.replica]
+        life = self.life
+
+        def answer(source: SimReplica, reply: Any) -> None:
+            if self.life != life:
+                return
+            event = own.ReplicaAnswered(Member(source.name, member.disk), reply)
+            arrived = self.alive(lambda: self._handle(reply.slot, event))
+            network.send(source, self, arrived, reply)
+
+        network.send(self, replica, lambda: replica.ask(answer, member.disk, message), message)
+
+    # -- gateways ------------------------------------------------------------------------------
+
+    def accept(self, end: End) -> None:
+        end.on_data = lambda frame: self._frame(end, frame)
+        end.on_lost = lambda: self._gateway_left(end)
+
+    def _frame(self, end: End, frame: bytes) -> None:
+        kind, rows = msgpack.unpackb(frame[4:])
+        if kind == InsideType.SUBMIT:
+            self._submitted(end, rows)
+        elif kind == InsideType.WATCH:
+            self._watch(end, rows)
+        else:
+            for session in rows:
+                self._watchers.get(session, {}).pop(end, None)
+
+    def _submitted(self, end: End, rows: list[Any]) -> None:
+        by_slot: dict[int, list[Send]] = {}
+        for token, slot, session, device, n, kind, body in rows:
+            send = Send((end, token), session, device, n, kind, body)
+            by_slot.setdefault(slot, []).append(send)
+        for slot, sends in by_slot.items():
+            self._handle(slot, own.Submitted(sends))
+
+    def _watch(self, end: End, sessions: list[str]) -> None:
+        by_slot: dict[int, list[str]] = {}
+        for session in sessions:
+            self._watchers.setdefault(session, {})[end] = None
+            by_slot.setdefault(self.world.slot_of(session), []).append(session)
+        for slot, names in by_slot.items():
+            self._handle(slot, own.HeadsAsked(end, tuple(names)))
+
+    def _gateway_left(self, end: End) -> None:
+        for watchers in self._watchers.values():
+            watchers.pop(end, None)
+
+    # -- machines ------------------------------------------------------------------------------
+
+    def _handle(self, slot: int, event: own.OwnerEvent) -> None:
+        owner, world = self.owners[slot], self.world
+        before = (owner.epoch, owner.commit_lsn)
+        effects = owner.handle(event, self.clock.now)
+        world.owner_stepped(owner, before)
+        for effect in effects:
+            self._carry_out(slot, owner, effect)
+        self._flush()
+        self._plan_tick(slot, owner)
+
+    def _carry_out(self, slot: int, owner: own.SlotOwner, effect: Any) -> None:
+        world = self.world
+        match effect:
+            case own.ToReplica(member, message):
+                self._to_replica(member, message)
+            case own.Answered(answers):
+                for (end, token), *fields in answers:
+                    self._results.setdefault(end, []).append((token, *fields))
+            case own.Published(_, events):
+                for event in events:
+                    name = event.session.name
+                    for end in self._watchers.get(name, ()):
+                        self._pushes.setdefault(end, []).append((name, event.data))
+            case own.ReadView(_):
+                world.store.read(slot, self._heard(slot, own.ViewRead))
+            case own.SwapView(old, new):
+                world.store.swap(old, new, self._heard(slot, own.ViewSwapped))
+            case own.Activated(view):
+                world.takeovers += 1
+                world.history.owner(slot, view.epoch, self.incarnation)
+                world.tell_controllers(self, view)
+            case own.Alarm(_, text):
+                world.owner_alarm(self, slot, text)
+            case own.HeadsKnown(end, heads):
+                end.send((int(InsideType.WATCHED), heads))
+            case own.SteppedDown():
+                pass
+
+    def _flush(self) -> None:
+        """Results first: who has its ACK may already see the event of others, never the reverse."""
+        if self._results:
+            results, self._results = self._results, {}
+            for end, rows in results.items():
+                end.send((int(InsideType.RESULTS), rows))
+        if self._pushes:
+            pushes, self._pushes = self._pushes, {}
+            for end, rows in pushes.items():
+                end.send((int(InsideType.PUSHED), rows))
+
+    def _heard(self, slot: int, event: Any) -> Callable[[View | None], None]:
+        """What the store answers, if this life is not over by then."""
+        life = self.life
+
+        def answer(view: View | None) -> None:
+            if self.life == life:
+                self.take(lambda: self._handle(slot, event(view)))
+
+        return answer
+
+    def _plan_tick(self, slot: int, owner: own.SlotOwner) -> None:
+        due = owner.deadline_ms()
+        if due is None:
+            return
+        clock = self.clock
+        at = clock.now_ms + max(0.0, due - clock.now) + 0.5
+        known = self._ticks.get(slot)
+        if known is not None and clock.now_ms < known <= at:
+            return
+        self._ticks[slot] = at
+        clock.at(at, self.alive(lambda: self._handle(slot, own.Tick())))
