@@ -62,7 +62,7 @@ def _placed(settings: ActorSettings) -> ActorSettings:
     write_places(settings.directory, places)
     return replace(
         settings,
-        places={**places, CONTROLLER: NODE + here},
+        places={CONTROLLER: NODE + here, **places},
         admin_address=here,
         admin_port=free_port(here),
     )

@@ -71,6 +71,8 @@ class UpConfig:
     redis: str | None = field(default=None, repr=False)
     token_secret: str | None = field(default=None, repr=False)
     insecure_open: bool = False
+    relay: str = ""
+    """HOST:PORT of a relay between the actors, for tests of their links."""
 
     def validate(self) -> UpConfig:
         """Itself; SetupError says what makes no sense."""
@@ -115,7 +117,7 @@ def up(config: UpConfig, progress: Progress) -> RunFile:
     first. On an error nothing of this call runs any more. Not for use inside an event loop.
     """
     config.validate()
-    _require_ray()
+    require_ray()
     data = config.data.absolute()
     with _locked(data):
         cluster = _matching(open_or_create_cluster(data, config.slots), data, config)
@@ -135,7 +137,9 @@ def up(config: UpConfig, progress: Progress) -> RunFile:
 def _other(runs: dict[str, Any], config: UpConfig) -> str:
     """What is asked for now and is not what runs."""
     asked = _asked(config, config.port or runs["port"])
-    differs = [f"{key} {runs.get(key)}" for key, value in asked.items() if runs.get(key) != value]
+    differs = [
+        f"{key} {runs.get(key)}" for key, value in asked.items() if runs.get(key, value) != value
+    ]
     return f", with {', '.join(differs)}; im-actors down first to change it" if differs else ""
 
 
@@ -148,10 +152,12 @@ def _asked(config: UpConfig, port: int) -> dict[str, Any]:
         "host": config.host,
         "port": port,
         "insecure_open": config.insecure_open,
+        "relay": config.relay,
     }
 
 
-def _require_ray() -> None:
+def require_ray() -> None:
+    """SetupError when Ray is not installed here."""
     if importlib.util.find_spec("ray") is None:
         raise SetupError("Ray is not installed: pip install 'im-actors[server]'")
 

@@ -9,6 +9,7 @@ import signal
 from typing import Any, Protocol
 
 from im_actors.actors.classes import KINDS
+from im_actors.actors.relay import relayed
 from im_actors.actors.settings import SPARE_WORKERS, ActorSettings, Started, actor_env
 from im_actors.errors import FatalError, NotReachable
 from im_actors.server.controller import Desired
@@ -66,6 +67,7 @@ class RayPlatform:
         try:
             async with asyncio.timeout(START_S):
                 started = await self._when_there(desired)
+                address = await relayed(self._settings.relay, started.address)
         except TimeoutError:
             self._handles.pop(name, None)
             self._end_silent(name)
@@ -76,7 +78,7 @@ class RayPlatform:
         self.failures.pop(name, None)
         self._started[name] = started
         self._warm_soon()
-        return started.address
+        return address
 
     async def wait_down(self, name: str) -> str:
         return await self._calls.until_gone(self._handles[name], self._started[name].life)

@@ -40,6 +40,34 @@ def start_head(arguments: list[str]) -> None:
         raise SetupError(f"Ray does not start: {_first_line(error)}") from error
 
 
+def start_node(head: str, temp_dir: str, resources: dict[str, float], store_bytes: int) -> None:
+    """Start a further node on this host, on loopback only; its processes outlive this one.
+
+    ``ray start`` would refuse loopback, so this makes the node as Ray's own tests do. SetupError:
+    it failed.
+    """
+    try:
+        from ray._private.node import Node
+        from ray._private.parameter import RayParams
+
+        settings = RayParams(
+            gcs_address=head,
+            node_ip_address="127.0.0.1",
+            temp_dir=temp_dir,
+            num_cpus=1,
+            num_gpus=0,
+            resources=resources,
+            object_store_memory=store_bytes,
+            include_log_monitor="",  # A text to Ray; empty means no.
+            dashboard_agent_listen_port=0,
+            min_worker_port=0,
+            max_worker_port=0,
+        )
+        Node(settings, head=False, shutdown_at_exit=False, spawn_reaper=False, connect_only=False)
+    except Exception as error:
+        raise SetupError(f"a node of Ray does not start: {_first_line(error)}") from error
+
+
 def connect(address: str, namespace: str) -> str:
     """Attach this process to a running Ray; the address of its head."""
     try:

@@ -44,6 +44,8 @@ class ActorSettings:
     """URL of the view store; empty: SQLite in the controller."""
     token_secret: str = field(default="", repr=False)
     insecure_open: bool = False
+    relay: str = ""
+    """HOST:PORT of a relay that stands before shards and replicas, for tests; empty: none does."""
     joined: bool = False
     """True: Ray is somebody else's, only the actors are ours."""
     places: dict[str, str] = field(default_factory=dict)

@@ -15,8 +15,8 @@ import threading
 from collections.abc import Iterator, Sequence
 
 from im_actors import __version__
-from im_actors.cli import chat, client_commands, cluster_commands, replay_commands
-from im_actors.cli.cluster_commands import EXIT_INTERRUPTED
+from im_actors.cli import chat, client_commands, cluster_commands, replay_commands, torture_commands
+from im_actors.cli.cluster_commands import EXIT_INTERRUPTED, EXIT_TERMINATED
 from im_actors.errors import ImError
 
 DESCRIPTION = "A messaging back end: never lost, never doubled, one order for everyone."
@@ -31,10 +31,12 @@ a first conversation:
 see it survive kills, and count:
   im-actors demo
 
+before an upgrade, break a cluster in every way for some minutes and have it judged:
+  im-actors torture
+
 'im-actors COMMAND --help' explains each command.
 """
 EXIT_FAILURE = 1
-EXIT_TERMINATED = 143
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -99,7 +101,7 @@ def build_parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
 
-    for module in (cluster_commands, client_commands, chat, replay_commands):
+    for module in (cluster_commands, client_commands, chat, replay_commands, torture_commands):
         module.register(add)
     return parser
 

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import signal
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from im_actors.cli.client_commands import AddCommand, positive_number
-from im_actors.cli.cluster_commands import VERIFY_TIMEOUT_S, sound
+from im_actors.cli.cluster_commands import EXIT_TERMINATED, VERIFY_TIMEOUT_S, sound
 from im_actors.cli.output import print_json, printable
 from im_actors.cli.target import (
     Running,
@@ -116,13 +117,51 @@ def _add_replay_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run_loop(work: Any) -> int:
-    """Run in an event loop, a faster one where it is installed."""
+    """Run in an event loop, a faster one where it is installed. SIGTERM cancels the work, as
+    Ctrl-C does, and then ends the command."""
+    terminated: list[int] = []
+    factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
     try:
         import uvloop
+
+        factory = uvloop.new_event_loop
     except ImportError:
-        return asyncio.run(work)  # type: ignore[no-any-return]
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(work)  # type: ignore[no-any-return]
+        pass
+    with _heard_outside(), asyncio.Runner(loop_factory=factory) as runner:
+        try:
+            return runner.run(_terminable(work, terminated))
+        except asyncio.CancelledError:
+            if not terminated:
+                raise
+    raise SystemExit(EXIT_TERMINATED)
+
+
+async def _terminable(work: Any, terminated: list[int]) -> int:
+    """A signal's handler that raises would do so wherever the program is just then; inside of a
+    protocol uvloop takes that for the protocol's own failure, and goes on."""
+    task = asyncio.current_task()
+    assert task is not None
+
+    def end() -> None:
+        terminated.append(signal.SIGTERM)
+        task.cancel()
+
+    if threading.current_thread() is threading.main_thread():
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, end)
+    return await work  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def _heard_outside() -> Iterator[None]:
+    """The loop forgets who heard SIGTERM before it did."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 # -- replay ----------------------------------------------------------------------------------------
@@ -309,7 +348,7 @@ def end_demo(data: Path, progress: Progress) -> None:
     """Stop the cluster, with force if need be. Another Ctrl-C must not leave half of it behind."""
     from im_actors.actors import deploy
 
-    with _deaf():
+    with deaf():
         if read_run(data) is None:
             return
         try:
@@ -325,7 +364,7 @@ def _quietly(text: str) -> None:
     pass
 
 
-class _deaf:
+class deaf:
     """Signals that ask for an end are not heard meanwhile."""
 
     def __enter__(self) -> None:

@@ -393,6 +393,11 @@ class ControllerNode:
                 "active": self.slots - len(unhealthy),
                 "unhealthy": unhealthy,
                 "epochs": {str(slot): view.epoch for slot, view in sorted(self._views.items())},
+                "owners": {str(slot): view.owner for slot, view in sorted(self._views.items())},
+                "members": {
+                    str(slot): [member.replica for member in view.members]
+                    for slot, view in sorted(self._views.items())
+                },
             },
             "shards": shards,
             "replicas": await self.call_all("replica", "status"),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from im_actors.actors import platform as module
 from im_actors.actors.classes import GatewayActor
 from im_actors.actors.platform import RayPlatform
 from im_actors.actors.settings import ActorSettings, Started
+from im_actors.core.directory import ReplicaAddress
 from im_actors.errors import DiskFailed, NotReachable, SetupError
 from im_actors.server.controller import Desired
 
@@ -67,6 +70,27 @@ class FakeRay:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "AGAIN_S", 0.001)
     monkeypatch.setattr(module, "WARM_AFTER_S", 0.01)
+
+
+async def test_others_hear_of_the_relays_door_and_not_of_the_actors_port() -> None:
+    asked: list[dict[str, Any]] = []
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(json.loads(await reader.readline()))
+        writer.write(b'{"address": "127.0.0.1", "port": 9}\n')
+        writer.close()
+
+    server = await asyncio.start_server(relay, "127.0.0.1", 0)
+    where = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    address = ReplicaAddress("replica-1", "disk", "host", "127.0.0.1", 4711)
+    ray = FakeRay(lambda _: Started("life", 1, "", address))
+    platform = RayPlatform(replace(SETTINGS, relay=where), ray)
+    assert await platform.start(REPLICA) == address._replace(port=9)
+    assert asked == [{"name": "replica-1", "address": "127.0.0.1", "port": 4711}]
+    server.close()
+    await server.wait_closed()
+    with pytest.raises(NotReachable, match="no door"):
+        await platform.start(REPLICA)
 
 
 async def test_an_actor_is_made_once_and_started() -> None:

@@ -18,7 +18,7 @@ from tests.cli.conftest import Result, spawn
 Run = Callable[..., Result]
 COMMANDS = [
     "up", "status", "down", "send", "tail", "history", "chat", "token", "replay", "demo", "verify",
-    "story",
+    "story", "torture",
 ]  # fmt: skip
 
 
@@ -120,6 +120,40 @@ def test_heavy_libraries_are_loaded_only_where_they_are_used() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout == "[]\n"
+
+
+TERMINATED_WHILE_IT_READS = """
+import asyncio, os, signal, sys
+from im_actors.cli import main as command
+from im_actors.cli.replay_commands import run_loop
+
+class Terminated(asyncio.Protocol):
+    def data_received(self, data):
+        os.kill(os.getpid(), signal.SIGTERM)
+        for _ in range(1000):
+            pass
+
+async def work():
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(Terminated, "127.0.0.1", 0)
+    _, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+    writer.write(b"x")
+    try:
+        await asyncio.sleep(20)
+    finally:
+        print("cleaned up")
+    return 0
+
+with command._terminating():
+    sys.exit(run_loop(work()))
+"""
+
+
+def test_a_signal_that_meets_a_protocol_at_work_ends_the_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", TERMINATED_WHILE_IT_READS], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (143, "cleaned up\n"), done.stderr
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
