@@ -12,6 +12,7 @@ import random
 import shutil
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -250,15 +251,20 @@ class Wrecker:
     ) -> Hit:
         """``act`` notes whom it has stopped and leaves to be woken."""
         orphans: list[psutil.Process] = []
+
+        def end() -> None:
+            _wake(orphans)
+            self._nodes_busy.release()
+
         await self._nodes_busy.acquire()
         try:
             hit = await self._aim_at_node(kind, number)
             await _order_slowly(hit, lambda: act(orphans))
         except BaseException:
-            _wake(orphans)
-            self._nodes_busy.release()
+            end()
             raise
-        self._soon(self._bring_back(number, self._rng.uniform(*NODE_AWAY_S), orphans))
+        away_s = self._rng.uniform(*NODE_AWAY_S)
+        self._soon(self._bring_back(number, away_s, bool(orphans)), end)
         return hit
 
     async def _aim_at_node(self, kind: str, number: int) -> Hit:
@@ -271,15 +277,11 @@ class Wrecker:
                     hit.slots |= slots_of_actor(name, status)
         return hit
 
-    async def _bring_back(self, number: int, away_s: float, orphans: list[psutil.Process]) -> None:
-        try:
-            await asyncio.sleep(away_s)
-            await self._cluster.nodes.start(number)
-            if orphans:
-                await asyncio.sleep(self._rng.uniform(*LONG_PAUSE_S))
-        finally:
-            _wake(orphans)
-            self._nodes_busy.release()
+    async def _bring_back(self, number: int, away_s: float, orphans: bool) -> None:
+        await asyncio.sleep(away_s)
+        await self._cluster.nodes.start(number)
+        if orphans:
+            await asyncio.sleep(self._rng.uniform(*LONG_PAUSE_S))
 
     # -- the worst -----------------------------------------------------------------------------
 
@@ -325,23 +327,24 @@ class Wrecker:
     # -- later ---------------------------------------------------------------------------------
 
     def _later(self, seconds: float, undo: Callable[[], object]) -> None:
-        async def wait() -> None:
-            try:
-                await asyncio.sleep(seconds)
-            finally:
-                undo()
+        self._soon(asyncio.sleep(seconds), undo)
 
-        self._soon(wait())
-
-    def _soon(self, work: Coroutine[Any, Any, None]) -> None:
+    def _soon(self, work: Coroutine[Any, Any, None], undo: Callable[[], object]) -> None:
+        """``undo`` is called when the work has ended, however: also when it is given up before it
+        has begun, where a ``finally`` in it would not be met."""
         task = asyncio.get_running_loop().create_task(work)
         self._healing.add(task)
-        task.add_done_callback(self._healed)
+        task.add_done_callback(partial(self._ended, undo))
 
-    def _healed(self, task: asyncio.Task[None]) -> None:
+    def _ended(self, undo: Callable[[], object], task: asyncio.Task[None]) -> None:
         self._healing.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            self.failed = f"healing failed: {task.exception()!r}"
+        error = None if task.cancelled() else task.exception()
+        try:
+            undo()
+        except Exception as failure:
+            error = failure
+        if error is not None:
+            self.failed = f"healing failed: {error!r}"
             self._say(f"           {self.failed}")
 
 
