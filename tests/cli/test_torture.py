@@ -191,13 +191,13 @@ def test_help_lists_the_faults(im: Run) -> None:
 def test_a_short_torture(im: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "temp").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temp"))
-    faults = "kill-shard,kill-replica,kill-node,crash-writers,hold-links,cut-links"
-    code, out, error = im("torture", "--json", "--minutes", 0.5, "--faults", faults, "--seed", 11)
+    faults = "kill-shard,kill-replica,crash-writers,hold-links,cut-links"
+    code, out, error = im("torture", "--json", "--minutes", 0.3, "--faults", faults, "--seed", 11)
     assert code == 0, error
     found = json.loads(out)
     assert found["anomalies"] == {}
-    assert found["acked"] == found["sent"] > 500
-    assert sum(found["faults"].values()) >= 2
+    assert found["acked"] == found["sent"] > 300
+    assert sum(found["faults"].values()) >= 1
     assert found["verify"]["events"] >= found["acked"]
     assert found["resent"] > 0
     assert left(tmp_path) == []

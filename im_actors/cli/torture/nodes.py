@@ -74,9 +74,10 @@ class Nodes:
     # -- starting ------------------------------------------------------------------------------
 
     async def start_all(self) -> None:
-        """Start the head, then the others beside each other."""
-        await self.start(0)
-        await asyncio.gather(*(self.start(number) for number in range(1, self.count)))
+        """Start one after the other: beside each other two may choose the same socket, and one of
+        them would never come up."""
+        for number in range(self.count):
+            await self.start(number)
 
     async def start(self, number: int) -> None:
         """Start one node; SetupError when it does not come up."""
