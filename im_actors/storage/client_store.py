@@ -9,6 +9,10 @@ transaction never interleave with others, and a caller that is cancelled disturb
 is of two kinds. *Durable*: outbox rows; all that came in while the last commit was waiting for the
 disk is the next transaction, so many concurrent sends share one fsync. *Lazy*: deletions, cursors
 and the cache; collected for a moment, because losing the last of them costs a resend or a pull.
+
+Every row has a guard, a checksum of its values. A damaged row of the outbox, a counter or the
+identity is an error, because a message would be changed or a number used twice; a damaged event of
+the cache is one that is not cached.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ import functools
 import os
 import secrets
 import sqlite3
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -37,12 +42,12 @@ from im_actors.errors import (
 from im_actors.storage.file_lock import FileLock
 from im_actors.storage.wal_check import check_wal
 
-FORMAT = 1
+FORMAT = 2
 """``PRAGMA user_version`` of the files that this version writes."""
 APPLICATION_ID = 0x494D4353
 """``PRAGMA application_id``, "IMCS": tells our files from other programs' SQLite files."""
-BATCH_ROWS_MAX = 180
-"""Most rows of one statement: 5 columns each, below the 999 variables of old builds of SQLite."""
+BATCH_ROWS_MAX = 160
+"""Most rows of one statement: 6 columns each, below the 999 variables of old builds of SQLite."""
 BATCH_STATEMENTS_MAX = 8
 """Most such statements in one durable transaction: bounds how long the first send of it waits."""
 LAZY_MS = 200
@@ -70,7 +75,25 @@ CREATE TABLE timeline (
     PRIMARY KEY (session, seq)) WITHOUT ROWID;
 CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
-_MIGRATIONS: dict[int, str] = {0: _SCHEMA}
+_GUARDS = """
+ALTER TABLE identity ADD COLUMN guard INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE outbox ADD COLUMN guard INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE counters ADD COLUMN guard INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE cursors ADD COLUMN guard INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE timeline ADD COLUMN guard INTEGER NOT NULL DEFAULT 0;
+UPDATE identity SET guard = guard_of(user, device, install);
+UPDATE outbox SET guard = guard_of(session, n, kind, body, created_ms);
+UPDATE counters SET guard = guard_of(session, next_n);
+UPDATE cursors SET guard = guard_of(session, seq);
+UPDATE timeline SET guard = guard_of(session, seq, event);
+DROP TRIGGER used;
+CREATE TRIGGER used AFTER DELETE ON outbox BEGIN
+    INSERT INTO counters VALUES (old.session, old.n + 1, guard_of(old.session, old.n + 1))
+    ON CONFLICT (session) DO UPDATE SET next_n = excluded.next_n, guard = excluded.guard
+    WHERE excluded.next_n > next_n;
+END;
+"""
+_MIGRATIONS: dict[int, str] = {0: _SCHEMA, 1: _GUARDS}
 """From a version to the next one; version 0 is an empty file."""
 
 
@@ -236,12 +259,13 @@ WITH RECURSIVE names (session) AS (
     SELECT min(session) FROM timeline UNION ALL
     SELECT (SELECT min(session) FROM timeline t WHERE t.session > names.session)
     FROM names WHERE session IS NOT NULL)
-SELECT (SELECT event FROM timeline t WHERE t.session = names.session ORDER BY seq DESC LIMIT 1)
-FROM names WHERE session IS NOT NULL
+SELECT t.session, t.seq, t.event, t.guard FROM names JOIN timeline t ON t.session = names.session
+AND t.seq = (SELECT max(seq) FROM timeline u WHERE u.session = names.session)
 """
 """Jumps from session to session by the index; GROUP BY would read every event."""
 _ROW = ", ".join(OutboxRow._fields)
-_SELECT_ROWS = f"SELECT {_ROW} FROM outbox"
+_SELECT_ROWS = f"SELECT {_ROW}, guard FROM outbox"
+_SELECT_EVENTS = "SELECT session, seq, event, guard FROM timeline WHERE session = ? AND seq"
 _Statement = tuple[str, Sequence[Any]]
 
 
@@ -330,6 +354,10 @@ class SqliteStore:
                 f"{self._path} has format {version}, this version of im_actors reads up to "
                 f"{FORMAT}: install a newer one"
             )
+        # A flipped bit can make text what is no UTF-8: for the guards to find.
+        db.text_factory = _lenient_text
+        await db.create_function("guard_of", -1, guard_of, deterministic=True)
+        await db.execute("PRAGMA trusted_schema = ON")  # Or the trigger could not call it.
         # To its end: the change is committed after the row that answers, and can fail there.
         await db.execute_fetchall("PRAGMA journal_mode = WAL")
         await db.execute("PRAGMA synchronous = FULL")
@@ -360,23 +388,31 @@ class SqliteStore:
         )
 
     async def _load(self, db: aiosqlite.Connection) -> Opened:
-        found = list(await db.execute_fetchall("SELECT user, device, install FROM identity"))
+        found = await self._intact(db, "SELECT user, device, install, guard FROM identity")
         if not found:
-            row = (self._user, self._device, new_install())
-            await db.execute("INSERT INTO identity VALUES (?, ?, ?)", row)
-            found = [row]  # type: ignore[list-item]
+            found = [(self._user, self._device, new_install())]
+            await db.execute("INSERT INTO identity VALUES (?, ?, ?, ?)", _guarded(found[0]))
         user, device, install = found[0]
         if (user, device) != (self._user, self._device):
             raise WrongDirectory(
                 f"{self._path} is the store of user {user!r}, device {device!r}, not of user "
                 f"{self._user!r}, device {self._device!r}: every device needs a file of its own"
             )
-        rows = [OutboxRow._make(r) for r in await db.execute_fetchall(_SELECT_ROWS)]
-        next_n = dict(await _pairs(db, "SELECT session, next_n FROM counters"))
+        rows = [OutboxRow._make(r) for r in await self._intact(db, _SELECT_ROWS)]
+        next_n = dict(await self._intact(db, "SELECT session, next_n, guard FROM counters"))
         for row_ in rows:
             next_n[row_.session] = max(next_n.get(row_.session, 1), row_.n + 1)
-        cursors = dict(await _pairs(db, "SELECT session, seq FROM cursors"))
+        cursors = dict(await self._intact(db, "SELECT session, seq, guard FROM cursors"))
         return Opened(f"{user}/{device}-{install}", rows, next_n, cursors)
+
+    async def _intact(self, db: aiosqlite.Connection, sql: str) -> list[Any]:
+        """The rows without their guards; CorruptData when one is not as it was written."""
+        rows = list(await db.execute_fetchall(sql))
+        for row in rows:
+            if row[-1] != guard_of(*row[:-1]):
+                text = f"the client store {self._path} is damaged: {row[:2]} is not as written"
+                raise CorruptData(f"{text}; put it aside, and begin with a new one")
+        return [row[:-1] for row in rows]
 
     # -- queueing --------------------------------------------------------------------------------
 
@@ -398,18 +434,16 @@ class SqliteStore:
             self._later()
 
     async def events_after(self, session: str, after: int, limit: int) -> list[Event]:
-        sql = "SELECT event FROM timeline WHERE session = ? AND seq > ? ORDER BY seq LIMIT ?"
-        return [decode_event(row[0]) for row in await self._read((sql, (session, after, limit)))]
+        sql = f"{_SELECT_EVENTS} > ? ORDER BY seq LIMIT ?"
+        return _events(await self._read((sql, (session, after, limit))))
 
     async def events_before(self, session: str, before: int | None, limit: int) -> list[Event]:
-        sql = "SELECT event FROM timeline WHERE session = ? AND seq < ? ORDER BY seq DESC LIMIT ?"
+        sql = f"{_SELECT_EVENTS} < ? ORDER BY seq DESC LIMIT ?"
         bound = (1 << 63) - 1 if before is None else before
-        rows = await self._read((sql, (session, bound, limit)))
-        return [decode_event(row[0]) for row in reversed(rows)]
+        return _events(await self._read((sql, (session, bound, limit))))[::-1]
 
     async def last_events(self) -> list[Event]:
-        rows = await self._read((_LAST_EVENTS, ()))
-        return sorted((decode_event(row[0]) for row in rows), key=_newest_first)
+        return sorted(_events(await self._read((_LAST_EVENTS, ()))), key=_newest_first)
 
     async def setting(self, name: str) -> str | None:
         rows = await self._read(("SELECT value FROM settings WHERE name = ?", (name,)))
@@ -470,9 +504,11 @@ class SqliteStore:
             self._lazy_timer.cancel()
             self._lazy_timer = None
         statements = _deletes(lazy.deleted)
-        statements += _many("INSERT OR REPLACE INTO cursors VALUES", list(lazy.cursors.items()))
+        cursors = [_guarded(cursor) for cursor in lazy.cursors.items()]
+        statements += _many("INSERT OR REPLACE INTO cursors VALUES", cursors)
         statements += _many("INSERT OR REPLACE INTO settings VALUES", list(lazy.settings.items()))
-        statements += _many("INSERT OR IGNORE INTO timeline VALUES", lazy.events)
+        events = [_guarded(event) for event in lazy.events]
+        statements += _many("INSERT OR REPLACE INTO timeline VALUES", events)
         statements += self._prunes(lazy.events)
         await _transaction(db, statements)
 
@@ -524,7 +560,8 @@ async def _transaction(db: aiosqlite.Connection, statements: list[_Statement]) -
 
 
 def _inserts(rows: Iterable[OutboxRow]) -> list[_Statement]:
-    return _many(f"INSERT OR REPLACE INTO outbox ({_ROW}) VALUES", list(rows))
+    guarded = [_guarded(row) for row in rows]
+    return _many(f"INSERT OR REPLACE INTO outbox ({_ROW}, guard) VALUES", guarded)
 
 
 def _deletes(keys: list[Key]) -> list[_Statement]:
@@ -565,8 +602,27 @@ async def _pragma(db: aiosqlite.Connection, name: str) -> int:
     return int(rows[0][0])
 
 
-async def _pairs(db: aiosqlite.Connection, sql: str) -> list[tuple[str, int]]:
-    return [(row[0], row[1]) for row in await db.execute_fetchall(sql)]
+def guard_of(*values: str | int | bytes) -> int:
+    """A checksum of a row's values and their types: SQLite keeps a type with each value."""
+    checksum = 0
+    for value in values:
+        kind = "i" if isinstance(value, int) else "b" if isinstance(value, bytes) else "s"
+        data = value if isinstance(value, bytes) else format(value).encode()
+        checksum = zlib.crc32(data, zlib.crc32(f"{kind}{len(data)}:".encode(), checksum))
+    return checksum
+
+
+def _guarded(row: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (*row, guard_of(*row))
+
+
+def _events(rows: Iterable[Sequence[Any]]) -> list[Event]:
+    """Those of the cached events that are as they were written."""
+    return [decode_event(row[2]) for row in rows if row[3] == guard_of(*row[:3])]
+
+
+def _lenient_text(data: bytes) -> str:
+    return data.decode("utf-8", errors="replace")
 
 
 def _newest_first(event: Event) -> tuple[int, str]:

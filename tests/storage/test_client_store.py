@@ -35,6 +35,8 @@ from im_actors.storage.client_store import (
     open_store,
 )
 
+EVENT = Event("s", 1, make_key(1_700_000_000_000, 0, 0), EventKind.MESSAGE, "bob/1", 1, b"hi")
+
 
 class Log:
     """What a store reports."""
@@ -222,6 +224,66 @@ async def test_a_newer_format_is_refused_and_left_alone(path: Path) -> None:
     assert path.read_bytes() == before  # noqa: ASYNC240
 
 
+async def test_a_file_of_the_first_format_is_brought_to_this_one(path: Path) -> None:
+    with sqlite3.connect(path) as db:
+        db.executescript(client_store._SCHEMA)
+        db.execute("INSERT INTO identity VALUES ('alice', 'phone', 'abc')")
+        db.execute("INSERT INTO outbox VALUES (1, 's', 7, 1, x'6869', 5)")
+        db.execute("INSERT INTO counters VALUES ('t', 4)")
+        db.execute("INSERT INTO cursors VALUES ('s', 3)")
+        db.execute("INSERT INTO timeline VALUES ('s', 1, ?)", (encode_event(EVENT),))
+        db.execute(f"PRAGMA application_id = {client_store.APPLICATION_ID}")
+        db.execute("PRAGMA user_version = 1")
+    for _ in range(2):
+        store, found = await opened(path)
+        assert found.address == "alice/phone-abc"
+        assert found.rows == [OutboxRow("s", 7, 1, b"hi", 5)]
+        assert (found.next_n, found.cursors) == ({"s": 8, "t": 4}, {"s": 3})
+        assert await store.events_after("s", 0, 9) == [EVENT]
+        await store.close()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE identity SET install = 'other'",
+        "UPDATE outbox SET body = x'00'",
+        "UPDATE outbox SET n = 8",
+        "UPDATE counters SET next_n = 2",
+        "UPDATE counters SET next_n = next_n + 0.5",
+        "UPDATE cursors SET session = 'x'",
+    ],
+)
+async def test_a_changed_row_is_refused(path: Path, change: str) -> None:
+    store, _ = await opened(path)
+    store.save(OutboxRow("s", 1, 1, b"hi", 5))
+    store.save(OutboxRow("t", 4, 1, b"ho", 5))
+    store.set_cursor("s", 3)
+    await store.flush()
+    store.delete([("t", 4)])
+    await store.close()
+    with sqlite3.connect(path) as db:
+        assert db.execute(change).rowcount == 1
+    with pytest.raises(CorruptData, match="is not as written"):
+        await opened(path)
+
+
+async def test_a_changed_event_is_not_cached(path: Path) -> None:
+    store, _ = await opened(path)
+    store.cache([CachedEvent("s", 1, encode_event(EVENT)), CachedEvent("t", 1, b"")])
+    await store.close()
+    with sqlite3.connect(path) as db:
+        db.execute("UPDATE timeline SET event = x'93' WHERE session = 't'")
+    store, _ = await opened(path)
+    assert await store.events_after("t", 0, 9) == []
+    assert await store.events_before("t", None, 9) == []
+    assert await store.last_events() == [EVENT]
+    mended = EVENT._replace(session="t")
+    store.cache([CachedEvent("t", 1, encode_event(mended))])
+    assert await store.events_after("t", 0, 9) == [mended]
+    await store.close()
+
+
 async def test_files_of_other_programs_are_refused(path: Path) -> None:
     with sqlite3.connect(path) as db:
         db.execute("CREATE TABLE theirs (x)")
@@ -389,6 +451,7 @@ async def test_deleting_by_key_uses_the_index(path: Path) -> None:
     await store.close()
     ((sql, values),) = [s for s in client_store._deletes([("s", 1), ("t", 2)]) if "DELETE" in s[0]]
     with sqlite3.connect(path) as db:
+        db.create_function("guard_of", -1, client_store.guard_of)
         plan = " ".join(str(step) for step in db.execute(f"EXPLAIN QUERY PLAN {sql}", values))
     assert "SEARCH o " in plan, plan
     assert "SCAN outbox" not in plan, plan

@@ -13,7 +13,7 @@ import pytest
 from tests.storage import fire, flips
 
 
-@pytest.mark.parametrize(("kind", "count"), [("replica", 10), ("views", 60)])
+@pytest.mark.parametrize(("kind", "count"), [("replica", 10), ("views", 60), ("client", 60)])
 def test_a_flip_in_a_closed_store(kind: str, count: int, tmp_path: Path) -> None:
     program = fire.program(kind, tmp_path, 1, 90)
     subprocess.run([sys.executable, *program], stdout=subprocess.DEVNULL, check=True)
@@ -22,7 +22,6 @@ def test_a_flip_in_a_closed_store(kind: str, count: int, tmp_path: Path) -> None
 
 @pytest.mark.parametrize(("kind", "count"), [("replica", 4), ("views", 30), ("client", 30)])
 def test_a_flip_in_the_logs_of_a_killed_store(kind: str, count: int, tmp_path: Path) -> None:
-    """(A client's rows have no checksums of their own: of it only the log is looked at.)"""
     fire.kills(kind, tmp_path, seed=2, rounds=1, steps_max=60)
     judge(kind, tmp_path, count, "-wal")
 
