@@ -15,7 +15,8 @@ import pytest
 from im_actors.client import Client
 from im_actors.core.model import Event
 from im_actors.core.owner import OwnerSettings
-from im_actors.errors import WrongDirectory
+from im_actors.errors import SetupError, WrongDirectory
+from im_actors.gateway.config import GatewayConfig
 from im_actors.server.controller import ControllerConfig
 from im_actors.testing import LocalCluster
 
@@ -263,3 +264,9 @@ async def test_a_full_disk_stops_writes_loses_nothing_and_heals(
         assert len(await read_all(alice, 50)) == 50
         verdict = await cluster.verify()
         assert verdict["ok"], verdict
+
+
+def test_a_setting_that_makes_no_sense_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    with pytest.raises(SetupError, match="hold_ms is 0"):
+        LocalCluster(tmp_path / "data", gateway=GatewayConfig(hold_ms=0))
+    assert not (tmp_path / "data").exists()

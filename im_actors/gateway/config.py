@@ -128,6 +128,9 @@ class GatewayConfig:
         return self
 
     def _check_secret(self) -> None:
+        if not isinstance(self.token_secret, str):
+            kind = type(self.token_secret).__name__
+            raise SetupError(f"gateway: token_secret must be a str, and is of type {kind}")
         size = len(self.token_secret.encode())
         if self.token_secret and size < TOKEN_SECRET_BYTES_MIN:
             raise SetupError(

@@ -81,12 +81,13 @@ class LocalCluster:
     ) -> None:
         if replicas < COPIES:
             raise SetupError(f"replicas must be at least {COPIES}")
+        # Here, and not where a gateway starts: what cannot start is tried again for ever.
+        self._gateway_config = (gateway or GatewayConfig()).validate()
         self._own_data = tempfile.TemporaryDirectory(prefix="im_actors-") if data is None else None
         self.data = Path(self._own_data.name) if self._own_data else Path(str(data))
         self._slots = slots
         self._redis = redis
         self._random = random.Random(seed)
-        self._gateway_config = gateway or GatewayConfig()
         self._replica_config = replica
         self._owner_settings = owner
         self._controller_config = controller

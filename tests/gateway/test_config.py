@@ -33,6 +33,7 @@ def test_the_defaults_are_valid() -> None:
         ({"buffered_bytes_max": 2_000_000}, "room for"),
         ({"tick_ms": 1_000}, "tick_ms is above sweep_ms"),
         ({"token_secret": "short"}, "token_secret has 5 bytes"),
+        ({"token_secret": b"x" * 32}, "must be a str, and is of type bytes"),
         ({"token_secret": "x" * 32, "insecure_open": True}, "exclude each other"),
         ({"limits": Limits(window=0)}, "window"),
     ],
