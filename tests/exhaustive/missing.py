@@ -33,11 +33,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.sim.mutants import find as find_mutant
+from tests.sim.mutants.modules import REPLICA, TAKEOVER
 from tests.sim.mutation import Edit
-
-OWNER = "im_actors.core.owner"
-REPLICA = "im_actors.core.replica"
-TAKEOVER = "im_actors.core.takeover"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,39 +50,17 @@ class Case:
     """How the text of what breaks begins; empty: nothing breaks."""
 
 
-PROMISE_IN_MEMORY = (
-    Edit(
-        REPLICA,
-        "            log.backfill_busy = False\n            self._store_meta(request.slot, log)\n",
-        "            log.backfill_busy = False\n",
-    ),
-)
+PROMISE_IN_MEMORY = find_mutant("promise-in-memory").edits
 MEASURE_BEFORE_PROMISING = (
+    *find_mutant("measure-before-promising").edits,
+    # And what was measured before Prepare may be measured again, as after it.
     Edit(
         REPLICA,
         "if request.epoch <= log.promised and not again:",
         "if request.epoch < log.promised:",
     ),
-    Edit(
-        REPLICA,
-        "            log.promised, log.owner, log.view = request.epoch, request.view.owner,"
-        " request.view\n"
-        "            log.backfill_busy = False\n"
-        "            self._store_meta(request.slot, log)\n",
-        "            log.backfill_busy = False\n",
-    ),
-    Edit(
-        REPLICA,
-        "        log = self.logs.get(request.slot)\n"
-        "        if log is not None and log.promised == request.epoch:\n",
-        "        log = self.logs.get(request.slot)\n"
-        "        promises = isinstance(request, Prepare | Fetch) and log is not None\n"
-        "        if promises and log.promised < request.epoch:\n"
-        "            log.promised = request.epoch\n"
-        "            self._store_meta(request.slot, log)\n"
-        "        if log is not None and log.promised == request.epoch:\n",
-    ),
 )
+NO_EPOCH_START = find_mutant("no-epoch-start").edits
 LONGEST_LOG = (
     Edit(
         TAKEOVER,
@@ -97,70 +73,6 @@ SPARES_COUNT = (
         TAKEOVER,
         "best = choose_log({m: usable[m] for m in view.members if m in usable})",
         "best = choose_log(usable)",
-    ),
-)
-# Only an empty log gets one: without any record a replica does not answer reads.
-NO_EPOCH_START = (
-    Edit(
-        OWNER,
-        "        self._lineage = 0\n        self._promised_max = 0\n",
-        "        self._lineage = 0\n        self._promised_max = 0\n"
-        "        self._kept_lsn, self._prev_epochs = 0, ()\n",
-    ),
-    Edit(
-        OWNER,
-        "        records = [*lacking, attempt.opening]\n"
-        "        self._append(member, records, epoch_at(plan.epochs, from_lsn - 1),"
-        " plan.commit_lsn)\n",
-        "        records = lacking if plan.last_lsn else [attempt.opening]\n"
-        "        if records:\n"
-        "            prev_epoch = epoch_at(plan.epochs, from_lsn - 1)\n"
-        "            self._append(member, records, prev_epoch, plan.commit_lsn)\n",
-    ),
-    Edit(
-        OWNER,
-        "attempt.opening = epoch_start(self.slot, plan.last_lsn + 1, self.epoch, key)",
-        "attempt.opening = epoch_start(self.slot, plan.last_lsn or 1, self.epoch, key)\n"
-        "        self._prev_epochs = plan.epochs",
-    ),
-    Edit(
-        OWNER,
-        "                self._send_opening(member, self.members[member].durable_lsn + 1)\n",
-        "                self._send_opening(member, self.members[member].durable_lsn + 1)\n"
-        "        self._opened(attempt)\n",
-    ),
-    # What follows the kept log is appended after a record of a former epoch.
-    Edit(
-        OWNER,
-        "                self.slot, self.epoch, record.lsn - 1, self.epoch, self.commit_lsn,"
-        " (record,)\n            )\n",
-        "                self.slot, self.epoch, record.lsn - 1, self._epoch_of(record.lsn - 1),"
-        " self.commit_lsn, (record,)\n            )\n",
-    ),
-    Edit(
-        OWNER,
-        "message = Append(self.slot, self.epoch, prev, self.epoch, prev, tuple(records))",
-        "message = Append(self.slot, self.epoch, prev, self._epoch_of(prev), prev, tuple(records))",
-    ),
-    Edit(
-        OWNER,
-        "            self._append(member, records, self.epoch, self.commit_lsn)\n        else:",
-        "            prev_epoch = self._epoch_of(records[0].lsn - 1)\n"
-        "            self._append(member, records, prev_epoch, self.commit_lsn)\n        else:",
-    ),
-    Edit(
-        OWNER,
-        "    def _note(self, text: str) -> None:\n",
-        "    def _epoch_of(self, lsn: int) -> int:\n"
-        "        kept = self._kept_lsn\n"
-        "        return self.epoch if lsn > kept else epoch_at(self._prev_epochs, lsn)\n\n"
-        "    def _note(self, text: str) -> None:\n",
-    ),
-    Edit(
-        OWNER,
-        "        self.last_lsn = self.commit_lsn = opening.lsn\n",
-        "        self.last_lsn = self.commit_lsn = opening.lsn\n"
-        "        self._kept_lsn = plan.last_lsn\n",
     ),
 )
 
