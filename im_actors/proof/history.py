@@ -101,7 +101,7 @@ class History(ClientHistory):
         end = len(log.committed)
         start = self._claims.get((by, slot), lsn - 1)
         for known in range(start + 1, min(lsn, end) + 1):
-            self._check_claim(log, by, known, members)
+            self._check_claim(log, by, epoch, known, members)
         for risen in range(end + 1, lsn + 1):
             content = self._common(log, risen, members)
             if content is None or len(set(members)) < COPIES:
@@ -231,13 +231,20 @@ class History(ClientHistory):
 
         return max(found, key=standing)
 
-    def _check_claim(self, log: Log, by: str, lsn: int, members: tuple[str, ...]) -> None:
+    def _check_claim(
+        self, log: Log, by: str, epoch: int, lsn: int, members: tuple[str, ...]
+    ) -> None:
         """What is committed already is claimed again by a later owner, or by one that was slow.
         Its members may lack it, because a spare gets old records later; they may not all have
         something else."""
         content = self._common(log, lsn, members)
         known = log.committed[lsn - 1]
         if content is None or content == known:
+            return
+        copies = [self._copy(member, log.slot).records.get(lsn) for member in members]
+        if content.epoch != epoch and any(copy != content for copy in copies):
+            # All had it once, one after the other, and were cut. That it was on all of them is a
+            # claim only of the owner that wrote it.
             return
         if not all(member in log.held[lsn][known] for member in members):
             text = f"slot {log.slot} lsn {lsn} is {known}, and {content} for {by}"

@@ -42,6 +42,8 @@ class SimReplica(Process):
         self.apply_bytes = self.rng.choice([100, 2_000, 1_000_000])
         """Payload bytes of one apply transaction, and one record more."""
         self.machine: rep.Replica | None = None
+        self._trims: dict[int, int] = {}
+        """What the journal may delete soon."""
         self._effects: list[list[Any]] = []
         """What the machine said since the last transaction began, by event."""
 
@@ -61,6 +63,7 @@ class SimReplica(Process):
         self._applying = self._apply_planned = False
         self._history_free_ms = 0.0
         self._waiting = ApplyQueue()
+        self._trims = {}
         logs = self._load()
         disk = self.disk
         self.machine = rep.Replica(self.name, disk.identity, logs)
@@ -199,6 +202,9 @@ class SimReplica(Process):
                     self._waiting.commit(slot, lsn)
                 case rep.Forget(slot, after_lsn):
                     self._waiting.forget(slot, after_lsn)
+                    if after_lsn == 0:
+                        # Of the slot's next life here the journal has what history does not.
+                        self._trims.pop(slot, None)
                 case _:
                     self._carry_out_rare(effect)
 
@@ -303,9 +309,16 @@ class SimReplica(Process):
         self._applying = False
         for slot, lsn in self._waiting.done(batch).items():
             self._handle(rep.Applied(slot, lsn))
-            # Trimmed later: a crash in between leaves the records in both places.
-            self.later(self.rng.uniform(1, 1_000), lambda s=slot, n=lsn: disk.trim(s, n))
+            if self.machine is not None and self.machine.logs[slot].dropping is None:
+                self._trims[slot] = lsn
+                # Later: a crash in between leaves the records in both places.
+                self.later(self.rng.uniform(1, 1_000), lambda s=slot: self._trim(s))
         self._apply_soon()
+
+    def _trim(self, slot: int) -> None:
+        upto_lsn = self._trims.pop(slot, 0)
+        if upto_lsn:
+            self.disk.trim(slot, upto_lsn)
 
     def _in_history(self, call: Callable[[], None]) -> None:
         """Done by the history's thread: later, one after the other."""
