@@ -676,6 +676,19 @@ def a_slow_owner_claims_another_record(bad: bool) -> ClientHistory:
 
 
 @fires("replica-divergence")
+def a_new_view_of_members_that_had_another_record(bad: bool) -> ClientHistory:
+    cluster = two_messages()
+    other = make_record(SLOT, 3, 2, [encoded(Event(SESSION, 2, 9, 1, BOB, 1, b""))])
+    disks = ("disk-d", "disk-e", "disk-f")
+    for disk in disks:
+        cluster.durable(disk, other)
+    if not bad:
+        cluster.history.cut("disk-f", SLOT, 2)  # It will get what is committed by backfill.
+    cluster.commit(3, "shard-3.1", disks)
+    return cluster.end()
+
+
+@fires("replica-divergence")
 def cut_below_what_is_committed(bad: bool) -> ClientHistory:
     cluster = two_messages()
     cluster.history.believed("disk-a", SLOT, 3 - (not bad))
