@@ -28,7 +28,7 @@ CONFIGS = (
         "crashes of replicas and owners in the middle of a takeover",
         epochs=2,
         crashes=2,
-        records=2,
+        records=3,
     ),
     Bounds(
         "records",
@@ -51,7 +51,7 @@ CONFIGS = (
         "view-store",
         "answers of the view store that are lost or late, swaps that take effect late",
         epochs=2,
-        crashes=0,
+        crashes=1,
         store_faults=2,
     ),
     Bounds(
@@ -59,7 +59,8 @@ CONFIGS = (
         "a member that stays silent is replaced, and comes back with what it has",
         replicas=4,
         epochs=2,
-        crashes=1,
+        crashes=2,
+        records=3,
         needless=False,
     ),
     Bounds(
