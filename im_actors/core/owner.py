@@ -684,7 +684,7 @@ class SlotOwner:
         self._continue_serving()
 
     def _apply_lag(self) -> int:
-        return self.last_lsn - min(state.applied_lsn for state in self.members.values())
+        return self.last_lsn - min([state.applied_lsn for state in self.members.values()])
 
     def _continue_serving(self) -> None:
         if self.serving.waiting:
@@ -749,7 +749,7 @@ class SlotOwner:
                 self._drop_spares()
 
     def _commit_progress(self) -> None:
-        durable = min(state.durable_lsn for state in self.members.values())
+        durable = min([state.durable_lsn for state in self.members.values()])
         if durable <= self.commit_lsn:
             return
         self.commit_lsn = durable

@@ -15,7 +15,7 @@ from im_actors.core.backoff import Alarms
 from im_actors.core.directory import Directory, ReplicaAddress, ShardAddress
 from im_actors.core.messages import Append
 from im_actors.core.model import Member, View, slot_of
-from im_actors.core.serving import Send, ServingLimits
+from im_actors.core.serving import Answer, PendingEvent, Send, ServingLimits
 from im_actors.net.link import Link, LinkConfig, PeerInfo
 from im_actors.net.link_connection import LinkConnection
 from im_actors.net.link_server import LinkCallbacks, LinkServer
@@ -102,6 +102,8 @@ class ShardNode:
         self._results: dict[LinkConnection, list[Any]] = {}
         self._pushes: dict[LinkConnection, list[Any]] = {}
         self._flush_planned = False
+        self._touched: set[int] = set()
+        """Slots whose owner has handled something in this turn of the loop."""
         self._alarms: Alarms[int] = Alarms()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = 0
@@ -226,8 +228,9 @@ class ShardNode:
 
     def _submitted(self, connection: LinkConnection, rows: list[list[Any]]) -> None:
         by_slot: dict[int, list[Send]] = {}
+        new = tuple.__new__
         for token, slot, session, device, n, kind, body in rows:
-            send = Send((connection, token), session, device, n, kind, body)
+            send = new(Send, ((connection, token), session, device, n, kind, body))
             sends = by_slot.get(slot)
             if sends is None:
                 by_slot[slot] = [send]
@@ -264,41 +267,47 @@ class ShardNode:
     # -- machines ------------------------------------------------------------------------------
 
     def _handle(self, slot: int, event: own.OwnerEvent) -> None:
-        owner = self._owners[slot]
-        for effect in owner.handle(event, now_ms()):
-            match effect:
-                case own.ToReplica(member, message):
-                    self._to_replicas.setdefault(member, []).append(message)
-                case own.Answered(answers):
-                    self._answered(answers)
-                case own.Published(_, events):
-                    self._published(events)
-                case _:
-                    self._carry_out_rare(slot, effect)
+        self._carry_out(slot, self._owners[slot].handle(event, now_ms()))
         self._plan_flush()
-        due = owner.deadline_ms()
-        if due is None:
-            self._alarms.clear(slot)
-        else:
-            self._alarms.set(slot, due)
-            self._plan_tick()
 
-    def _answered(self, answers: list[Any]) -> None:
+    def _carry_out(self, slot: int, effects: list[own.OwnerEffect]) -> None:
+        self._touched.add(slot)
+        for effect in effects:
+            # Compared by type: a match statement costs three times as much for each.
+            if type(effect) is own.ToReplica:
+                messages = self._to_replicas.get(effect.member)
+                if messages is None:
+                    self._to_replicas[effect.member] = [effect.message]
+                else:
+                    messages.append(effect.message)
+            elif type(effect) is own.Answered:
+                self._answered(effect.answers)
+            elif type(effect) is own.Published:
+                self._published(effect.events)
+            else:
+                self._carry_out_rare(slot, effect)
+
+    def _answered(self, answers: list[Answer]) -> None:
+        results = self._results
         for (connection, token), code, seq, epoch, time_ms, expected_n in answers:
             row = (token, code, seq, epoch, time_ms, expected_n)
             self.acked += code == 0
-            rows = self._results.get(connection)
+            rows = results.get(connection)
             if rows is None:
-                self._results[connection] = [row]
+                results[connection] = [row]
             else:
                 rows.append(row)
 
-    def _published(self, events: list[Any]) -> None:
-        watchers = self._watchers
+    def _published(self, events: list[PendingEvent]) -> None:
+        watchers, pushes = self._watchers, self._pushes
         for event in events:
             name = event.session.name
             for connection in watchers.get(name, ()):
-                self._pushes.setdefault(connection, []).append((name, event.data))
+                rows = pushes.get(connection)
+                if rows is None:
+                    pushes[connection] = [(name, event.data)]
+                else:
+                    rows.append((name, event.data))
 
     def _carry_out_rare(self, slot: int, effect: own.OwnerEffect) -> None:
         match effect:
@@ -354,6 +363,7 @@ class ShardNode:
     def _flush(self) -> None:
         """One frame per peer for everything that this turn of the loop produced."""
         self._flush_planned = False
+        self._set_alarms()
         if self._to_replicas:
             for member, messages in self._to_replicas.items():
                 self._send_requests(member, messages)
@@ -378,6 +388,17 @@ class ShardNode:
             link.send(pack_inside(InsideType.REQUESTS, batch))
 
     # -- time ----------------------------------------------------------------------------------
+
+    def _set_alarms(self) -> None:
+        """What this turn did may have moved the deadlines of its slots."""
+        touched, self._touched = self._touched, set()
+        for slot in touched:
+            due = self._owners[slot].deadline_ms()
+            if due is None:
+                self._alarms.clear(slot)
+            else:
+                self._alarms.set(slot, due)
+        self._plan_tick()
 
     def _plan_tick(self) -> None:
         due = self._alarms.next_ms()
