@@ -56,6 +56,7 @@ from im_actors.core.owner_words import (
     Activated,
     Alarm,
     Answered,
+    FrameLeaves,
     HeadsAsked,
     HeadsKnown,
     MemberDown,
@@ -99,6 +100,7 @@ __all__ = [
     "Activated",
     "Alarm",
     "Answered",
+    "FrameLeaves",
     "HeadsAsked",
     "HeadsKnown",
     "MemberDown",
@@ -262,6 +264,9 @@ class SlotOwner:
                 self._submitted(sends)
             case ReplicaAnswered(member, answer):
                 self._replica_answered(member, answer)
+            case FrameLeaves():
+                if self.untold:
+                    self._tell_commit()
             case Tick():
                 self._tick()
             case HeadsAsked(token, sessions):
@@ -299,6 +304,11 @@ class SlotOwner:
                     if state.down_since_ms is not None
                 ]
         return min(dues) if dues else None
+
+    @property
+    def untold(self) -> bool:
+        """Whether the members do not know the commit point yet and no record is about to tell."""
+        return self._tell_commit_ms is not None
 
     def validate(self) -> None:
         """Check the invariants that one owner can see."""

@@ -41,7 +41,7 @@ class OwnerSettings:
             raise ValueError("replace_after_ms must be above seal_wait_ms")
 
 
-# What is made for each record is not frozen: that would cost three times as much. Nobody changes it.
+# What is made for each record is not frozen: that would cost three times as much.
 
 # -- events ------------------------------------------------------------------------------------
 
@@ -116,6 +116,12 @@ class HeadsAsked:
 
 
 @dataclass(frozen=True, slots=True)
+class FrameLeaves:
+    """A frame is about to go to the members anyway: say what else there is to say. Only an owner
+    with something ``untold`` needs to hear of it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time has passed."""
 
@@ -131,6 +137,7 @@ OwnerEvent = (
     | ReplicasKnown
     | Submitted
     | HeadsAsked
+    | FrameLeaves
     | Tick
 )
 
