@@ -310,6 +310,11 @@ class SlotOwner:
         """Whether the members do not know the commit point yet and no record is about to tell."""
         return self._tell_commit_ms is not None
 
+    @property
+    def flying(self) -> bool:
+        """Whether records have left and not committed, and commit soon if nothing is wrong."""
+        return self.phase is Phase.SERVING and bool(self.serving.flights)
+
     def validate(self) -> None:
         """Check the invariants that one owner can see."""
         self.serving.validate()

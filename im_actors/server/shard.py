@@ -20,6 +20,7 @@ from im_actors.net.link import Link, LinkConfig, PeerInfo
 from im_actors.net.link_connection import LinkConnection
 from im_actors.net.link_server import LinkCallbacks, LinkServer
 from im_actors.server.clock import now_ms
+from im_actors.server.rounds import HOLD_MS, Rounds
 from im_actors.wire.links import (
     LINK_FRAME_BYTES_MAX,
     InsideType,
@@ -106,6 +107,8 @@ class ShardNode:
         """Slots whose owner has handled something in this turn of the loop."""
         self._untold: set[int] = set()
         """Slots whose members perhaps do not know the commit point."""
+        self._rounds = Rounds()
+        self._hold_timer: asyncio.TimerHandle | None = None
         self._alarms: Alarms[int] = Alarms()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = 0
@@ -135,8 +138,9 @@ class ShardNode:
     async def crash(self) -> None:
         """Stop at once, answering nothing, as a killed process would."""
         self._stopping = True
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._hold_timer):
+            if timer is not None:
+                timer.cancel()
         for link in self._links.values():
             link.close()
         for connection in self._server.links:
@@ -238,8 +242,10 @@ class ShardNode:
                 by_slot[slot] = [send]
             else:
                 sends.append(send)
+        now = now_ms()
         for slot, sends in by_slot.items():
-            self._handle(slot, own.Submitted(sends))
+            self._rounds.add(slot, sends, now)
+        self._plan_flush()
 
     def _watch(self, connection: LinkConnection, sessions: list[str]) -> None:
         by_slot: dict[int, list[str]] = {}
@@ -321,6 +327,7 @@ class ShardNode:
                 if connection.is_open:
                     connection.send(pack_frame((InsideType.WATCHED, heads)))
             case own.Activated(view):
+                self._rounds.join(slot, view.members)
                 self._on_activated(view)
             case own.SteppedDown(_, reason):
                 logger.info("%s leaves slot %d: %s", self.incarnation, slot, reason)
@@ -365,6 +372,7 @@ class ShardNode:
     def _flush(self) -> None:
         """One frame per peer for everything that this turn of the loop produced."""
         self._flush_planned = False
+        self._begin_rounds()
         if self._to_replicas:
             self._say_what_is_untold()
             for member, messages in self._to_replicas.items():
@@ -384,6 +392,20 @@ class ShardNode:
         for connection, several in frames.items():
             connection.send_now(b"".join(several))
         self._set_alarms()
+
+    def _begin_rounds(self) -> None:
+        """Hand over the sends whose round has come."""
+        for slot in self._touched:
+            self._rounds.flies(slot, self._owners[slot].flying)
+        now = now_ms()
+        for slot, sends in self._rounds.release(now):
+            self._carry_out(slot, self._owners[slot].handle(own.Submitted(sends), now))
+        if self._rounds.waits and self._hold_timer is None:
+            self._hold_timer = self._loop.call_later(HOLD_MS / 1000, self._held_long_enough)
+
+    def _held_long_enough(self) -> None:
+        self._hold_timer = None
+        self._plan_flush()
 
     def _say_what_is_untold(self) -> None:
         """Commit points ride with the next frame, whichever slot it is for: alone each would cost
@@ -408,6 +430,7 @@ class ShardNode:
         touched, self._touched = self._touched, set()
         for slot in touched:
             owner = self._owners[slot]
+            self._rounds.flies(slot, owner.flying)
             if owner.untold:
                 self._untold.add(slot)
             due = owner.deadline_ms()
