@@ -44,6 +44,8 @@ class Load:
     processes: int = 1
     number: int = 0
     """Of the generator."""
+    sends: bool = True
+    """False: this generator reads only, what others send."""
 
     def validate(self) -> Load:
         """Itself; SetupError says what makes no sense."""
