@@ -277,7 +277,7 @@ async def serve(tell: Callable[[dict[str, Any]], None]) -> int:
                 await generator.prepare()
                 gc.collect()
                 gc.freeze()
-                tell({"ready": True})
+                tell({"ready": Counter(wire.server for wire in generator.followers)})
             elif generator is not None and "phase" in command:
                 tell({"phase": await generator.phase(Phase(**command["phase"]))})
             elif generator is not None and "settle" in command:

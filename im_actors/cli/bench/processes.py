@@ -73,6 +73,9 @@ class Outcome:
     wrong: int = 0
     without_wait: int = 0
     pulled: int = 0
+    """Events that followers had to ask for, because pushes were dropped or lost."""
+    digests: set[str] = field(default_factory=set)
+    """Of the timelines that each generator has read."""
 
     @property
     def sound(self) -> bool:
@@ -81,6 +84,7 @@ class Outcome:
     def add(self, answer: dict[str, Any]) -> None:
         self.ledger.add(answer["ledger"])
         self.problems += answer["problems"]
+        self.digests.add(answer["digest"])
         for name in ("wrong", "without_wait", "pulled"):
             setattr(self, name, getattr(self, name) + answer[name])
 
@@ -101,6 +105,8 @@ class Generators:
         self._module = module
         self._processes: list[asyncio.subprocess.Process] = []
         self._progress: dict[int, tuple[int, int]] = {}
+        self.followers: Counter[str] = Counter()
+        """How many follow at each gateway, by its name."""
 
     async def __aenter__(self) -> Generators:
         try:
@@ -114,7 +120,8 @@ class Generators:
                     start_new_session=True,
                 )
                 self._processes.append(process)
-            await self._all([{"load": load.to_json()} for load in self._loads], "ready")
+            for served in await self._all([{"load": n.to_json()} for n in self._loads], "ready"):
+                self.followers.update(served)
         except BaseException:
             await self.end()
             raise
