@@ -27,7 +27,10 @@ from im_actors.server.cluster_file import read_run
 
 if TYPE_CHECKING:
     from im_actors.cli.bench.plan import Load
+    from im_actors.cli.bench.report import Curves
     from im_actors.cli.bench.server_side import ServerSide
+
+    Result = tuple[dict[str, Any], Curves]
 
 CONNECTIONS = 64
 WINDOW = 16
@@ -56,6 +59,9 @@ def register(add: AddCommand) -> None:
     )
     _add_load_options(parser)
     _add_mode_options(parser)
+    parser.add_argument(
+        "--plot", metavar="FILE", type=Path, help="draw the latencies as an SVG picture"
+    )
     parser.add_argument(
         "--json", action="store_true", help="nothing but the JSON line on standard output"
     )
@@ -152,12 +158,15 @@ async def bench(args: argparse.Namespace) -> int:
     load = await load_of(args, running)
     server = await ServerSide.find(running)
     mode = _overload if args.overload else _fan_out if args.fanout else _load
-    report = await mode(args, load, server)
-    show(report | surroundings(running), args.json)
+    report, curves = await mode(args, load, server)
+    report |= surroundings(running)
+    if args.plot is not None:
+        draw(args.plot, report, curves)
+    show(report, args.json)
     return 1 if report["void"] else 0
 
 
-async def _load(args: argparse.Namespace, load: Load, server: ServerSide | None) -> dict[str, Any]:
+async def _load(args: argparse.Namespace, load: Load, server: ServerSide | None) -> Result:
     from im_actors.cli.bench.single import Single, single
     from im_actors.cli.bench.telling import Telling
 
@@ -172,9 +181,7 @@ async def _load(args: argparse.Namespace, load: Load, server: ServerSide | None)
     return await single(asked, server, telling.moved)
 
 
-async def _fan_out(
-    args: argparse.Namespace, load: Load, server: ServerSide | None
-) -> dict[str, Any]:
+async def _fan_out(args: argparse.Namespace, load: Load, server: ServerSide | None) -> Result:
     from im_actors.cli.bench.fanout import Fanout, fan_out
     from im_actors.cli.bench.telling import Telling
 
@@ -190,9 +197,7 @@ async def _fan_out(
     return await fan_out(asked, server, Telling(sys.stderr, expected_s).moved)
 
 
-async def _overload(
-    args: argparse.Namespace, load: Load, server: ServerSide | None
-) -> dict[str, Any]:
+async def _overload(args: argparse.Namespace, load: Load, server: ServerSide | None) -> Result:
     from im_actors.cli.bench.overload import Overload, overload
     from im_actors.cli.bench.telling import Telling
 
@@ -209,6 +214,8 @@ def check_options(args: argparse.Namespace) -> None:
     if (args.window or 1) > DEVICE_WINDOW:
         raise SetupError(f"--window must be 1 to {DEVICE_WINDOW}, which is what a server takes")
     check_name("user", args.user)
+    if args.plot is not None and args.plot.suffix != ".svg":
+        raise SetupError("--plot draws SVG: give a FILE.svg")
     if args.slow_readers and not args.fanout:
         raise SetupError("--slow-readers needs --fanout")
     for mode, others in (
@@ -265,3 +272,13 @@ def show(report: dict[str, Any], as_json: bool) -> None:
         return
     for line in lines(report):
         print(printable(line), flush=True)
+
+
+def draw(path: Path, report: dict[str, Any], curves: Curves) -> None:
+    from im_actors.cli.bench.plot import svg
+    from im_actors.cli.bench.report import headline
+
+    try:
+        path.write_text(svg(headline(report), curves), encoding="utf-8")
+    except OSError as error:
+        raise SetupError(f"{path} cannot be written: {error.strerror}") from None

@@ -8,7 +8,7 @@ from typing import Any
 
 from im_actors.cli.bench.plan import Load
 from im_actors.cli.bench.processes import Generators
-from im_actors.cli.bench.report import checked, described, measured
+from im_actors.cli.bench.report import Curves, checked, described, measured
 from im_actors.cli.bench.server_side import ServerSide
 from im_actors.errors import SetupError
 
@@ -48,8 +48,8 @@ class Fanout:
 
 async def fan_out(
     fanout: Fanout, server: ServerSide | None, moved: Callable[[int, int], None]
-) -> dict[str, Any]:
-    """The report of one run, without its surroundings."""
+) -> tuple[dict[str, Any], Curves]:
+    """The report of one run, without its surroundings, and its latencies."""
     parts = list(fanout.parts())
     readers = len(parts) - 1
     drive = (fanout.seconds, fanout.warmup_s, fanout.rate, fanout.window)
@@ -62,7 +62,7 @@ async def fan_out(
     if len(outcome.digests) > 1:
         outcome.wrong += 1
         outcome.problems.append("not all followers have read what the history has")
-    return {
+    report = {
         "mode": "fanout",
         "window": fanout.window,
         "rate": fanout.rate,
@@ -78,3 +78,7 @@ async def fan_out(
         "refused": dict(figures.refused),
         **checked(outcome),
     }
+    curves = {"ack": figures.ack, "delivery": figures.delivery}
+    if slow_figures is not None:
+        curves["delivery, with slow readers"] = slow_figures.delivery
+    return report, curves

@@ -10,7 +10,7 @@ from typing import Any
 
 from im_actors.cli.bench.plan import Load
 from im_actors.cli.bench.processes import Figures, Generators, Outcome
-from im_actors.cli.bench.report import checked, described, measured
+from im_actors.cli.bench.report import Curves, checked, described, measured
 from im_actors.cli.bench.server_side import ServerSide
 from im_actors.errors import OutOfOrder, Overloaded, RateLimited
 
@@ -47,8 +47,8 @@ async def overload(
     server: ServerSide | None,
     moved: Callable[[int, int], None],
     say: Callable[[str], None],
-) -> dict[str, Any]:
-    """The report of one run, without its surroundings."""
+) -> tuple[dict[str, Any], Curves]:
+    """The report of one run, without its surroundings, and its latencies."""
     load = asked.load
     parts = [load.part(number) for number in range(load.processes)]
     async with Generators(parts, server, moved) as generators:
@@ -63,7 +63,7 @@ async def overload(
         say("the same as before")
         after = await generators.phase(CALM_S, CALM_WARMUP_S, CALM * best.msgs_per_s)
         outcome = await generators.finish()
-    return {
+    report = {
         "mode": "overload",
         **described(load),
         "window": asked.window,
@@ -79,6 +79,8 @@ async def overload(
         "rss_bytes": memory.to_json(),
         **checked(outcome),
     }
+    phases = {"before": before, "at twice the load": during, "after": after}
+    return report, {f"ack, {name}": figures.ack for name, figures in phases.items()}
 
 
 def refusals(during: Figures, outcome: Outcome) -> dict[str, Any]:

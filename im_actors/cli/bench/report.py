@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from im_actors.cli.bench.latencies import Latencies
 from im_actors.cli.bench.plan import Load
 from im_actors.cli.bench.processes import Figures, Outcome
 
+Curves = dict[str, Latencies]
+"""What a plot shows, by name."""
 BUSY = 0.9
 """A generator that takes more of a core than this may be what limits the figures."""
 PROBLEMS_SHOWN = 10

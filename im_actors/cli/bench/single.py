@@ -8,7 +8,7 @@ from typing import Any
 
 from im_actors.cli.bench.plan import Load
 from im_actors.cli.bench.processes import Generators
-from im_actors.cli.bench.report import checked, described, measured
+from im_actors.cli.bench.report import Curves, checked, described, measured
 from im_actors.cli.bench.server_side import ServerSide
 
 
@@ -26,14 +26,14 @@ class Single:
 
 async def single(
     asked: Single, server: ServerSide | None, moved: Callable[[int, int], None]
-) -> dict[str, Any]:
-    """The report of one run, without its surroundings."""
+) -> tuple[dict[str, Any], Curves]:
+    """The report of one run, without its surroundings, and its latencies."""
     load = asked.load
     parts = [load.part(number) for number in range(load.processes)]
     async with Generators(parts, server, moved) as generators:
         figures = await generators.phase(asked.seconds, asked.warmup_s, asked.rate, asked.window)
         outcome = await generators.finish()
-    return {
+    report = {
         "mode": "closed" if asked.rate is None else "open",
         "window": asked.window,
         "rate": asked.rate,
@@ -44,3 +44,4 @@ async def single(
         "refused": dict(figures.refused),
         **checked(outcome),
     }
+    return report, {"ack": figures.ack, "delivery": figures.delivery}
