@@ -15,6 +15,7 @@ import pytest
 from im_actors.cli.bench.latencies import Latencies
 from im_actors.cli.bench.plot import svg
 from im_actors.cli.bench.telling import Telling
+from im_actors.gateway.config import GatewayConfig
 from tests.cli.conftest import ClusterThread, Result, spawn
 
 Run = Callable[..., Result]
@@ -133,12 +134,30 @@ def test_wrong_usage(im: Run, options: Any) -> None:
     assert "usage: im-actors bench" in err
 
 
+def test_tokens(im: Run, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("a secret that is long enough for it")
+    config = GatewayConfig(token_secret=secret.read_text())
+    cluster = ClusterThread(tmp_path / "cluster", gateway=config)
+    cluster.data.mkdir()
+    cluster.start()
+    try:
+        bench(im, cluster, *SHORT, "--token-secret-file", secret)
+        code, out, err = im("bench", "--data", cluster.data, *SHORT)
+    finally:
+        cluster.close()
+    assert (code, out) == (1, "")
+    assert "needs a token" in err
+    assert len(err.splitlines()) == 1
+
+
 def test_the_end_of_the_commander_ends_the_generators(shared_cluster: ClusterThread) -> None:
     process = spawn(
         "bench", "--data", shared_cluster.data, "--seconds", 60, "--rate", 20, "--warmup", 0
     )
     assert process.stderr is not None
-    assert "acked" in process.stderr.readline()
+    while "acked" not in process.stderr.readline():
+        assert process.poll() is None
     process.terminate()
     assert process.wait(20) == 143
 
@@ -153,6 +172,9 @@ def test_the_end_of_the_commander_ends_the_generators(shared_cluster: ClusterThr
 def test_a_long_run_says_how_far_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     for expected_s, lines in ((60.0, 1), (1.0, 0)):
         telling = Telling(sys.stderr, expected_s)
+        telling._told -= 3_000_000
+        telling.moved(0, 0)
+        assert len(capsys.readouterr().err.splitlines()) == lines
         telling._told -= 3_000_000
         telling.moved(1_000, 900)
         telling.moved(2_000, 900)
