@@ -119,6 +119,36 @@ async def test_a_changed_body() -> None:
     assert "another body" in result["problems"][0]
 
 
+async def test_a_reader_that_was_cut_comes_back_and_misses_nothing() -> None:
+    async with FakeGateway() as gateway:
+
+        def cut(generator: Generator) -> None:
+            for follower in generator.followers:
+                follower.stop_reading()
+            for followers in gateway.followers.values():
+                for connection in followers:
+                    connection.abort()
+                followers.clear()
+
+        _, figures, result = await run(gateway, during=cut)
+    assert result["reconnects"] == 1
+    assert result["ledger"]["received"] == result["ledger"]["acked"] == 50
+    assert figures["delivery"] == []
+    assert result["problems"] == []
+
+
+async def test_a_follower_that_reads_and_is_cut_all_the_same() -> None:
+    async with FakeGateway() as gateway:
+
+        def cut(generator: Generator) -> None:
+            for followers in gateway.followers.values():
+                for connection in followers:
+                    connection.abort()
+
+        _, _, result = await run(gateway, during=cut)
+    assert "the connection has ended" in result["problems"][0]
+
+
 @pytest.mark.parametrize(
     ("lie", "told"),
     [

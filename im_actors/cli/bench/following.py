@@ -8,7 +8,9 @@ the same bytes, and compared with what is known of that seq.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
+import socket
 from array import array
 from collections import defaultdict
 from collections.abc import Sequence
@@ -33,6 +35,7 @@ PULLS_MAX = 8
 """PULLs of one connection that wait for their page."""
 PULL_AGAIN_S = 0.1
 DEVICE_BITS = 20
+SLOW_BUFFER_BYTES = 4_096
 
 _read_length = Struct(">I").unpack_from
 _read_stamp = Struct(">Q").unpack_from
@@ -170,7 +173,18 @@ class Follower(Wire):
 
     def stop_reading(self) -> None:
         self.slow = True
+        # Else the kernel takes megabytes for it, and the gateway does not notice for a while.
+        with contextlib.suppress(OSError):
+            sock = self._transport.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SLOW_BUFFER_BYTES)
         self._transport.pause_reading()
+
+    def successor(self) -> Follower:
+        """The same reader on another connection; it goes on where this one has come to."""
+        other = Follower(self.run, self.device, list(self.cursors))
+        other.cursors.update(self.cursors)
+        other.slow, other.repeated = self.slow, self.repeated
+        return other
 
     def go_on_reading(self) -> None:
         if self.slow and not self._transport.is_closing():
@@ -197,7 +211,11 @@ class Follower(Wire):
             self._other(message)
 
     def failed(self, error: ImError) -> None:
-        self.run.problem(str(error))
+        if self.slow:
+            # A gateway may cut a client that does not read, and the client comes back.
+            self.run.replace(self)
+        else:
+            self.run.problem(str(error))
 
     # ---- inside
 

@@ -64,6 +64,8 @@ class Generator:
         self.refused: Counter[int] = Counter()
         self.without_wait = 0
         """Refusals for now that name no time to wait."""
+        self.reconnects = 0
+        """Of readers that did not read for so long that they were cut."""
         self.problems: list[str] = []
         self.wrong = 0
         self.ack, self.delivery = Latencies(), Latencies()
@@ -85,6 +87,13 @@ class Generator:
         self.wrong += 1
         if len(self.problems) < PROBLEMS_MAX:
             self.problems.append(text)
+
+    def replace(self, gone: Follower) -> None:
+        """Give the reader of a connection that was cut another one."""
+        self.reconnects += 1
+        task = asyncio.create_task(self._replace(gone))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     # ---- the three steps
 
@@ -158,6 +167,7 @@ class Generator:
             "wrong": self.wrong,
             "without_wait": self.without_wait,
             "pulled": self.pulled,
+            "reconnects": self.reconnects,
             "digest": self.timelines.digest(),
         }
 
@@ -189,6 +199,16 @@ class Generator:
         )
         if not all(follower.followed for follower in self.followers):
             raise NotReachable("not all sessions can be followed; im-actors status says why")
+
+    async def _replace(self, gone: Follower) -> None:
+        number = self.followers.index(gone)
+        try:
+            (successor,) = await connect_all([(gone.successor, self.load.address(number))])
+        except ImError as error:
+            self.problem(str(error))
+            return
+        self.followers[number] = successor
+        successor.follow()
 
     def _offer(self, count: int, at: int) -> None:
         """What is due at one point of the grid, dealt to the connections in turn."""
@@ -245,7 +265,7 @@ class Generator:
                 wire.ping()
 
     def close(self) -> None:
-        for task in self._tasks:
+        for task in list(self._tasks):
             task.cancel()
         for wire in (*self.senders, *self.followers):
             wire.close()

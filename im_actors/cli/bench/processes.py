@@ -74,6 +74,8 @@ class Outcome:
     without_wait: int = 0
     pulled: int = 0
     """Events that followers had to ask for, because pushes were dropped or lost."""
+    reconnects: int = 0
+    """Of followers that were cut because they did not read."""
     digests: set[str] = field(default_factory=set)
     """Of the timelines that each generator has read."""
 
@@ -85,7 +87,7 @@ class Outcome:
         self.ledger.add(answer["ledger"])
         self.problems += answer["problems"]
         self.digests.add(answer["digest"])
-        for name in ("wrong", "without_wait", "pulled"):
+        for name in ("wrong", "without_wait", "pulled", "reconnects"):
             setattr(self, name, getattr(self, name) + answer[name])
 
 

@@ -62,6 +62,7 @@ def checked(outcome: Outcome) -> dict[str, Any]:
     return {
         "ledger": outcome.ledger.to_json(),
         "pulled": outcome.pulled,
+        "reconnects": outcome.reconnects,
         "problems": outcome.problems,
         "void": not outcome.sound,
     }
@@ -149,5 +150,10 @@ def cpu_lines(report: dict[str, Any]) -> Iterator[str]:
 def ledger_lines(report: dict[str, Any]) -> Iterator[str]:
     counts = ", ".join(f"{name} {count:,}" for name, count in report["ledger"].items())
     yield f"  ledger        {'VOID: ' if report['void'] else 'sound: '}{counts}"
+    if report["pulled"] or report["reconnects"]:
+        yield (
+            f"  followers     pulled {report['pulled']:,} events,"
+            f" reconnected {report['reconnects']:,} times"
+        )
     for problem in report["problems"][:PROBLEMS_SHOWN]:
         yield f"    {problem}"
