@@ -8,6 +8,9 @@ the same bytes, and compared with what is known of that seq.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import hashlib
+import socket
 from array import array
 from collections import defaultdict
 from collections.abc import Sequence
@@ -32,6 +35,7 @@ PULLS_MAX = 8
 """PULLs of one connection that wait for their page."""
 PULL_AGAIN_S = 0.1
 DEVICE_BITS = 20
+SLOW_BUFFER_BYTES = 4_096
 
 _read_length = Struct(">I").unpack_from
 _read_stamp = Struct(">Q").unpack_from
@@ -79,6 +83,14 @@ class Timelines:
                 del self._chunks[next(iter(self._chunks))]
             known = self._chunks[data] = self._decode(data)
         return known
+
+    def digest(self) -> str:
+        """Names all that was read: two generators with the same sessions have to agree on it."""
+        digest = hashlib.blake2b(digest_size=16)
+        for session, contents in sorted(self.contents.items()):
+            digest.update(session.encode())
+            digest.update(contents.tobytes())
+        return digest.hexdigest()
 
     def _decode(self, data: bytes) -> Chunk:
         events: list[bytes] = []
@@ -143,6 +155,8 @@ class Follower(Wire):
         """Up to these seqs everything was read."""
         self.heads: dict[str, int] = {}
         """As the gateway told them last."""
+        self.slow = False
+        """It did not read for some time, so what it reads says nothing about the server."""
         self.repeated = 0
         """Events that came again although nothing was pulled."""
         self._timelines = run.timelines
@@ -156,6 +170,25 @@ class Follower(Wire):
 
     def follow(self) -> None:
         self._transport.write(encode_frame(m.follow(list(self.cursors))))
+
+    def stop_reading(self) -> None:
+        self.slow = True
+        # Else the kernel takes megabytes for it, and the gateway does not notice for a while.
+        with contextlib.suppress(OSError):
+            sock = self._transport.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SLOW_BUFFER_BYTES)
+        self._transport.pause_reading()
+
+    def successor(self) -> Follower:
+        """The same reader on another connection; it goes on where this one has come to."""
+        other = Follower(self.run, self.device, list(self.cursors))
+        other.cursors.update(self.cursors)
+        other.slow, other.repeated = self.slow, self.repeated
+        return other
+
+    def go_on_reading(self) -> None:
+        if self.slow and not self._transport.is_closing():
+            self._transport.resume_reading()
 
     @property
     def followed(self) -> bool:
@@ -178,7 +211,11 @@ class Follower(Wire):
             self._other(message)
 
     def failed(self, error: ImError) -> None:
-        self.run.problem(str(error))
+        if self.slow:
+            # A gateway may cut a client that does not read, and the client comes back.
+            self.run.replace(self)
+        else:
+            self.run.problem(str(error))
 
     # ---- inside
 
@@ -186,6 +223,8 @@ class Follower(Wire):
         run = self.run
         now = micros()
         run.arrived += len(stamps)
+        if self.slow:
+            return
         since = run.since
         if stamps[0] < since or stamps[-1] < since:
             stamps = [stamp for stamp in stamps if stamp >= since]
