@@ -1,0 +1,253 @@
+"""``python -m bench.compare``: im_actors, Redis ×3 and NATS JetStream R3 under the same loads.
+
+Round by round each system is started in a new directory, loaded with every load, and ended, so that
+only one runs at a time and slow hours of the machine meet all of them. Prints the table and what
+each acknowledgement means; writes compare.json and compare.svg.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from bench.compare.figures import Result, summary, table
+from bench.compare.loop import DRAINED_S, STARTED_S, Load
+from bench.compare.plot import svg
+from bench.compare.servers import SYSTEMS, Missing, System, cpu_seconds
+from bench.machine import describe, fsync_us
+
+RESULTS = Path(__file__).resolve().parent.parent / "results"
+LOADS = "1x1,16x1,64x16,64x128"
+QUIET_SHARE = 0.05
+"""A system has done what a load left to do when it uses no more of a core than this above what it
+used before the load."""
+QUIET_SAMPLE_S = 0.5
+QUIET_S_MAX = 20.0
+ATTEMPTS = 2
+"""A void measurement is repeated once; a second one ends the comparison."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    if args.table:
+        print(table(json.loads((args.output / "compare.json").read_text())))
+        return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        report = compare(args)
+    except KeyboardInterrupt:
+        return 130
+    except (Missing, RuntimeError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    args.output.mkdir(parents=True, exist_ok=True)
+    (args.output / "compare.json").write_text(json.dumps(report, indent=1) + "\n")
+    (args.output / "compare.svg").write_text(svg(report))
+    print(table(report), file=sys.stderr if args.json else sys.stdout)
+    if args.json:
+        print(json.dumps(report))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.compare",
+        description="Compare im_actors with Redis x3 and NATS JetStream R3 on this machine.",
+    )
+    parser.add_argument("--json", action="store_true", help="the last line is one JSON object")
+    parser.add_argument("--table", action="store_true", help="only print the last table again")
+    parser.add_argument(
+        "--systems", type=_systems, help=f"some of {','.join(SYSTEMS)} (default: the installed)"
+    )
+    parser.add_argument(
+        "--loads", type=_loads, default=_loads(LOADS),
+        help=f"connections x window, with commas between (default: {LOADS})",
+    )  # fmt: skip
+    parser.add_argument("--runs", type=int, default=3, help="rounds (default: 3)")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each load (default: 5)")
+    parser.add_argument("--warm-up", type=float, default=1.0, help="before them (default: 1)")
+    parser.add_argument("--sessions", type=int, default=2_000, help="(default: 2000)")
+    parser.add_argument("--bytes", type=int, default=128, help="of a message (default: 128)")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="(default: bench/results)")
+    parser.add_argument(
+        "--directory",
+        type=Path,
+        help="where the systems keep their data (default: a temporary one)",
+    )
+    return parser
+
+
+def _systems(text: str) -> list[str]:
+    names = text.split(",")
+    if unknown := set(names) - set(SYSTEMS):
+        raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: none of {', '.join(SYSTEMS)}")
+    return names
+
+
+def _loads(text: str) -> list[tuple[int, int]]:
+    loads = []
+    for part in text.split(","):
+        connections, _, window = part.partition("x")
+        if not (connections.isdecimal() and window.isdecimal() and int(connections) * int(window)):
+            raise argparse.ArgumentTypeError(f"{part!r} is not CONNECTIONSxWINDOW")
+        loads.append((int(connections), int(window)))
+    return loads
+
+
+def installed(wanted: Sequence[str] | None) -> dict[str, str]:
+    """The systems to compare and their versions. What is not installed is left out with a word,
+    unless it was asked for by name."""
+    versions = {}
+    for name in wanted or SYSTEMS:
+        try:
+            versions[name] = SYSTEMS[name].require()
+        except Missing as missing:
+            if wanted:
+                raise
+            say(f"{name} is left out: {missing}")
+    return versions
+
+
+def compare(args: argparse.Namespace) -> dict[str, Any]:
+    """All rounds; the report."""
+    versions = installed(args.systems)
+    results: dict[tuple[int, int], dict[str, list[Result]]] = {
+        load: {name: [] for name in versions} for load in args.loads
+    }
+    fsyncs = []
+    for round_number in range(args.runs):
+        for name in versions:
+            with tempfile.TemporaryDirectory(prefix="im_bench-", dir=args.directory) as directory:
+                fsyncs.append(fsync_us(Path(directory)))
+                with SYSTEMS[name](Path(directory)) as system:
+                    for load in args.loads:
+                        result = measured(system, load, args)
+                        results[load][name].append(result)
+                        say(f"round {round_number + 1} {load[0]}x{load[1]} {name}: {told(result)}")
+    return {
+        "loads": [
+            {
+                "connections": connections,
+                "window": window,
+                "systems": {name: summary(runs) for name, runs in of.items()},
+            }
+            for (connections, window), of in results.items()
+        ],
+        "fsync_us": _median_of(fsyncs),
+        "machine": describe(),
+        "versions": versions,
+        "acknowledged_means": {name: SYSTEMS[name].acknowledges() for name in versions},
+        "settings": {n: getattr(args, n) for n in ("runs", "seconds", "sessions", "bytes")},
+    }
+
+
+def _median_of(samples: list[dict[str, float]]) -> dict[str, float]:
+    """Per name the middle one."""
+    return {name: sorted(s[name] for s in samples)[len(samples) // 2] for name in samples[0]}
+
+
+def measured(system: System, load: tuple[int, int], args: argparse.Namespace) -> Result:
+    """One load on a running system; a void one is repeated."""
+    for attempt in range(ATTEMPTS):
+        try:
+            return _measured(system, load, args)
+        except RuntimeError as void:
+            say(f"{system.name} {load[0]}x{load[1]} is void: {void}")
+            if attempt == ATTEMPTS - 1:
+                raise
+    raise AssertionError
+
+
+def _measured(system: System, load: tuple[int, int], args: argparse.Namespace) -> Result:
+    # What others, or earlier loads, left in the page cache must not be written out meanwhile.
+    os.sync()
+    pids = system.pids()
+    idle_share = _share(pids)
+    spec = Load(
+        system=system.name,
+        run=f"r{secrets.token_hex(4)}",
+        addresses=tuple(system.addresses()),
+        connections=load[0],
+        window=load[1],
+        sessions=args.sessions,
+        bytes=args.bytes,
+        seconds=args.seconds,
+        warm_up_s=args.warm_up,
+    )
+    before = cpu_seconds(pids)
+    result = generate(spec)
+    used = cpu_seconds(pids) - before + _until_quiet(pids, idle_share)
+    sessions = [f"{spec.run}-{number}" for number in range(spec.sessions)]
+    held = system.held(sessions)
+    if any(count != result["acknowledged"] for count in held):
+        raise RuntimeError(f"{result['acknowledged']} were acknowledged, the copies hold {held}")
+    return result | {"server_cpu_us_per_msg": round(used / result["acknowledged"] * 1e6, 2)}
+
+
+def generate(load: Load) -> Result:
+    """Run the generator in a process of its own, which does not outlive this one's interest."""
+    command = [sys.executable, "-m", "bench.compare.generate", json.dumps(asdict(load))]
+    with _ended(
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    ) as process:
+        limit_s = load.warm_up_s + load.seconds + STARTED_S + 4 * DRAINED_S
+        out, errors = process.communicate(timeout=limit_s)
+    if process.returncode:
+        raise RuntimeError(errors.strip()[-2000:])
+    result: Result = json.loads(out)
+    return result
+
+
+@contextlib.contextmanager
+def _ended(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def _share(pids: list[int]) -> float:
+    """What these processes use of a core now."""
+    before, started = cpu_seconds(pids), time.monotonic()
+    time.sleep(QUIET_SAMPLE_S)
+    return (cpu_seconds(pids) - before) / (time.monotonic() - started)
+
+
+def _until_quiet(pids: list[int], idle_share: float) -> float:
+    """Wait until the work that the load left is done; its CPU seconds, without those of idling."""
+    started, before = time.monotonic(), cpu_seconds(pids)
+    while _share(pids) > idle_share + QUIET_SHARE and time.monotonic() - started < QUIET_S_MAX:
+        pass
+    elapsed = time.monotonic() - started
+    return max(0.0, cpu_seconds(pids) - before - idle_share * elapsed)
+
+
+def told(result: Result) -> str:
+    return (
+        f"{result['msgs_per_s']:,.0f} msg/s, p50 {result['ack_ms']['p50']:.2f} ms,"
+        f" p99 {result['ack_ms']['p99']:.2f} ms, servers"
+        f" {result['server_cpu_us_per_msg']:.1f} µs a message,"
+        f" generator {result['generator_cpu_share']:.0%}"
+    )
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
