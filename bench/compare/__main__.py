@@ -33,6 +33,8 @@ LOADS = "1x1,16x1,64x16,64x128"
 QUIET_SHARE = 0.05
 """A system has done what a load left to do when it uses no more of a core than this above what it
 used before the load."""
+STARTED_SHARE = 0.15
+"""A system that was just started is loaded when it uses no more of a core than this."""
 QUIET_SAMPLE_S = 0.5
 QUIET_S_MAX = 20.0
 ATTEMPTS = 2
@@ -174,7 +176,7 @@ def _measured(system: System, load: tuple[int, int], args: argparse.Namespace) -
     # What others, or earlier loads, left in the page cache must not be written out meanwhile.
     os.sync()
     pids = system.pids()
-    idle_share = _share(pids)
+    idle_share = _idle_share(pids)
     spec = Load(
         system=system.name,
         run=f"r{secrets.token_hex(4)}",
@@ -202,7 +204,7 @@ def generate(load: Load) -> Result:
     with _ended(
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     ) as process:
-        limit_s = load.warm_up_s + load.seconds + STARTED_S + 4 * DRAINED_S
+        limit_s = load.warm_up_s + load.seconds + 2 * STARTED_S + 2 * DRAINED_S
         out, errors = process.communicate(timeout=limit_s)
     if process.returncode:
         raise RuntimeError(errors.strip()[-2000:])
@@ -225,6 +227,14 @@ def _share(pids: list[int]) -> float:
     before, started = cpu_seconds(pids), time.monotonic()
     time.sleep(QUIET_SAMPLE_S)
     return (cpu_seconds(pids) - before) / (time.monotonic() - started)
+
+
+def _idle_share(pids: list[int]) -> float:
+    """What they use when they have nothing to do, which they may not have come to yet."""
+    limit = time.monotonic() + QUIET_S_MAX
+    while (share := _share(pids)) > STARTED_SHARE and time.monotonic() < limit:
+        pass
+    return share
 
 
 def _until_quiet(pids: list[int], idle_share: float) -> float:

@@ -23,12 +23,17 @@ PULLED = 500
 STREAM = "bench"
 SUBJECTS = "bench.*"
 
-REDIS_SCRIPT = (
-    "if redis.call('SET', KEYS[1], '', 'NX') then"
-    " return redis.call('XADD', KEYS[2], '*', 'm', ARGV[1]) end return false"
-)
-"""One message: nothing when its key is known, otherwise the id of its entry. In a script because
-what is added depends on the answer to SET: a transaction could not leave the XADD out."""
+REDIS_SCRIPT = """
+local ids = {}
+for i = 1, #ARGV do
+    ids[i] = redis.call('SET', KEYS[2 * i - 1], '', 'NX')
+        and redis.call('XADD', KEYS[2 * i], '*', 'm', ARGV[i])
+end
+return ids
+"""
+"""Some messages: the id of each one's entry, nil when its key is known. In a script because what is
+added depends on the answer to SET: a transaction could not leave the XADD out."""
+REDIS_WAIT = b"*3\r\n$4\r\nWAIT\r\n$1\r\n2\r\n$1\r\n0\r\n"
 
 
 class ImSender(FramedProtocol):
@@ -175,56 +180,49 @@ class _Plain(asyncio.Protocol):
 
 
 class RedisSender(_Plain):
-    """Pipelines everything that is free, and one WAIT behind it. Redis reads nothing else of this
-    connection while it waits, so the WAIT of a batch covers all of it."""
+    """One script call for everything that is free, and one WAIT behind it. Redis reads nothing else
+    of this connection while it waits, so a WAIT covers the whole of its batch. Measured against one
+    call for each message it is up to a fifth faster; two halves of a window in turn are slower."""
 
     def __init__(self, run: Run, number: int) -> None:
         super().__init__(run, number)
-        names = {session: session.encode() for session in run.sessions_of(number)}
-        self._turns = itertools.cycle(names.values())
-        self._next_n = dict.fromkeys(names.values(), 0)
+        names = [session.encode() for session in run.sessions_of(number)]
+        self._turns = itertools.cycle(names)
+        self._next_n = dict.fromkeys(names, 0)
         self._batches: deque[tuple[int, float]] = deque()
         self._lines: list[bytes] = []
-        self._head = b""
+        self._sha = b""
 
     def opened(self) -> None:
         self._write(words(b"SCRIPT", b"LOAD", REDIS_SCRIPT.encode()))
 
     def lines_received(self, lines: list[bytes]) -> None:
-        if b"-" in {line[:1] for line in lines}:
-            self._run.fail(f"Redis answered {lines[:5]}")
-            return
         pending = self._lines
         pending += lines
-        if not self._head and len(pending) >= 2:
-            self._loaded(pending[1])
+        if b"$-1" in lines or (pending and pending[0].startswith(b"-")):
+            self._run.fail(f"Redis answered {pending[:5]}")
+            return
+        if not self._sha and len(pending) >= 2:
+            self._sha = pending[1]
             pending.clear()
-        while self._batches and len(pending) > 2 * self._batches[0][0]:
+            self._run.ready.append(self)
+        while self._batches and len(pending) >= 2 * self._batches[0][0] + 2:
             count, at = self._batches.popleft()
-            heads, waited = set(pending[0 : 2 * count : 2]), pending[2 * count]
-            if waited != b":2" or any(head[:1] != b"$" or head == b"$-1" for head in heads):
-                self._run.fail(f"Redis answered {sorted(heads)[:5]}, and {waited!r} to WAIT")
+            if pending[2 * count + 1] != b":2":
+                self._run.fail(f"Redis answered {pending[2 * count + 1]!r} to WAIT")
                 return
-            del pending[: 2 * count + 1]
+            del pending[: 2 * count + 2]
             self._run.answered(self, [at] * count)
 
-    def _loaded(self, sha: bytes) -> None:
-        start = words(b"EVALSHA", sha, b"2", b"", b"", b"")
-        self._head = start[: start.index(b"$0\r\n")]
-        self._run.ready.append(self)
-
     def submit(self, count: int, now: float) -> None:
-        device, next_n, head = self._device.encode(), self._next_n, self._head
-        tail = b"$%d\r\n%b\r\n" % (len(self._run.body), self._run.body)
-        parts = []
+        device, next_n, body = self._device.encode(), self._next_n, self._run.body
+        parts = [b"*%d\r\n" % (3 + 3 * count)]
+        parts += map(bulk, (b"EVALSHA", self._sha, b"%d" % (2 * count)))
         for session in itertools.islice(self._turns, count):
             n = next_n[session] = next_n[session] + 1
             key = b"%b:%b:%d" % (session, device, n)
-            parts.append(
-                b"%b$%d\r\n%b\r\n$%d\r\n%b\r\n%b"
-                % (head, len(key), key, len(session), session, tail)
-            )
-        parts.append(b"*3\r\n$4\r\nWAIT\r\n$1\r\n2\r\n$1\r\n0\r\n")
+            parts.append(b"$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(key), key, len(session), session))
+        parts += [bulk(body) * count, REDIS_WAIT]
         self._batches.append((count, now))
         self._write(b"".join(parts))
 
@@ -303,7 +301,12 @@ _puback = re.compile(
 
 def words(*parts: bytes) -> bytes:
     """One Redis command."""
-    return b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%b\r\n" % (len(p), p) for p in parts)
+    return b"*%d\r\n" % len(parts) + b"".join(map(bulk, parts))
+
+
+def bulk(part: bytes) -> bytes:
+    """One word of a Redis command."""
+    return b"$%d\r\n%b\r\n" % (len(part), part)
 
 
 async def load_im_actors(run: Run) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 STARTED_S = 30.0
 """How long connections may take to be ready."""
-DRAINED_S = 30.0
+DRAINED_S = 120.0
 """How long the last acknowledgements may take after the end."""
 POLL_S = 0.01
 

@@ -22,13 +22,15 @@ from typing import Any, ClassVar
 from bench.compare.clients import NATS_HELLO, STREAM, SUBJECTS, words
 from im_actors.actors import deploy, processes
 from im_actors.cli.progress import Progress
-from im_actors.cli.replay_commands import end_demo
+from im_actors.cli.replay_commands import deaf, end_demo
 
 HOST = "127.0.0.1"
 SERVERS = 3
 START_S = 30.0
 STOP_S = 10.0
 ANSWER_S = 10.0
+API_S = 1.0
+"""JetStream does not answer before it has a leader."""
 POLL_S = 0.05
 SYSTEM_PATHS = ("/usr/sbin", "/usr/local/sbin")
 """Where packages put servers and where users do not look."""
@@ -91,12 +93,14 @@ class System:
         try:
             self.start()
         except BaseException:
-            self.stop()
+            self.__exit__()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.stop()
+        # Another Ctrl-C must not leave half of it behind.
+        with deaf():
+            self.stop()
 
 
 class ImActors(System):
@@ -328,7 +332,7 @@ class Nats(Daemons):
     def _ask(self, subject: str, request: dict[str, Any]) -> dict[str, Any]:
         """A request to the JetStream API; ValueError when nobody answers it yet."""
         data = json.dumps(request).encode()
-        with socket.create_connection((HOST, self.ports[0]), ANSWER_S) as connection:
+        with socket.create_connection((HOST, self.ports[0]), API_S) as connection:
             connection.sendall(
                 NATS_HELLO + b"SUB _INBOX.ask 1\r\n"
                 b"PUB $JS.API.%b _INBOX.ask %d\r\n%b\r\n" % (subject.encode(), len(data), data)
