@@ -15,7 +15,14 @@ import threading
 from collections.abc import Iterator, Sequence
 
 from im_actors import __version__
-from im_actors.cli import chat, client_commands, cluster_commands, replay_commands, torture_commands
+from im_actors.cli import (
+    bench_commands,
+    chat,
+    client_commands,
+    cluster_commands,
+    replay_commands,
+    torture_commands,
+)
 from im_actors.cli.cluster_commands import EXIT_INTERRUPTED, EXIT_TERMINATED
 from im_actors.errors import ImError
 
@@ -101,7 +108,10 @@ def build_parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
 
-    for module in (cluster_commands, client_commands, chat, replay_commands, torture_commands):
+    modules = (
+        cluster_commands, client_commands, chat, replay_commands, torture_commands, bench_commands,
+    )  # fmt: skip
+    for module in modules:
         module.register(add)
     return parser
 

@@ -1,0 +1,110 @@
+"""The result of a run, for programs and for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from im_actors.cli.bench.plan import Load
+from im_actors.cli.bench.processes import Figures, Outcome
+
+BUSY = 0.9
+"""A generator that takes more of a core than this may be what limits the figures."""
+PROBLEMS_SHOWN = 10
+
+
+def measured(figures: Figures) -> dict[str, Any]:
+    """What one phase gave."""
+    acked = max(1, figures.acked)
+    return {
+        "msgs_per_s": round(figures.msgs_per_s, 1),
+        "delivered_per_s": round(figures.received / figures.elapsed_s, 1),
+        "ack_ms": figures.ack.summary(),
+        "delivery_ms": figures.delivery.summary(),
+        "generator_cpu": figures.generator_cpu,
+        "generator_us_per_msg": round(figures.generator_us / acked, 2),
+        "server_cpu": server_cpu(figures),
+    }
+
+
+def server_cpu(figures: Figures) -> dict[str, Any] | None:
+    """Microseconds of CPU of all server processes per acknowledged message."""
+    if figures.server_cpu is None or not figures.acked:
+        return None
+    kinds = {kind: round(us / figures.acked, 2) for kind, us in figures.server_cpu.items()}
+    total = round(sum(figures.server_cpu.values()) / figures.acked, 2)
+    return {"us_per_msg": total, "by_kind": dict(sorted(kinds.items()))}
+
+
+def described(load: Load) -> dict[str, Any]:
+    """The load, as far as it does not change from phase to phase."""
+    return {
+        "connections": load.connections,
+        "processes": load.processes,
+        "bytes": load.bytes,
+        "sessions": load.sessions,
+        "distribution": "uniform" if load.zipf is None else "zipf",
+        "zipf": load.zipf,
+        "followers": load.followers,
+        "gateways": len(load.addresses),
+    }
+
+
+def checked(outcome: Outcome) -> dict[str, Any]:
+    """What the ledger says."""
+    return {
+        "ledger": outcome.ledger.to_json(),
+        "pulled": outcome.pulled,
+        "problems": outcome.problems,
+        "void": not outcome.sound,
+    }
+
+
+def lines(report: dict[str, Any]) -> Iterator[str]:
+    """The report for people."""
+    yield headline(report)
+    yield f"  acknowledged  {report['msgs_per_s']:>12,.0f} msg/s"
+    if report["delivery_ms"] is not None:
+        yield f"  delivered     {report['delivered_per_s']:>12,.0f} events/s"
+    yield f"  {'ms':<12}" + "".join(f"{name:>10}" for name in ("p50", "p90", "p99", "p99.9", "max"))
+    for title, name in (("ack", "ack_ms"), ("delivery", "delivery_ms")):
+        if report[name] is not None:
+            yield f"  {title:<12}" + "".join(f"{ms:>10,.2f}" for ms in report[name].values())
+    yield from cpu_lines(report)
+    yield from ledger_lines(report)
+    fsync = report["fsync_us"]
+    yield (
+        f"  machine       {report['machine']['cores']} cores, {report['machine']['processor']},"
+        f" fsync p50 {fsync['p50']:.0f} µs, p99 {fsync['p99']:.0f} µs"
+    )
+
+
+def headline(report: dict[str, Any]) -> str:
+    if report["rate"] is None:
+        how = f"closed loop, {report['connections']} connections × {report['window']}"
+    else:
+        how = f"open loop, {report['rate']:,.0f} msg/s on {report['connections']} connections"
+    spread = "" if report["zipf"] is None else f", Zipf {report['zipf']}"
+    return (
+        f"{how}, {report['bytes']} bytes, {report['sessions']:,} sessions{spread},"
+        f" {report['followers']} followers each, {report['seconds']:g} s"
+    )
+
+
+def cpu_lines(report: dict[str, Any]) -> Iterator[str]:
+    cpu = report["server_cpu"]
+    if cpu is not None:
+        parts = ", ".join(f"{kind} {us:.1f}" for kind, us in cpu["by_kind"].items())
+        yield f"  server CPU    {cpu['us_per_msg']:>12.1f} µs per message: {parts}"
+    shares = ", ".join(f"{share:.2f}" for share in report["generator_cpu"])
+    generator_us = report["generator_us_per_msg"]
+    yield f"  generator     {generator_us:>12.1f} µs per message, {shares} of a core"
+    if max(report["generator_cpu"]) > BUSY:
+        yield "  the generator may be what limits these figures: try more --processes"
+
+
+def ledger_lines(report: dict[str, Any]) -> Iterator[str]:
+    counts = ", ".join(f"{name} {count:,}" for name, count in report["ledger"].items())
+    yield f"  ledger        {'VOID: ' if report['void'] else 'sound: '}{counts}"
+    for problem in report["problems"][:PROBLEMS_SHOWN]:
+        yield f"    {problem}"
