@@ -8,25 +8,25 @@ each acknowledgement means; writes compare.json and compare.svg.
 from __future__ import annotations
 
 import argparse
-import contextlib
+import asyncio
 import json
 import os
 import secrets
 import signal
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.compare.figures import Result, summary, table
-from bench.compare.loop import DRAINED_S, STARTED_S, Load
 from bench.compare.plot import svg
 from bench.compare.servers import SYSTEMS, Missing, System, cpu_seconds
 from bench.machine import describe, fsync_us
+from im_actors.cli.bench.plan import Load
+from im_actors.cli.bench.processes import Figures, Generators, Outcome
+from im_actors.errors import ImError
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 LOADS = "1x1,16x1,64x16,64x128"
@@ -44,14 +44,13 @@ ATTEMPTS = 2
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     if args.table:
-        print(table(json.loads((args.output / "compare.json").read_text())))
-        return 0
+        return print_table(args.output / "compare.json")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         report = compare(args)
     except KeyboardInterrupt:
         return 130
-    except (Missing, RuntimeError) as error:
+    except (Missing, RuntimeError, ImError) as error:
         print(error, file=sys.stderr)
         return 2
     args.output.mkdir(parents=True, exist_ok=True)
@@ -60,6 +59,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(table(report), file=sys.stderr if args.json else sys.stdout)
     if args.json:
         print(json.dumps(report))
+    return 0
+
+
+def print_table(results: Path) -> int:
+    """That of an earlier comparison."""
+    if not results.exists():
+        print(f"{results} is not there: compare first", file=sys.stderr)
+        return 2
+    print(table(json.loads(results.read_text())))
     return 0
 
 
@@ -82,6 +90,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--warm-up", type=float, default=1.0, help="before them (default: 1)")
     parser.add_argument("--sessions", type=int, default=2_000, help="(default: 2000)")
     parser.add_argument("--bytes", type=int, default=128, help="of a message (default: 128)")
+    parser.add_argument(
+        "--processes", type=int, default=1, help="that make the load, for each system (default: 1)"
+    )
     parser.add_argument("--output", type=Path, default=RESULTS, help="(default: bench/results)")
     parser.add_argument(
         "--directory",
@@ -151,7 +162,9 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         "machine": describe(),
         "versions": versions,
         "acknowledged_means": {name: SYSTEMS[name].acknowledges() for name in versions},
-        "settings": {n: getattr(args, n) for n in ("runs", "seconds", "sessions", "bytes")},
+        "settings": {
+            n: getattr(args, n) for n in ("runs", "seconds", "sessions", "bytes", "processes")
+        },
     }
 
 
@@ -165,7 +178,7 @@ def measured(system: System, load: tuple[int, int], args: argparse.Namespace) ->
     for attempt in range(ATTEMPTS):
         try:
             return _measured(system, load, args)
-        except RuntimeError as void:
+        except (RuntimeError, ImError) as void:
             say(f"{system.name} {load[0]}x{load[1]} is void: {void}")
             if attempt == ATTEMPTS - 1:
                 raise
@@ -178,48 +191,43 @@ def _measured(system: System, load: tuple[int, int], args: argparse.Namespace) -
     pids = system.pids()
     idle_share = _idle_share(pids)
     spec = Load(
-        system=system.name,
-        run=f"r{secrets.token_hex(4)}",
-        addresses=tuple(system.addresses()),
+        run=secrets.token_hex(4),
+        addresses=system.addresses(),
         connections=load[0],
-        window=load[1],
         sessions=args.sessions,
         bytes=args.bytes,
-        seconds=args.seconds,
-        warm_up_s=args.warm_up,
-    )
+        followers=system.followers,
+        processes=args.processes,
+    ).validate()
     before = cpu_seconds(pids)
-    result = generate(spec)
+    figures, outcome = asyncio.run(generate(system, spec, load[1], args))
     used = cpu_seconds(pids) - before + _until_quiet(pids, idle_share)
-    sessions = [f"{spec.run}-{number}" for number in range(spec.sessions)]
-    held = system.held(sessions)
-    if any(count != result["acknowledged"] for count in held):
-        raise RuntimeError(f"{result['acknowledged']} were acknowledged, the copies hold {held}")
-    return result | {"server_cpu_us_per_msg": round(used / result["acknowledged"] * 1e6, 2)}
+    acked = outcome.ledger.acked
+    if not outcome.sound or not acked:
+        raise RuntimeError(f"{outcome.ledger.to_json()} {outcome.problems[:3]}")
+    held = system.held([p.session(n) for p in parts_of(spec) for n in range(p.sessions)])
+    if any(count != acked for count in held):
+        raise RuntimeError(f"{acked} messages were acknowledged, and the copies hold {held}")
+    return {
+        "msgs_per_s": round(figures.msgs_per_s, 1),
+        "ack_ms": figures.ack.summary(),
+        "server_cpu_us_per_msg": round(used / acked * 1e6, 2),
+        "generator_cpu_share": round(sum(figures.generator_cpu), 2),
+    }
 
 
-def generate(load: Load) -> Result:
-    """Run the generator in a process of its own, which does not outlive this one's interest."""
-    command = [sys.executable, "-m", "bench.compare.generate", json.dumps(asdict(load))]
-    with _ended(
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    ) as process:
-        limit_s = load.warm_up_s + load.seconds + 2 * STARTED_S + 2 * DRAINED_S
-        out, errors = process.communicate(timeout=limit_s)
-    if process.returncode:
-        raise RuntimeError(errors.strip()[-2000:])
-    result: Result = json.loads(out)
-    return result
+def parts_of(load: Load) -> list[Load]:
+    """What each generator does."""
+    return [load.part(number) for number in range(load.processes)]
 
 
-@contextlib.contextmanager
-def _ended(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+async def generate(
+    system: System, load: Load, window: int, args: argparse.Namespace
+) -> tuple[Figures, Outcome]:
+    """The generators' figures, and their ledger."""
+    async with Generators(parts_of(load), None, module=system.generator) as generators:
+        figures = await generators.phase(args.seconds, args.warm_up, None, window)
+        return figures, await generators.finish()
 
 
 def _share(pids: list[int]) -> float:

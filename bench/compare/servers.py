@@ -6,6 +6,7 @@ a run it holds, so that a run that lost or doubled one is void.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import json
@@ -19,10 +20,14 @@ import time
 from pathlib import Path
 from typing import Any, ClassVar
 
-from bench.compare.clients import NATS_HELLO, STREAM, SUBJECTS, words
+from bench.compare.nats_load import CONNECT, STREAM
+from bench.compare.redis_load import words
 from im_actors.actors import deploy, processes
+from im_actors.cli.bench.processes import GENERATOR
+from im_actors.cli.bench.server_side import process_usage
 from im_actors.cli.progress import Progress
 from im_actors.cli.replay_commands import deaf, end_demo
+from im_actors.cli.target import running_cluster
 
 HOST = "127.0.0.1"
 SERVERS = 3
@@ -54,6 +59,10 @@ class System:
 
     name: ClassVar[str]
     meaning: ClassVar[str]
+    generator: ClassVar[str] = GENERATOR
+    """The module whose processes make load for it."""
+    followers: ClassVar[int] = 0
+    """Readers of each session."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -109,8 +118,9 @@ class ImActors(System):
     name = "im_actors"
     meaning = (
         "The message has its place in its session, and three replicas have fsynced it; its key is"
-        " remembered for ever; one follower a session is being served."
+        " remembered for ever; one follower a session reads."
     )
+    followers = 1
 
     @classmethod
     def require(cls) -> str:
@@ -130,10 +140,6 @@ class ImActors(System):
         end_demo(self.directory / "data", Progress(sys.stderr, bar=False))
 
     def addresses(self) -> list[tuple[str, int]]:
-        import asyncio
-
-        from im_actors.cli.target import running_cluster
-
         found = asyncio.run(running_cluster(self.directory / "data").gateways())
         return [(host, int(port)) for host, _, port in (a.rpartition(":") for a in found)]
 
@@ -145,12 +151,12 @@ class ImActors(System):
 class Daemons(System):
     """Three server processes of our own."""
 
+    ports_each: ClassVar[int] = 1
+
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
         self._processes: list[subprocess.Popen[bytes]] = []
         self.ports = free_ports(self.ports_each * SERVERS)
-
-    ports_each: ClassVar[int] = 1
 
     def spawn(self, number: int, *command: str) -> None:
         """In a session of its own: Ctrl-C is for us, and we end the servers."""
@@ -203,6 +209,7 @@ class Redis(Daemons):
     """A master and two replicas that all fsync before they answer."""
 
     name = "redis"
+    generator = "bench.compare.redis_load"
     meaning = (
         "The master and, by WAIT 2, both replicas have applied the message and, with appendfsync"
         " always, fsynced it before they answered; its key is remembered for ever; nobody reads."
@@ -261,6 +268,7 @@ class Nats(Daemons):
     """Three servers, one stream with three replicas in files."""
 
     name = "nats_default"
+    generator = "bench.compare.nats_load"
     meaning = (
         "A majority of the three servers has written the message to its page cache; files are"
         " fsynced every two minutes; its id is remembered for two minutes; nobody reads."
@@ -307,7 +315,7 @@ class Nats(Daemons):
             f"STREAM.CREATE.{STREAM}",
             {
                 "name": STREAM,
-                "subjects": [SUBJECTS],
+                "subjects": [f"{STREAM}.>"],
                 "storage": "file",
                 "num_replicas": SERVERS,
                 "retention": "limits",
@@ -334,7 +342,7 @@ class Nats(Daemons):
         data = json.dumps(request).encode()
         with socket.create_connection((HOST, self.ports[0]), API_S) as connection:
             connection.sendall(
-                NATS_HELLO + b"SUB _INBOX.ask 1\r\n"
+                CONNECT + b"SUB _INBOX.ask 1\r\n"
                 b"PUB $JS.API.%b _INBOX.ask %d\r\n%b\r\n" % (subject.encode(), len(data), data)
             )
             lines = connection.makefile("rb")
@@ -352,11 +360,10 @@ class Nats(Daemons):
         return [(HOST, self.ports[leader or 0])]
 
     def held(self, sessions: list[str]) -> list[int]:
-        before = self._counted
-        self._counted = int(self._info()["state"]["messages"])
-        return [self._counted - before]
-
-    _counted = 0
+        """The stream's leader counts its messages by subject; all of a run's begin alike."""
+        run = sessions[0].partition(".")[0]
+        info = self._ask(f"STREAM.INFO.{STREAM}", {"subjects_filter": f"{STREAM}.{run}.>"})
+        return [sum(info["state"].get("subjects", {}).values())]
 
 
 class NatsSync(Nats):
@@ -376,6 +383,14 @@ class NatsSync(Nats):
         )
 
     @classmethod
+    def require(cls) -> str:
+        version = super().require()
+        if not cls.has_setting():
+            with tempfile.TemporaryDirectory() as directory:
+                write_synchronously(Path(directory))
+        return version
+
+    @classmethod
     @functools.cache
     def has_setting(cls) -> bool:
         """Whether this version knows sync_interval, as 2.10 and later do."""
@@ -383,26 +398,29 @@ class NatsSync(Nats):
         with tempfile.NamedTemporaryFile("w", suffix=".conf") as config:
             config.write("jetstream { sync_interval: always }")
             config.flush()
-            return (
-                subprocess.run([program, "-t", "-c", config.name], capture_output=True).returncode
-                == 0
-            )
+            test = subprocess.run([program, "-t", "-c", config.name], capture_output=True)
+            return test.returncode == 0
 
     @property
     def sync_line(self) -> str:
         return "sync_interval: always" if self.has_setting() else ""
 
     def prepare_store(self, store: Path) -> None:
-        """New files inherit the attribute."""
         store.mkdir()
-        if self.has_setting():
-            return
-        try:
-            subprocess.run(["chattr", "+S", store], check=True, capture_output=True)
-        except (OSError, subprocess.CalledProcessError) as error:
-            raise Missing(
-                f"this NATS has no sync_interval, and {store} takes no attribute S: {error}"
-            ) from None
+        if not self.has_setting():
+            write_synchronously(store)
+
+
+def write_synchronously(directory: Path) -> None:
+    """Each write to a new file in it returns when it is on the disk. Missing where that takes other
+    rights or another file system."""
+    try:
+        subprocess.run(["chattr", "+S", directory], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        raise Missing(
+            "this nats-server has no sync_interval (2.10 and later have), and chattr +S, which does"
+            f" the same from outside, fails on {directory.parent}"
+        ) from None
 
 
 SYSTEMS: dict[str, type[System]] = {
@@ -419,11 +437,9 @@ def free_ports(count: int) -> list[int]:
 
 
 def cpu_seconds(pids: list[int]) -> float:
-    """What these processes have used so far, user and system; those that have ended count for
-    nothing."""
-    ticks = 0
+    """What these processes have used so far; those that have ended count for nothing."""
+    used_us = 0
     for pid in pids:
-        with contextlib.suppress(OSError):
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
+        with contextlib.suppress(OSError, IndexError):
+            used_us += process_usage(pid)[0]
+    return used_us / 1e6
