@@ -8,6 +8,7 @@ the same bytes, and compared with what is known of that seq.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from array import array
 from collections import defaultdict
 from collections.abc import Sequence
@@ -80,6 +81,14 @@ class Timelines:
             known = self._chunks[data] = self._decode(data)
         return known
 
+    def digest(self) -> str:
+        """Names all that was read: two generators with the same sessions have to agree on it."""
+        digest = hashlib.blake2b(digest_size=16)
+        for session, contents in sorted(self.contents.items()):
+            digest.update(session.encode())
+            digest.update(contents.tobytes())
+        return digest.hexdigest()
+
     def _decode(self, data: bytes) -> Chunk:
         events: list[bytes] = []
         others: list[Message] = []
@@ -143,6 +152,8 @@ class Follower(Wire):
         """Up to these seqs everything was read."""
         self.heads: dict[str, int] = {}
         """As the gateway told them last."""
+        self.slow = False
+        """It did not read for some time, so what it reads says nothing about the server."""
         self.repeated = 0
         """Events that came again although nothing was pulled."""
         self._timelines = run.timelines
@@ -156,6 +167,14 @@ class Follower(Wire):
 
     def follow(self) -> None:
         self._transport.write(encode_frame(m.follow(list(self.cursors))))
+
+    def stop_reading(self) -> None:
+        self.slow = True
+        self._transport.pause_reading()
+
+    def go_on_reading(self) -> None:
+        if self.slow and not self._transport.is_closing():
+            self._transport.resume_reading()
 
     @property
     def followed(self) -> bool:
@@ -186,6 +205,8 @@ class Follower(Wire):
         run = self.run
         now = micros()
         run.arrived += len(stamps)
+        if self.slow:
+            return
         since = run.since
         if stamps[0] < since or stamps[-1] < since:
             stamps = [stamp for stamp in stamps if stamp >= since]

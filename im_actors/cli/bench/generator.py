@@ -47,7 +47,10 @@ class Phase:
     since: int
     ends: int
     rate: float | None
+    """None: closed loop."""
     window: int
+    slow: int = 0
+    """Followers that do not read meanwhile."""
 
 
 class Generator:
@@ -69,11 +72,15 @@ class Generator:
         self.ack, self.delivery = Latencies(), Latencies()
         self.since = self.ends = 0
         self.closed_loop = False
+        self.copies = 0
+        """Of each event that are read here."""
         self.timelines = Timelines(self)
         self.senders: list[Sender] = []
         self.followers: list[Follower] = []
         self._tell = tell
         self._turn = 0
+        self._sampled: dict[str, Any] = {}
+        self._refused_before: Counter[int] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def problem(self, text: str) -> None:
@@ -86,22 +93,24 @@ class Generator:
 
     async def prepare(self) -> None:
         """Connect and follow; return when all of it is there."""
+        for work in (self._fold(), self._report(), self._heartbeat()):
+            self._tasks.add(asyncio.create_task(work))
         if self.load.followers:
             await self._follow(self.load.followers)
         self.senders = await connect_all(
             [
                 (partial(self.sender, self, number, draws), self.load.address(number))
-                for number, draws in enumerate(self.load.draws())
+                for number, draws in enumerate(self.load.draws() if self.load.sends else ())
             ]
         )
-        for work in (self._fold(), self._report(), self._heartbeat()):
-            self._tasks.add(asyncio.create_task(work))
 
-    async def phase(self, phase: Phase) -> dict[str, Any]:
-        """Make load, wait for everything that is on its way, tell what was measured."""
+    async def phase(self, phase: Phase) -> int:
+        """Make load, and return when all of it is answered: how many messages are ACKed by now."""
         self.ack, self.delivery = Latencies(), Latencies()
         self.since, self.ends = phase.since, phase.ends
-        before = Counter(self.refused)
+        self._refused_before = Counter(self.refused)
+        for follower in self.followers[: phase.slow]:
+            follower.stop_reading()
         sampling = asyncio.create_task(self._sample(phase))
         await until(phase.begins)
         if phase.rate is None:
@@ -110,14 +119,23 @@ class Generator:
                 sender.submit(phase.window, micros())
             await until(phase.ends)
             self.closed_loop = False
-        else:
+        elif self.senders:
             await Pace(phase.rate, phase.begins, phase.ends, self._offer).run()
-        figures = await sampling
-        started = micros()
-        await self._drain()
-        return figures | {
-            "drained_s": round((micros() - started) / 1e6, 3),
-            "refused": dict(self.refused - before),
+        self._sampled = await sampling
+        await self._moving(
+            lambda: not any(sender.unacked for sender in self.senders), lambda: self.acked
+        )
+        return self.acked
+
+    async def settle(self, acked: int | None) -> dict[str, Any]:
+        """Wait until all followers have read everything, and tell what was measured. ``acked`` is
+        the number of messages, where others have sent them."""
+        for follower in self.followers:
+            follower.go_on_reading()
+        await self._read(self.acked if acked is None else acked)
+        return self._sampled | {
+            "settled_us": micros() - self.ends,
+            "refused": dict(self.refused - self._refused_before),
             "ack": self.ack.counts(),
             "delivery": self.delivery.counts(),
             "wrong": self.wrong,
@@ -125,9 +143,9 @@ class Generator:
 
     async def finish(self) -> dict[str, Any]:
         """Check what was read against what was ACKed."""
-        if not self.load.followers:
+        if not self.load.followers and self.acked:
             await self._follow(1)
-            await self._drain()
+            await self._read(self.acked)
         ledger = Ledger(received=self.received, refused=self.refused.total())
         contents = self.timelines.contents
         check_timelines(ledger, contents)
@@ -143,13 +161,19 @@ class Generator:
             "wrong": self.wrong,
             "without_wait": self.without_wait,
             "pulled": self.pulled,
+            "digest": self.timelines.digest(),
         }
 
     # ---- inside
 
     async def _follow(self, followers: int) -> None:
+        """As many followers of each session; of those that have something to read, when all was
+        sent already."""
         load = self.load
         names = [load.session(number) for number in range(load.sessions)]
+        if self.senders:
+            names = sorted({name for sender in self.senders for name in sender.sent})
+        self.copies = followers
         parts = [
             names[start : start + FOLLOW_SESSIONS_MAX]
             for start in range(0, len(names), FOLLOW_SESSIONS_MAX)
@@ -157,7 +181,7 @@ class Generator:
         wires: list[tuple[Any, tuple[str, int]]] = []
         for copy in range(followers):
             for number, part in enumerate(parts):
-                device = f"{load.run}-follower-{copy}-{number}"
+                device = f"{load.run}-reader-{load.number}-{copy}-{number}"
                 wires.append((partial(Follower, self, device, part), load.address(len(wires))))
         self.followers = await connect_all(wires)
         for follower in self.followers:
@@ -190,15 +214,10 @@ class Generator:
         names = ("elapsed_us", "cpu_us", "acked", "received")
         return {n: after - before for n, before, after in zip(names, *taken, strict=True)}
 
-    async def _drain(self) -> None:
-        followers = self.load.followers or bool(self.followers)
-        await self._moving(
-            lambda: (
-                not any(sender.unacked for sender in self.senders)
-                and self.received >= self.acked * followers
-            ),
-            lambda: self.acked + self.received,
-        )
+    async def _read(self, messages: int) -> None:
+        """Wait until each follower of each session has read all of these messages."""
+        wanted = messages * self.copies
+        await self._moving(lambda: self.received >= wanted, lambda: self.received)
 
     async def _moving(self, done: Callable[[], bool], count: Callable[[], int]) -> None:
         """Wait until it is done, or does not move any more, or something is wrong."""
@@ -263,9 +282,11 @@ async def serve(
                 await generator.prepare()
                 gc.collect()
                 gc.freeze()
-                tell({"ready": True})
+                tell({"ready": Counter(wire.server for wire in generator.followers)})
             elif generator is not None and "phase" in command:
                 tell({"phase": await generator.phase(Phase(**command["phase"]))})
+            elif generator is not None and "settle" in command:
+                tell({"settle": await generator.settle(command["settle"])})
             elif generator is not None:
                 tell({"finished": await generator.finish()})
                 return 0

@@ -44,9 +44,12 @@ class Load:
     processes: int = 1
     number: int = 0
     """Of the generator."""
+    sends: bool = True
+    """False: this generator reads only, what others send."""
 
-    def validate(self) -> Load:
-        """Itself; SetupError says what makes no sense."""
+    def validate(self, sessions_shared: bool = False) -> Load:
+        """Itself; SetupError says what makes no sense. ``sessions_shared``: each generator has
+        all of the sessions, and not a part of them."""
         for name, lowest, highest in (
             ("connections", 1, CONNECTIONS_MAX),
             ("bytes", STAMP_BYTES, BODY_BYTES_MAX),
@@ -58,7 +61,7 @@ class Load:
                 raise SetupError(f"--{name} must be {lowest} to {highest}")
         if self.zipf is not None and not 0 < self.zipf <= 10:
             raise SetupError("--zipf must be above 0 and at most 10")
-        for name in ("connections", "sessions"):
+        for name in () if sessions_shared else ("connections", "sessions"):
             if getattr(self, name) < self.processes:
                 raise SetupError(f"--{name} must be at least --processes, {self.processes}")
         return self

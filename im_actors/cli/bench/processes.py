@@ -8,7 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from types import TracebackType
 from typing import Any
 
@@ -35,7 +35,8 @@ class Figures:
     elapsed_s: float = 0.0
     acked: int = 0
     received: int = 0
-    drained_s: float = 0.0
+    settled_s: float = 0.0
+    """After the end of the phase, until the last answer and the last event had come."""
     generator_cpu: list[float] = field(default_factory=list)
     """The share of a core that each generator took; near 1 it may be what limits the figures."""
     generator_us: int = 0
@@ -51,7 +52,7 @@ class Figures:
         self.elapsed_s = max(self.elapsed_s, elapsed_s)
         self.acked += answer["acked"]
         self.received += answer["received"]
-        self.drained_s = max(self.drained_s, answer["drained_s"])
+        self.settled_s = max(self.settled_s, answer["settled_us"] / 1e6)
         self.generator_cpu.append(round(answer["cpu_us"] / answer["elapsed_us"], 2))
         self.generator_us += answer["cpu_us"]
         self.refused.update({int(code): count for code, count in answer["refused"].items()})
@@ -72,6 +73,9 @@ class Outcome:
     wrong: int = 0
     without_wait: int = 0
     pulled: int = 0
+    """Events that followers had to ask for, because pushes were dropped or lost."""
+    digests: set[str] = field(default_factory=set)
+    """Of the timelines that each generator has read."""
 
     @property
     def sound(self) -> bool:
@@ -80,6 +84,7 @@ class Outcome:
     def add(self, answer: dict[str, Any]) -> None:
         self.ledger.add(answer["ledger"])
         self.problems += answer["problems"]
+        self.digests.add(answer["digest"])
         for name in ("wrong", "without_wait", "pulled"):
             setattr(self, name, getattr(self, name) + answer[name])
 
@@ -100,6 +105,8 @@ class Generators:
         self._module = module
         self._processes: list[asyncio.subprocess.Process] = []
         self._progress: dict[int, tuple[int, int]] = {}
+        self.followers: Counter[str] = Counter()
+        """How many follow at each gateway, by its name."""
 
     async def __aenter__(self) -> Generators:
         try:
@@ -113,7 +120,8 @@ class Generators:
                     start_new_session=True,
                 )
                 self._processes.append(process)
-            await self._all([{"load": load.to_json()} for load in self._loads], "ready")
+            for served in await self._all([{"load": n.to_json()} for n in self._loads], "ready"):
+                self.followers.update(served)
         except BaseException:
             await self.end()
             raise
@@ -128,24 +136,33 @@ class Generators:
         await self.end()
 
     async def phase(
-        self, seconds: float, warmup_s: float, rate: float | None = None, window: int = 1
+        self,
+        seconds: float,
+        warmup_s: float,
+        rate: float | None = None,
+        window: int = 1,
+        slow: int = 0,
     ) -> Figures:
-        """One phase; ``rate`` None: closed loop with this window."""
+        """One phase; ``rate`` None: closed loop with this window; ``slow``: followers of each
+        generator that do not read meanwhile."""
         begins = micros() + LEAD_US
         since = begins + int(warmup_s * 1e6)
-        ends = since + int(seconds * 1e6)
+        phase = Phase(
+            begins=begins, since=since, ends=since + int(seconds * 1e6), rate=None, window=window,
+            slow=slow,
+        )  # fmt: skip
         phases = [
-            Phase(begins=begins, since=since, ends=ends, window=window,
-                  rate=None if rate is None else rate * load.share)
+            phase if rate is None else replace(phase, rate=rate * load.share)
             for load in self._loads
-        ]  # fmt: skip
-        watching = asyncio.create_task(self._watch(since, ends))
+        ]
+        watching = asyncio.create_task(self._watch(since, phase.ends))
         try:
-            answers = await self._all([{"phase": asdict(phase)} for phase in phases], "phase")
+            acked = await self._all([{"phase": asdict(phase)} for phase in phases], "phase")
             figures = Figures(server_cpu=await watching)
         finally:
             watching.cancel()
-        for answer in answers:
+        expected = [None if load.sends else sum(acked) for load in self._loads]
+        for answer in await self._all([{"settle": n} for n in expected], "settle"):
             figures.add(answer)
         return figures
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from im_actors.cli.bench.latencies import Latencies
 from im_actors.cli.bench.plan import Load
 from im_actors.cli.bench.processes import Figures, Outcome
 
+Curves = dict[str, Latencies]
+"""What a plot shows, by name."""
 BUSY = 0.9
 """A generator that takes more of a core than this may be what limits the figures."""
 PROBLEMS_SHOWN = 10
@@ -28,12 +31,16 @@ def measured(figures: Figures) -> dict[str, Any]:
 
 
 def server_cpu(figures: Figures) -> dict[str, Any] | None:
-    """Microseconds of CPU of all server processes per acknowledged message."""
+    """Microseconds of CPU of all server processes per acknowledged message, and of each kind."""
     if figures.server_cpu is None or not figures.acked:
         return None
     kinds = {kind: round(us / figures.acked, 2) for kind, us in figures.server_cpu.items()}
-    total = round(sum(figures.server_cpu.values()) / figures.acked, 2)
-    return {"us_per_msg": total, "by_kind": dict(sorted(kinds.items()))}
+    total = sum(figures.server_cpu.values())
+    return {
+        "us_per_msg": round(total / figures.acked, 2),
+        "us_per_delivery": round(total / figures.received, 2) if figures.received else None,
+        "by_kind": dict(sorted(kinds.items())),
+    }
 
 
 def described(load: Load) -> dict[str, Any]:
@@ -63,14 +70,12 @@ def checked(outcome: Outcome) -> dict[str, Any]:
 def lines(report: dict[str, Any]) -> Iterator[str]:
     """The report for people."""
     yield headline(report)
-    yield f"  acknowledged  {report['msgs_per_s']:>12,.0f} msg/s"
-    if report["delivery_ms"] is not None:
-        yield f"  delivered     {report['delivered_per_s']:>12,.0f} events/s"
-    yield f"  {'ms':<12}" + "".join(f"{name:>10}" for name in ("p50", "p90", "p99", "p99.9", "max"))
-    for title, name in (("ack", "ack_ms"), ("delivery", "delivery_ms")):
-        if report[name] is not None:
-            yield f"  {title:<12}" + "".join(f"{ms:>10,.2f}" for ms in report[name].values())
-    yield from cpu_lines(report)
+    yield from figure_lines(report)
+    if report.get("with_slow_readers"):
+        yield f"while {report['slow_readers']:,} of the followers do not read, the others:"
+        yield from figure_lines(report["with_slow_readers"])
+    if report["mode"] == "overload":
+        yield from overload_lines(report)
     yield from ledger_lines(report)
     fsync = report["fsync_us"]
     yield (
@@ -85,10 +90,48 @@ def headline(report: dict[str, Any]) -> str:
     else:
         how = f"open loop, {report['rate']:,.0f} msg/s on {report['connections']} connections"
     spread = "" if report["zipf"] is None else f", Zipf {report['zipf']}"
+    where = ", ".join(f"{n:,} at {name}" for name, n in report.get("followers_at", {}).items())
     return (
         f"{how}, {report['bytes']} bytes, {report['sessions']:,} sessions{spread},"
-        f" {report['followers']} followers each, {report['seconds']:g} s"
+        f" {report['followers']:,} followers a session{where and f' ({where})'},"
+        f" {report['seconds']:g} s"
     )
+
+
+def figure_lines(figures: dict[str, Any]) -> Iterator[str]:
+    yield f"  acknowledged  {figures['msgs_per_s']:>12,.0f} msg/s"
+    if figures["delivery_ms"] is not None:
+        yield f"  delivered     {figures['delivered_per_s']:>12,.0f} events/s"
+    yield f"  {'ms':<12}" + "".join(f"{name:>10}" for name in ("p50", "p90", "p99", "p99.9", "max"))
+    for title, name in (("ack", "ack_ms"), ("delivery", "delivery_ms")):
+        if figures[name] is not None:
+            yield f"  {title:<12}" + "".join(f"{ms:>10,.2f}" for ms in figures[name].values())
+    yield from cpu_lines(figures)
+
+
+def overload_lines(report: dict[str, Any]) -> Iterator[str]:
+    best, settled_s = report["best_msgs_per_s"], report["settled_s"]
+    yield (
+        f"  of the best   {report['share_of_best']:>12.1%} of {best:,.0f} msg/s;"
+        f" all of it was ACKed {settled_s:,.1f} s after the end"
+    )
+    calm = report["calm_ack_ms"]
+    if calm["before"] and calm["after"]:
+        yield (
+            f"  ack p50, p99  {calm['before']['p50']:.2f}, {calm['before']['p99']:.2f} ms before,"
+            f" {calm['after']['p50']:.2f}, {calm['after']['p99']:.2f} ms after, at a low rate"
+        )
+    refused = ", ".join(f"{count:,} of code {code}" for code, count in report["refused"].items())
+    otherwise, without_wait = report["refused_otherwise"], report["refused_without_wait"]
+    yield (
+        f"  refused       {refused or 'nothing'}; {sum(otherwise.values()):,} with another code,"
+        f" {without_wait:,} without a time to wait"
+    )
+    rss = report["rss_bytes"]
+    for kind in rss["max"] if rss else ():
+        sizes = (rss[when].get(kind, 0) / 2**20 for when in ("before", "max", "after"))
+        before, most, after = (f"{size:,.0f}" for size in sizes)
+        yield f"  {kind:<13} {before:>12} MiB before, {most} at most, {after} after"
 
 
 def cpu_lines(report: dict[str, Any]) -> Iterator[str]:

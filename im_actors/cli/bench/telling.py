@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import TextIO
 
 from im_actors.cli.bench.wire import micros
@@ -20,19 +19,6 @@ class Telling:
         self._expected_s = expected_s
         self._begun = self._told = micros()
         self._before = 0
-        self.what = ""
-        """Put before each line: the part of the run."""
-
-    def __enter__(self) -> Telling:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        pass
 
     def moved(self, acked: int, received: int) -> None:
         """All messages that were ACKed, and all events that were read."""
@@ -49,4 +35,4 @@ class Telling:
 
     def say(self, text: str) -> None:
         if self._stream is not None:
-            print(self.what + text, file=self._stream, flush=True)
+            print(text, file=self._stream, flush=True)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import time
 from typing import Any, cast
 
-from im_actors.errors import ImError, NotReachable
+from im_actors.errors import ImError, NotReachable, SetupError
 from im_actors.net.connection import tune_socket
 from im_actors.wire import messages as m
 from im_actors.wire.answers import read_error
 from im_actors.wire.codec import Message, encode_frame
 
 USER_TIMEOUT_MS = 10_000
+FILES_OF_ITS_OWN = 64
 PING = encode_frame(m.ping(1))
 
 
@@ -29,6 +31,8 @@ class Wire(asyncio.Protocol):
         self.device = device
         self._hello = encode_frame(m.hello(user, device, token, "im_actors bench"))
         self._closing = False
+        self.server = ""
+        """The name of the gateway at the other end."""
         self.welcome: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def failed(self, error: ImError) -> None:
@@ -56,6 +60,7 @@ class Wire(asyncio.Protocol):
         """A message that comes seldom: part of the greeting, or of the end."""
         kind = message[0]
         if kind == m.WELCOME:
+            self.server = message[2]
             if not self.welcome.done():
                 self.welcome.set_result(None)
         elif kind == m.ERROR:
@@ -75,8 +80,14 @@ class Wire(asyncio.Protocol):
 
 
 async def connect_all(wires: list[tuple[Any, tuple[str, int]]], at_once: int = 128) -> list[Any]:
-    """Connections made by these factories to these addresses, all of them welcomed. The first
-    error of one ends it: all the same, and NotReachable when there is nobody."""
+    """Connections made by these factories to these addresses, all of them welcomed. The error of
+    the first that fails; NotReachable when there is nobody, SetupError when they are too many."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - FILES_OF_ITS_OWN
+    if len(wires) > most:
+        raise SetupError(
+            f"{len(wires)} connections in one process, which may open {most}: raise the limit of"
+            " open files (ulimit -n), or give more --processes"
+        )
     loop = asyncio.get_running_loop()
 
     async def one(factory: Any, host: str, port: int) -> Any:
