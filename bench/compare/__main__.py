@@ -26,6 +26,7 @@ from bench.compare.servers import SYSTEMS, Missing, System, cpu_seconds
 from bench.machine import describe, fsync_us
 from im_actors.cli.bench.plan import Load
 from im_actors.cli.bench.processes import Figures, Generators, Outcome
+from im_actors.cli.cluster_commands import EXIT_INTERRUPTED, EXIT_TERMINATED
 from im_actors.errors import ImError
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
@@ -45,11 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     if args.table:
         return print_table(args.output / "compare.json")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         report = compare(args)
     except KeyboardInterrupt:
-        return 130
+        return EXIT_INTERRUPTED
     except (Missing, RuntimeError, ImError) as error:
         print(error, file=sys.stderr)
         return 2
@@ -268,4 +268,5 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))
     sys.exit(main())

@@ -14,7 +14,8 @@ COLOURS = {
     "nats_default": "#7aa95c",
     "nats_sync": "#3f6b3a",
 }
-GROUP, BAR, LEFT, TOP, HEIGHT, BOTTOM = 190, 38, 70, 60, 300, 60
+GROUP, BAR, LEFT, TOP, HEIGHT, BOTTOM = 190, 38, 70, 60, 300, 40
+LEGEND = 165
 
 
 def svg(report: dict[str, Any]) -> str:
@@ -28,7 +29,7 @@ def svg(report: dict[str, Any]) -> str:
         share = math.log10(max(value, low) / low) / math.log10(high / low)
         return TOP + HEIGHT * (1 - share)
 
-    width = LEFT + GROUP * len(loads) + 20
+    width = LEFT + max(GROUP * len(loads) + 20, LEGEND * len(TITLES))
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{TOP + HEIGHT + BOTTOM}"'
         ' font-family="sans-serif" font-size="12">',
@@ -56,7 +57,7 @@ def _legend(report: dict[str, Any]) -> list[str]:
     parts = ['<text x="10" y="20" font-size="14">Acknowledged messages per second</text>']
     names = [n for n in TITLES if any(n in load["systems"] for load in report["loads"])]
     for number, name in enumerate(names):
-        x = LEFT + 165 * number
+        x = LEFT + LEGEND * number
         parts.append(f'<rect x="{x}" y="32" width="12" height="12" fill="{COLOURS[name]}"/>')
         parts.append(f'<text x="{x + 18}" y="42">{escape(TITLES[name])}</text>')
     return parts
