@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import secrets
@@ -16,7 +17,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -139,16 +140,14 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     results: dict[tuple[int, int], dict[str, list[Result]]] = {
         load: {name: [] for name in versions} for load in args.loads
     }
-    fsyncs = []
-    for round_number in range(args.runs):
+    fsyncs: list[dict[str, float]] = []
+    for number in range(1, args.runs + 1):
         for name in versions:
-            with tempfile.TemporaryDirectory(prefix="im_bench-", dir=args.directory) as directory:
-                fsyncs.append(fsync_us(Path(directory)))
-                with SYSTEMS[name](Path(directory)) as system:
-                    for load in args.loads:
-                        result = measured(system, load, args)
-                        results[load][name].append(result)
-                        say(f"round {round_number + 1} {load[0]}x{load[1]} {name}: {told(result)}")
+            with contextlib.closing(under_all_loads(SYSTEMS[name], args)) as measurements:
+                for load, result, fsync in measurements:
+                    results[load][name].append(result)
+                    fsyncs.append(fsync)
+                    say(f"round {number} {load[0]}x{load[1]} {name}: {told(result)}")
     return {
         "loads": [
             {
@@ -166,6 +165,19 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
             n: getattr(args, n) for n in ("runs", "seconds", "sessions", "bytes", "processes")
         },
     }
+
+
+def under_all_loads(
+    kind: type[System], args: argparse.Namespace
+) -> Generator[tuple[tuple[int, int], Result, dict[str, float]], None, None]:
+    """Start a system for one round: each load, what it gave, and what an fsync took before it."""
+    with (
+        tempfile.TemporaryDirectory(prefix="im_bench-", dir=args.directory) as directory,
+        kind(Path(directory)) as system,
+    ):
+        for load in args.loads:
+            fsync = fsync_us(Path(directory))
+            yield load, measured(system, load, args) | {"fsync_us": fsync["p50"]}, fsync
 
 
 def _median_of(samples: list[dict[str, float]]) -> dict[str, float]:
@@ -258,8 +270,8 @@ def told(result: Result) -> str:
     return (
         f"{result['msgs_per_s']:,.0f} msg/s, p50 {result['ack_ms']['p50']:.2f} ms,"
         f" p99 {result['ack_ms']['p99']:.2f} ms, servers"
-        f" {result['server_cpu_us_per_msg']:.1f} µs a message,"
-        f" generator {result['generator_cpu_share']:.0%}"
+        f" {result['server_cpu_us_per_msg']:.1f} µs a message, generator"
+        f" {result['generator_cpu_share']:.0%}, an fsync before it {result['fsync_us']:.0f} µs"
     )
 
 

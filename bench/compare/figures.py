@@ -14,7 +14,7 @@ TITLES = {
 }
 
 Result = dict[str, Any]
-"""One run: what the generator printed, and ``server_cpu_us_per_msg``."""
+"""One run: figures of the generator, ``server_cpu_us_per_msg``, and ``fsync_us`` just before it."""
 
 
 def summary(results: Iterable[Result]) -> dict[str, Any]:
@@ -26,6 +26,7 @@ def summary(results: Iterable[Result]) -> dict[str, Any]:
         "ack_ms_p99": lambda run: run["ack_ms"]["p99"],
         "server_cpu_us_per_msg": lambda run: run["server_cpu_us_per_msg"],
         "generator_cpu_share": lambda run: run["generator_cpu_share"],
+        "fsync_us": lambda run: run["fsync_us"],
     }
     values = {name: [pick(run) for run in runs] for name, pick in picks.items()}
     middle = {name: round(statistics.median(of), 3) for name, of in values.items()}
@@ -34,6 +35,7 @@ def summary(results: Iterable[Result]) -> dict[str, Any]:
         "ack_ms": {"p50": middle["ack_ms_p50"], "p99": middle["ack_ms_p99"]},
         "server_cpu_us_per_msg": round(middle["server_cpu_us_per_msg"], 1),
         "generator_cpu_share": middle["generator_cpu_share"],
+        "fsync_us": round(middle["fsync_us"], 1),
         "runs": len(runs),
         "spread": {name: [min(of), max(of)] for name, of in values.items()},
     }

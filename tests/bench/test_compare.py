@@ -31,6 +31,7 @@ def result(msgs_per_s: float, ms: float = 1.0) -> dict[str, Any]:
         "ack_ms": {"p50": ms, "p99": 2 * ms},
         "server_cpu_us_per_msg": 10 * ms,
         "generator_cpu_share": 0.1,
+        "fsync_us": 200.0,
     }
 
 
