@@ -26,12 +26,17 @@ class Telling:
         passed_s = (now - self._told) / 1e6
         if self._stream is None or passed_s < EVERY_S:
             return
+        self._told = now
+        if not acked:
+            self._begun = now
+            self.say("connecting and following")
+            return
         rate = (acked - self._before) / passed_s
         self.say(
             f"{(now - self._begun) / 1e6:.0f} s of about {self._expected_s:.0f}: {acked:,} acked,"
             f" {rate:,.0f} msg/s, {received:,} read"
         )
-        self._told, self._before = now, acked
+        self._before = acked
 
     def say(self, text: str) -> None:
         if self._stream is not None:
