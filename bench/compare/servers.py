@@ -418,8 +418,8 @@ def write_synchronously(directory: Path) -> None:
         subprocess.run(["chattr", "+S", directory], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
         raise Missing(
-            "this nats-server has no sync_interval (2.10 and later have), and chattr +S, which does"
-            f" the same from outside, fails on {directory.parent}"
+            "this nats-server has no sync_interval (2.10 and later have), and chattr +S (of the"
+            f" package e2fsprogs), which does the same from outside, fails on {directory.parent}"
         ) from None
 
 
