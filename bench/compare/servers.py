@@ -270,7 +270,7 @@ class Nats(Daemons):
     name = "nats_default"
     generator = "bench.compare.nats_load"
     meaning = (
-        "A majority of the three servers has written the message to its page cache; files are"
+        "A majority of the three servers has written the message to its page cache; the stream is"
         " fsynced every two minutes; its id is remembered for two minutes; nobody reads."
     )
     ports_each = 2
