@@ -49,7 +49,7 @@ BACKFILL_SLOTS_MAX = 4
 the others that it is asked for again, and most of the work would be done twice."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Asked:
     """A request came in; ``peer`` is where its answer goes."""
 
@@ -106,14 +106,14 @@ ReplicaEvent = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Store:
     """Write this in the next journal transaction."""
 
     op: StorageOp
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Send:
     """Answer a peer. It must not leave before every earlier Store is on disk."""
 
@@ -149,7 +149,7 @@ class SendKey:
     request: FindKey
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Commit:
     """The slot's commit point rose: records up to ``lsn`` may be applied to history."""
 
