@@ -8,6 +8,20 @@ from __future__ import annotations
 
 from tests.exhaustive.bounds import Bounds
 
+_OUT_AND_BACK = (
+    r"^p submit 1$",
+    r"^p hears A's SessionsLoaded",
+    r"^p submit 2$",
+    r"^p take",
+    r"^p \[A gets p1's Seal\(epoch=2\)\] hears A's Sealed\([^[]*\)"
+    r" \[B gets p1's Seal\(epoch=2\)\] hears B's Sealed\([^[]*\) due$",
+    r"^p \[D gets p1's Seal\(epoch=2\)\] hears D's",
+    r"^p hears A's Prepared.*hears B's Prepared.*hears D's Prepared",
+    r"^p .*hears A's Appended.*hears B's Appended.*hears D's Appended.*swap",
+)
+"""Two records are on their way to C, which is silent and is replaced by D. From here on everything
+is explored."""
+
 CONFIGS = (
     Bounds(
         "beginning",
@@ -72,6 +86,17 @@ CONFIGS = (
         copy_records=0,
         settled=1,
         needless=False,
+    ),
+    Bounds(
+        "late-acks",
+        "who was replaced comes back, and the acks of its former membership come late",
+        replicas=4,
+        crashes=0,
+        records=2,
+        flights=2,
+        rivals=False,
+        late_acks=True,
+        script=_OUT_AND_BACK,
     ),
     Bounds(
         "history",

@@ -261,7 +261,7 @@ TAKEOVERS = (
         # Seals measure after the last such ack, and the longest log of the newest epoch is kept: so
         # the ack has to be of a member that left and came back, two takeovers late.
         Edit(OWNER, "if state is None or answer.epoch != self.epoch:", "if state is None:"),
-        by="test tests/core/test_owner.py -k acks_of_former_epochs",
+        by="exhaustive late-acks",
     ),
     mutant(
         "active-without-the-swap",
@@ -321,7 +321,7 @@ TAKEOVERS = (
             "if record.lsn > last_lsn or epochs_at(record.lsn) != record.epoch:",
             "if record.lsn > last_lsn:",
         ),
-        by="test tests/core/test_serving.py -k another_epoch",
+        by="exhaustive live-owner",
     ),
     mutant(
         "open-events-after-a-later-key",
@@ -363,7 +363,7 @@ TAKEOVERS = (
             "            return\n",
             "",
         ),
-        by="test tests/core/test_owner.py -k before_a_promise",
+        by="exhaustive quick-view-store",
     ),
     mutant(
         "silent-member-stays",
