@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 from im_actors.core import replica as rep
@@ -166,7 +166,8 @@ class Disk:
             meta = self.meta.get(slot)
             if rep.drop_unfinished(meta):
                 self.drop_history(slot, slot_of)
-            logs[slot] = rep.log_from_disk(slot, meta, heads, self.applied.get(slot, 0))
+            applied, has = self.applied.get(slot, 0), partial(self.in_history, slot)
+            logs[slot] = rep.log_from_disk(slot, meta, heads, applied, has)
         return logs
 
     def check(self) -> None:
