@@ -5,8 +5,8 @@ all interleavings with crashes, and with messages that are lost, late, repeated 
 within the bounds of each configuration (``tests.exhaustive.configs``). The machines are those of
 ``im_actors.core``, not a model of them; the rules are I1 to I9 of design 5.5 and P2, written anew
 (``tests.exhaustive.rules``). When one breaks, the shortest way to it is printed, and the exit code
-is 3 (1: a search did not come to its end). ``--missing`` shows at which bound the removal of some rules is noticed
-(``tests.exhaustive.missing``).
+is 3; it is 1 when a search did not come to its end. ``--missing`` shows at which bound the removal
+of some rules is noticed (``tests.exhaustive.missing``).
 """
 
 from __future__ import annotations

@@ -123,6 +123,13 @@ QUICK = (
         crashes=0,
         store_faults=1,
     ),
+    Bounds(
+        "quick-live-owner",
+        "an owner takes its own slot again, twice, with a record on its way",
+        crashes=0,
+        rivals=False,
+        script=(r"^p submit 1$", r"^p hears A's SessionsLoaded", r"^p take"),
+    ),
 )
 
 

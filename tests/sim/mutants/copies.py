@@ -72,6 +72,8 @@ COPIES_OF_OLD = (
             "log.drain_lsn = max(log.drain_lsn, keep_lsn if log.applied_lsn < keep_lsn else 0)",
             "log.drain_lsn = keep_lsn if log.applied_lsn < keep_lsn else 0",
         ),
+        # A member that was prepared in vain, and that has a second hole before history is through
+        # with what lies below the first one.
         by="test tests/core/test_replica.py -k second_hole",
     ),
     mutant(
@@ -93,6 +95,8 @@ COPIES_OF_OLD = (
             "fits, first = True, records[0].lsn",
         ),
         Edit(REPLICA, "if log.complete or log.held[0][1] + 1 != first_lsn:", "if log.complete:"),
+        # Within one life of a slot here no answer begins above what was filled once. It takes one
+        # from before a deletion, in the middle of the next backfill.
         by="test tests/core/test_replica.py -k backfill_of_another_log",
     ),
 )

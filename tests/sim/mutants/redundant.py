@@ -175,7 +175,7 @@ REDUNDANT = (
             ),
         ),
         others=(_DELETED_LATER,),
-        faults=("late", "duplicate", "partition", "pause_replica", "needless_take"),
+        faults=("late=0.5", "duplicate=0.3", "partition=0.6", "pause_replica=0.6", "needless_take"),
     ),
     Redundant(
         "joins-while-dropping",
@@ -211,6 +211,6 @@ REDUNDANT = (
         others=(
             Edit(REPLICA, "last = min(last, log.commit_lsn)", "last = min(last, log.last_lsn)"),
         ),
-        faults=("partition", "one_way", "pause_replica", "needless_take", "crash_shard"),
+        faults=("partition=0.8", "one_way=0.8", "pause_replica=0.8", "needless_take"),
     ),
 )

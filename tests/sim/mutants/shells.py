@@ -1,5 +1,5 @@
-"""Rules that the real shells keep. The simulation has shells of its own, so storage under fire, which
-runs the real ones, has to notice."""
+"""Rules that the real shells keep. The simulation has shells of its own, so storage under fire,
+which runs the real ones on real files, has to notice."""
 
 from tests.sim.mutation import Edit, mutant
 

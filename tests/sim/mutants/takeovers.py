@@ -321,7 +321,7 @@ TAKEOVERS = (
             "if record.lsn > last_lsn or epochs_at(record.lsn) != record.epoch:",
             "if record.lsn > last_lsn:",
         ),
-        by="exhaustive live-owner",
+        by="exhaustive quick-live-owner",
     ),
     mutant(
         "open-events-after-a-later-key",
