@@ -124,6 +124,17 @@ QUICK = (
         store_faults=1,
     ),
     Bounds(
+        "quick-late-acks",
+        "who was replaced comes back at the next takeover, and its former acks come late",
+        replicas=4,
+        crashes=0,
+        records=2,
+        flights=2,
+        rivals=False,
+        late_acks=True,
+        script=(*_OUT_AND_BACK, r"^p take"),
+    ),
+    Bounds(
         "quick-live-owner",
         "an owner takes its own slot again, twice, with a record on its way",
         crashes=0,
