@@ -7,6 +7,7 @@ after a restart by Ray an actor rejoins through the protocol and never continues
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import random
@@ -35,6 +36,8 @@ FAULT_DELAY_S = 0.01
 EXIT_DELAY_S = 0.1
 """The error of a failed start reaches the controller before the process ends."""
 FILES_MAX = 65_536
+GC_THRESHOLDS = (50_000, 20, 50)
+"""Allocations before a collection of the youngest, and of those before one of the older two."""
 
 
 class Actor:
@@ -68,6 +71,7 @@ class Actor:
     async def _start(self, view_store: str) -> Any:
         try:
             address = await self._open(view_store)
+            _collect_rarely()
         except Exception as error:
             logger.error("%s does not start: %s", self._name, error)
             self._start_failed()
@@ -246,6 +250,14 @@ def _raise_file_limit() -> None:
     wanted = FILES_MAX if hard == resource.RLIM_INFINITY else min(FILES_MAX, hard)
     if soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _collect_rarely() -> None:
+    """What is there now stays, and what a message leaves behind holds no cycles: the collector's
+    looking through all of it, again and again, would find next to nothing."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
 
 
 KINDS: dict[str, type[Actor]] = {

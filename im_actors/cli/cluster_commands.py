@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Callable
@@ -24,6 +25,9 @@ from im_actors.errors import ImError, NotReachable, SetupError
 VERIFY_TIMEOUT_S = 900.0
 STATUS_TIMEOUT_S = 15.0
 RATE_SAMPLE_S = 0.5
+ACTORS_BY_CORES_MAX = 4
+"""One shard and one gateway for two cores, up to so many of each: with more than the cores can run
+at once, batches are smaller and each message costs more."""
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
 
@@ -58,17 +62,18 @@ def _register_up(add: AddCommand) -> None:
         type=positive_number,
         help="virtual shards, fixed when the cluster is made (default: 64)",
     )
-    for name, count, what in (
-        ("shards", 2, "actors that order messages"),
-        ("replicas", 3, "actors that keep them, each with its own directory"),
-        ("gateways", 2, "actors that clients connect to"),
+    by_cores = max(1, min(ACTORS_BY_CORES_MAX, (os.cpu_count() or 1) // 2))
+    for name, count, what, why in (
+        ("shards", by_cores, "actors that order messages", " by the cores of this machine,"),
+        ("replicas", 3, "actors that keep them, each with its own directory", ""),
+        ("gateways", by_cores, "actors that clients connect to", " by the cores of this machine,"),
     ):
         parser.add_argument(
             f"--{name}",
             metavar="N",
             type=positive_number,
             default=count,
-            help=f"{what} (default: {count})",
+            help=f"{what} (default:{why} {count})",
         )
     parser.add_argument(
         "--host", default="127.0.0.1", help="where gateways listen (default: 127.0.0.1)"

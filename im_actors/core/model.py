@@ -10,7 +10,7 @@ import hashlib
 import struct
 import unicodedata
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -33,6 +33,7 @@ KEY_EPOCH_MS = 1_577_836_800_000
 _KEY_COUNTER_BITS = 12
 _KEY_SLOT_BITS = 10
 _KEY_TIME_SHIFT = _KEY_COUNTER_BITS + _KEY_SLOT_BITS
+_KEY_COUNTER_MAX = (1 << _KEY_COUNTER_BITS) - 1
 
 
 class EventKind(IntEnum):
@@ -107,12 +108,13 @@ def view_of(fields: Sequence[Any]) -> View:
     return View(slot, epoch, state, owner, tuple(Member(*m) for m in members))
 
 
-_pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
+pack: Callable[[Sequence[Any]], bytes] = msgpack.Packer(use_bin_type=True, autoreset=True).pack
+"""msgpack. A plain tuple with the fields of an Event packs to the same bytes as the Event."""
 
 
 def encode_event(event: Event) -> bytes:
     """The one byte form of an event: on the wire, in records and in history."""
-    return _pack(event)  # type: ignore[no-any-return]
+    return pack(event)
 
 
 def decode_event(data: bytes) -> Event:
@@ -120,7 +122,7 @@ def decode_event(data: bytes) -> Event:
 
 
 def pack_record(events: list[bytes]) -> bytes:
-    return _pack(events)  # type: ignore[no-any-return]
+    return pack(events)
 
 
 def record_events(payload: bytes) -> list[bytes]:
@@ -155,7 +157,7 @@ def make_record(slot: int, lsn: int, epoch: int, events: list[bytes]) -> Record:
 def epoch_start(slot: int, lsn: int, epoch: int, key: int) -> Record:
     """The first record of an epoch. It holds no event, only a key, so that a new owner learns from
     the last record alone where the slot's keys go on."""
-    payload = _pack([key])
+    payload = pack([key])
     return Record(lsn, epoch, payload, record_checksum(slot, lsn, epoch, payload))
 
 
@@ -180,11 +182,12 @@ def make_key(time_ms: int, slot: int, counter: int) -> int:
 
 def next_key(last_key: int, time_ms: int, slot: int) -> int:
     """The next key of a slot: never at or below ``last_key``, also when the clock goes back."""
-    key = make_key(time_ms, slot, 0)
+    if time_ms < KEY_EPOCH_MS:
+        time_ms = KEY_EPOCH_MS
+    key = (time_ms - KEY_EPOCH_MS) << _KEY_TIME_SHIFT | slot << _KEY_COUNTER_BITS
     if key > last_key:
         return key
-    counter_max = (1 << _KEY_COUNTER_BITS) - 1
-    if last_key & counter_max == counter_max:
+    if last_key & _KEY_COUNTER_MAX == _KEY_COUNTER_MAX:
         return make_key(key_time_ms(last_key) + 1, slot, 0)
     return last_key + 1
 

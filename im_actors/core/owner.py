@@ -56,6 +56,7 @@ from im_actors.core.owner_words import (
     Activated,
     Alarm,
     Answered,
+    FrameLeaves,
     HeadsAsked,
     HeadsKnown,
     MemberDown,
@@ -99,6 +100,7 @@ __all__ = [
     "Activated",
     "Alarm",
     "Answered",
+    "FrameLeaves",
     "HeadsAsked",
     "HeadsKnown",
     "MemberDown",
@@ -262,6 +264,9 @@ class SlotOwner:
                 self._submitted(sends)
             case ReplicaAnswered(member, answer):
                 self._replica_answered(member, answer)
+            case FrameLeaves():
+                if self.untold:
+                    self._tell_commit()
             case Tick():
                 self._tick()
             case HeadsAsked(token, sessions):
@@ -299,6 +304,16 @@ class SlotOwner:
                     if state.down_since_ms is not None
                 ]
         return min(dues) if dues else None
+
+    @property
+    def untold(self) -> bool:
+        """Whether the members do not know the commit point yet and no record is about to tell."""
+        return self._tell_commit_ms is not None
+
+    @property
+    def flying(self) -> bool:
+        """Whether records have left and not committed, and commit soon if nothing is wrong."""
+        return self.phase is Phase.SERVING and bool(self.serving.flights)
 
     def validate(self) -> None:
         """Check the invariants that one owner can see."""
@@ -684,7 +699,7 @@ class SlotOwner:
         self._continue_serving()
 
     def _apply_lag(self) -> int:
-        return self.last_lsn - min(state.applied_lsn for state in self.members.values())
+        return self.last_lsn - min([state.applied_lsn for state in self.members.values()])
 
     def _continue_serving(self) -> None:
         if self.serving.waiting:
@@ -749,7 +764,7 @@ class SlotOwner:
                 self._drop_spares()
 
     def _commit_progress(self) -> None:
-        durable = min(state.durable_lsn for state in self.members.values())
+        durable = min([state.durable_lsn for state in self.members.values()])
         if durable <= self.commit_lsn:
             return
         self.commit_lsn = durable

@@ -41,6 +41,8 @@ class OwnerSettings:
             raise ValueError("replace_after_ms must be above seal_wait_ms")
 
 
+# What is made for each record is not frozen: that would cost three times as much.
+
 # -- events ------------------------------------------------------------------------------------
 
 
@@ -73,7 +75,7 @@ class ViewSeen:
     view: View
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ReplicaAnswered:
     member: Member
     answer: ReplicaAnswer
@@ -98,7 +100,7 @@ class ReplicasKnown:
     replicas: tuple[ReplicaInfo, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Submitted:
     """Sends came in, in the order of each device."""
 
@@ -111,6 +113,12 @@ class HeadsAsked:
 
     token: Any
     sessions: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FrameLeaves:
+    """A frame is about to go to the members anyway: say what else there is to say. Only an owner
+    with something ``untold`` needs to hear of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +137,7 @@ OwnerEvent = (
     | ReplicasKnown
     | Submitted
     | HeadsAsked
+    | FrameLeaves
     | Tick
 )
 
@@ -150,7 +159,7 @@ class SwapView:
     new: View
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ToReplica:
     """Send, if the link is up. Losing it is harmless: everything is asked again."""
 
@@ -158,14 +167,14 @@ class ToReplica:
     message: ReplicaRequest
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Answered:
     """Outcomes of sends. A code 0 is on three disks when this effect exists."""
 
     answers: list[Answer]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Published:
     """Events that are committed now, in seq order, for the session's followers."""
 

@@ -10,20 +10,20 @@ from collections import deque
 from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+from zlib import crc32
 
 from im_actors.core.messages import SessionImage
 from im_actors.core.model import (
-    Event,
     Record,
     body_checksum,
     decode_event,
-    encode_event,
     key_time_ms,
     make_record,
     next_key,
+    pack,
     record_events,
 )
-from im_actors.core.sessions import Admission, SessionState
+from im_actors.core.sessions import ANCIENT, FULL, GAP, KNOWN, NEW, SessionState
 from im_actors.errors import (
     InvariantBroken,
     KeyConflict,
@@ -88,16 +88,14 @@ class Answer(NamedTuple):
 class PendingEvent:
     """An event with a seq that is not committed yet, and who waits for it."""
 
-    __slots__ = ("data", "device", "key", "n", "seq", "session", "waiters")
+    __slots__ = ("data", "key", "seq", "session", "waiters")
 
-    def __init__(self, session: SessionState, seq: int, key: int, send: Send, data: bytes) -> None:
+    def __init__(self, session: SessionState, seq: int, key: int, data: bytes, token: Any) -> None:
         self.session = session
         self.seq = seq
         self.key = key
-        self.device = send.device
-        self.n = send.n
         self.data = data
-        self.waiters = [send.token]
+        self.waiters = [token]
 
 
 class Flight(NamedTuple):
@@ -105,6 +103,10 @@ class Flight(NamedTuple):
 
     record: Record
     events: list[PendingEvent]
+
+
+_new = tuple.__new__
+"""Makes a named tuple from a tuple in half the time of a call of its class."""
 
 
 def refused(token: Any, code: int, expected_n: int = 0) -> Answer:
@@ -137,14 +139,15 @@ class Serving:
         """Number what is new, answer what is known. New ones are answered when they commit;
         ``closed``: nothing new is taken. What is known is answered also when there is no room."""
         answers: list[Answer] = []
-        sessions, limits = self.sessions, self.limits
+        sessions, pending = self.sessions, self.pending
+        events_max, bytes_max = self.limits.pending_events_max, self.limits.pending_bytes_max
         for send in sends:
-            room = not (
-                closed
-                or len(self.pending) + self.waiting_events >= limits.pending_events_max
-                or self.pending_bytes >= limits.pending_bytes_max
+            room = (
+                len(pending) + self.waiting_events < events_max
+                and self.pending_bytes < bytes_max
+                and not closed
             )
-            state = sessions.get(send.session)
+            state = sessions.get(send[1])
             if state is not None and state.loaded:
                 answer = self._admit(state, send, epoch, now_ms, room)
                 if answer is not None:
@@ -162,16 +165,16 @@ class Serving:
     ) -> Answer | None:
         token, session, device, n, kind, body = send
         state.used_ms = now_ms
-        outcome, seq = state.admit(device, n, kind, body_checksum(kind, body), room)
-        if outcome is Admission.NEW:
+        outcome, seq = state.admit(device, n, kind, crc32(body, kind), room)
+        if outcome is NEW:
             self.last_key = key = next_key(self.last_key, now_ms, self.slot)
-            data = encode_event(Event(session, seq, key, kind, device, n, body))
-            event = PendingEvent(state, seq, key, send, data)
+            data = pack((session, seq, key, kind, device, n, body))
+            event = PendingEvent(state, seq, key, data, token)
             self.pending[session, seq] = event
             self.pending_bytes += len(data)
             self.open.append(event)
             return None
-        if outcome is Admission.KNOWN:
+        if outcome is KNOWN:
             pending = self.pending.get((session, seq))
             if pending is not None:
                 # Known and not committed: the answer has to wait like the first one does.
@@ -181,12 +184,12 @@ class Serving:
                 return refused(pending.waiters.pop(0), Unknown.code)
             # The key is not kept for committed events; the time is the ACK's and not the event's.
             return Answer(token, OK, seq, epoch, now_ms, 0)
-        if outcome is Admission.ANCIENT:
+        if outcome is ANCIENT:
             self.ancient.append(send)
             return None
-        if outcome is Admission.FULL:
+        if outcome is FULL:
             return refused(token, Overloaded.code)
-        code = OutOfOrder.code if outcome is Admission.GAP else KeyConflict.code
+        code = OutOfOrder.code if outcome is GAP else KeyConflict.code
         return refused(token, code, seq)
 
     def loaded(self, image: SessionImage, epoch: int, now_ms: int) -> list[Answer]:
@@ -229,27 +232,27 @@ class Serving:
         events: list[PendingEvent] = []
         while self.flights and self.flights[0].record.lsn <= lsn:
             record, committed = self.flights.popleft()
-            for event in committed:
-                self._commit_event(event, record.lsn, epoch, answers)
+            self._commit_events(committed, record.lsn, epoch, answers)
             events += committed
         return answers, events
 
-    def _commit_event(
-        self, event: PendingEvent, lsn: int, epoch: int, answers: list[Answer]
+    def _commit_events(
+        self, events: list[PendingEvent], lsn: int, epoch: int, answers: list[Answer]
     ) -> None:
-        session = event.session
-        if event.seq != session.committed_seq + 1:
-            raise InvariantBroken(
-                f"I5: session {session.name!r}: seq {event.seq} commits after"
-                f" {session.committed_seq}"
-            )
-        session.committed_seq = event.seq
-        session.last_lsn = lsn
-        del self.pending[session.name, event.seq]
-        self.pending_bytes -= len(event.data)
-        time_ms = key_time_ms(event.key)
-        for token in event.waiters:
-            answers.append(Answer(token, OK, event.seq, epoch, time_ms, 0))
+        pending = self.pending
+        for event in events:
+            session, seq = event.session, event.seq
+            if seq != session.committed_seq + 1:
+                raise InvariantBroken(
+                    f"I5: session {session.name!r}: seq {seq} commits after {session.committed_seq}"
+                )
+            session.committed_seq = seq
+            session.last_lsn = lsn
+            del pending[session.name, seq]
+            self.pending_bytes -= len(event.data)
+            time_ms = key_time_ms(event.key)
+            for token in event.waiters:
+                answers.append(_new(Answer, (token, OK, seq, epoch, time_ms, 0)))
 
     # -- takeovers -----------------------------------------------------------------------------
 

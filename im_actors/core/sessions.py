@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from enum import IntEnum
-from typing import NamedTuple
 
 from im_actors.core.messages import DeviceImage, SessionImage
 from im_actors.core.model import DEVICE_WINDOW, EventKind
@@ -25,10 +24,13 @@ class Admission(IntEnum):
     asked for what it cannot have."""
 
 
-class Admitted(NamedTuple):
-    outcome: Admission
-    seq: int
-    """NEW, KNOWN: the event's seq. GAP, CONFLICT: the device's next n."""
+NEW, KNOWN, GAP = Admission.NEW, Admission.KNOWN, Admission.GAP
+CONFLICT, ANCIENT, FULL = Admission.CONFLICT, Admission.ANCIENT, Admission.FULL
+# An enum member costs a slow path at each look-up, and these are looked at for each message.
+
+Admitted = tuple[Admission, int]
+"""The outcome, and a number: for NEW and KNOWN the event's seq, for GAP and CONFLICT the device's
+next n."""
 
 
 class DeviceState:
@@ -72,26 +74,26 @@ class SessionState:
         if n > last_n:
             if not room:
                 # Also for a gap: what has to come first would be told the same.
-                return Admitted(Admission.FULL, 0)
+                return FULL, 0
             if n > last_n + 1:
-                return Admitted(Admission.GAP, last_n + 1)
+                return GAP, last_n + 1
             if state is None:
                 state = self.devices[device] = DeviceState()
             recent = state.recent
             if len(recent) == DEVICE_WINDOW and recent[0][0] > self.committed_seq:
-                return Admitted(Admission.FULL, 0)
+                return FULL, 0
             self.last_seq += 1
             state.add(n, self.last_seq, checksum)
-            return Admitted(Admission.NEW, self.last_seq)
+            return NEW, self.last_seq
         assert state is not None, f"n {n} of a device that sends its first"
         back = state.last_n - n
         if back >= len(state.recent):
-            return Admitted(Admission.ANCIENT, 0)
+            return ANCIENT, 0
         seq, known_checksum = state.recent[-1 - back]
         # A VOID asks what became of its n: whatever was accepted under it is the answer.
         if checksum != known_checksum and kind != EventKind.VOID:
-            return Admitted(Admission.CONFLICT, state.last_n + 1)
-        return Admitted(Admission.KNOWN, seq)
+            return CONFLICT, state.last_n + 1
+        return KNOWN, seq
 
     def replay(self, seq: int, device: str, n: int, checksum: int, lsn: int) -> None:
         """Take in a committed event while the log's end is replayed after a takeover."""

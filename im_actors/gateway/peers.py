@@ -57,6 +57,10 @@ class Peer:
         """False: the link is down, and the frame was dropped."""
         return self.link is not None and self.link.send(frame)
 
+    def send_now(self, frame: bytes) -> bool:
+        """The same without waiting for the end of this turn of the loop."""
+        return self.link is not None and self.link.send_now(frame)
+
     def status(self) -> dict[str, Any]:
         link = self.link
         if link is None or link.up:

@@ -422,10 +422,10 @@ class Router:
             # The batch is a part of what is outstanding, so mostly nothing has to be counted.
             most = self.outstanding_bytes + len(batch) * ROW_OVERHEAD_BYTES
             if most <= LINK_FRAME_BYTES_MAX // 2 and len(batch) <= SUBMIT_ROWS_MAX:
-                shard.send(pack_frame((_SUBMIT, batch)))
+                shard.send_now(pack_frame((_SUBMIT, batch)))
             else:
                 for part in _parts(batch):
-                    shard.send(pack_frame((_SUBMIT, part)))
+                    shard.send_now(pack_frame((_SUBMIT, part)))
             batch.clear()
 
 

@@ -137,6 +137,17 @@ class FramedProtocol(asyncio.Protocol):
         self._queued_bytes += len(frame)
         return True
 
+    def send_now(self, frame: bytes) -> bool:
+        """``send``, for who has gathered all that this turn is going to send: no further turn of
+        the loop is waited for."""
+        if not self._open:
+            return False
+        self._queue.append(frame)
+        self._queued_bytes += len(frame)
+        if not self._receiving:
+            self._flush()
+        return True
+
     def close(self, final_frame: bytes = b"", error: ImError | None = None) -> None:
         """Close in order: what was sent before, and ``final_frame``, still reach a peer that
         reads. ``error`` is what ``on_closed`` will tell. A second close does nothing."""

@@ -160,6 +160,12 @@ class Link:
             return False
         return self._connection.send(frame)
 
+    def send_now(self, frame: bytes) -> bool:
+        """The same without waiting for the end of this turn of the loop."""
+        if self.peer is None or self._connection is None:
+            return False
+        return self._connection.send_now(frame)
+
     def retarget(self, host: str, port: int) -> None:
         """Dial another address from now on; the same address: without waiting any longer."""
         if self._closed:

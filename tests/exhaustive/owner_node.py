@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from im_actors.core import owner as own
-from im_actors.core.model import EventKind, Member, View
+from im_actors.core.model import EventKind, Member, View, decode_event
 from im_actors.core.owner import Phase, SlotOwner
 from im_actors.core.serving import Send, ServingLimits
 from im_actors.core.takeover import ReplicaInfo
@@ -98,7 +98,8 @@ def _carry_out(effect: Any) -> list[Any]:
         case own.Answered(answers):
             return [("answered", a.token, a.code, a.seq, a.expected_n) for a in answers]
         case own.Published(_, events):
-            return [("published", e.session.name, e.seq, e.device, e.n) for e in events]
+            decoded = [decode_event(event.data) for event in events]
+            return [("published", e.session, e.seq, e.device, e.n) for e in decoded]
         case own.Alarm(_, text):
             raise Broken(f"alarm of an owner: {text}")
     return []

@@ -44,6 +44,8 @@ class StubLink:
             self.inbox.extend(FrameDecoder(LINK_FRAME_BYTES_MAX).feed(frame))
         return self.up
 
+    send_now = send
+
 
 class StubSender:
     """A client connection that remembers its answers."""

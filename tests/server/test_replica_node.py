@@ -34,6 +34,8 @@ class Peer:
     def send(self, frame: bytes) -> None:
         pass
 
+    send_now = send
+
 
 async def until(done: Callable[[], bool]) -> None:
     async with asyncio.timeout(20):

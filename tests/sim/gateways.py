@@ -58,6 +58,8 @@ class SimLink:
     def send(self, frame: bytes) -> bool:
         return self.end is not None and self.end.send(frame)
 
+    send_now = send
+
     def retarget(self, host: str, port: int) -> None:
         """Processes keep their names here, and so their addresses."""
 
@@ -191,6 +193,8 @@ class SimConnection(ClientConnection):
 
     def send(self, frame: bytes) -> bool:
         return self._open and self._sim_end.send(frame)
+
+    send_now = send
 
     def close(self, final_frame: bytes = b"", error: ImError | None = None) -> None:
         if self._open:

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from im_actors.cli.bench.following import FOLLOW_SESSIONS_MAX, Follower, Timelines
 from im_actors.cli.bench.latencies import Latencies
@@ -55,6 +55,9 @@ class Phase:
 
 class Generator:
     """One part of a load."""
+
+    sender: ClassVar[Callable[..., Any]] = Sender
+    """What makes a sending connection; another system's can be put here."""
 
     def __init__(self, load: Load, tell: Callable[[dict[str, Any]], None]) -> None:
         self.load = load
@@ -105,7 +108,7 @@ class Generator:
             await self._follow(self.load.followers)
         self.senders = await connect_all(
             [
-                (partial(Sender, self, number, draws), self.load.address(number))
+                (partial(self.sender, self, number, draws), self.load.address(number))
                 for number, draws in enumerate(self.load.draws() if self.load.sends else ())
             ]
         )
@@ -282,7 +285,9 @@ def more_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-async def serve(tell: Callable[[dict[str, Any]], None]) -> int:
+async def serve(
+    tell: Callable[[dict[str, Any]], None], make: Callable[..., Generator] = Generator
+) -> int:
     """Do what the commander says. When nobody commands any more this is cancelled."""
     commands: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
     task = asyncio.current_task()
@@ -293,7 +298,7 @@ async def serve(tell: Callable[[dict[str, Any]], None]) -> int:
         while True:
             command = await commands.get()
             if "load" in command:
-                generator = Generator(Load.from_json(command["load"]), tell)
+                generator = make(Load.from_json(command["load"]), tell)
                 await generator.prepare()
                 gc.collect()
                 gc.freeze()
@@ -324,7 +329,7 @@ async def listen(commands: asyncio.Queue[dict[str, Any]], task: asyncio.Task[Any
     task.cancel()
 
 
-def main() -> int:
+def main(make: Callable[..., Generator] = Generator) -> int:
     more_files()
     gc.disable()
     factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
@@ -340,7 +345,7 @@ def main() -> int:
 
     with asyncio.Runner(loop_factory=factory) as runner:
         try:
-            return runner.run(serve(tell))
+            return runner.run(serve(tell, make))
         except asyncio.CancelledError:
             return 1
 

@@ -9,7 +9,7 @@ from tests.sim.mutants.modules import (
 )
 from tests.sim.mutation import Edit, mutant
 
-_DURABLE = "durable = min(state.durable_lsn for state in self.members.values())"
+_DURABLE = "durable = min([state.durable_lsn for state in self.members.values()])"
 _PROMISED = "if log is not None and log.promised == request.epoch:"
 _BELIEVED = "self._raise_commit(slot, log, min(commit_lsn, prev_lsn + len(records)))"
 
