@@ -60,6 +60,7 @@ def test_an_open_loop_with_a_plot(im: Run, shared_cluster: ClusterThread, tmp_pa
     path = tmp_path / "latencies.svg"
     report = bench(im, shared_cluster, *SHORT, "--rate", 500, "--plot", path, "--bytes", 1024)
     assert report["mode"] == "open"
+    assert report["ack_ms"]["max"] >= report["generator_late_ms"]["p50"] >= 0
     assert report["ledger"]["sent"] == 200
     document = xml.dom.minidom.parse(str(path))
     assert len(document.getElementsByTagName("polyline")) == 2

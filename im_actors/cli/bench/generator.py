@@ -71,7 +71,7 @@ class Generator:
         """Of readers that did not read for so long that they were cut."""
         self.problems: list[str] = []
         self.wrong = 0
-        self.ack, self.delivery = Latencies(), Latencies()
+        self.ack, self.delivery, self.late = Latencies(), Latencies(), Latencies()
         self.since = self.ends = 0
         self.closed_loop = False
         self.copies = 0
@@ -115,7 +115,7 @@ class Generator:
 
     async def phase(self, phase: Phase) -> int:
         """Make load, and return when all of it is answered: how many messages are ACKed by now."""
-        self.ack, self.delivery = Latencies(), Latencies()
+        self.ack, self.delivery, self.late = Latencies(), Latencies(), Latencies()
         self.since, self.ends = phase.since, phase.ends
         self._refused_before = Counter(self.refused)
         for follower in self.followers[: phase.slow]:
@@ -147,6 +147,7 @@ class Generator:
             "refused": dict(self.refused - self._refused_before),
             "ack": self.ack.counts(),
             "delivery": self.delivery.counts(),
+            "late": self.late.counts(),
             "wrong": self.wrong,
         }
 
@@ -216,6 +217,8 @@ class Generator:
     def _offer(self, count: int, at: int) -> None:
         """What is due at one point of the grid, dealt to the connections in turn."""
         senders = self.senders
+        if at >= self.since:
+            self.late.raw.append(micros() - at)
         each, more = divmod(count, len(senders))
         if each:
             for sender in senders:
@@ -252,6 +255,7 @@ class Generator:
             await asyncio.sleep(FOLD_S)
             self.ack.fold()
             self.delivery.fold()
+            self.late.fold()
 
     async def _report(self) -> None:
         while True:

@@ -43,6 +43,8 @@ class Figures:
     refused: Counter[int] = field(default_factory=Counter)
     ack: Latencies = field(default_factory=Latencies)
     delivery: Latencies = field(default_factory=Latencies)
+    late: Latencies = field(default_factory=Latencies)
+    """How late the generators were with what was due, in an open loop: part of the latencies."""
     server_cpu: dict[str, int] | None = None
     """Microseconds per kind of process; None when the cluster is not on this machine."""
 
@@ -58,6 +60,7 @@ class Figures:
         self.refused.update({int(code): count for code, count in answer["refused"].items()})
         self.ack.add(answer["ack"])
         self.delivery.add(answer["delivery"])
+        self.late.add(answer["late"])
 
     @property
     def msgs_per_s(self) -> float:
@@ -88,7 +91,8 @@ class Outcome:
         self.problems += answer["problems"]
         self.digests.add(answer["digest"])
         for name in ("wrong", "without_wait", "pulled", "reconnects"):
-            setattr(self, name, getattr(self, name) + answer[name])
+            # Generators of other systems know nothing of some of them.
+            setattr(self, name, getattr(self, name) + answer.get(name, 0))
 
 
 class Generators:

@@ -24,7 +24,9 @@ def measured(figures: Figures) -> dict[str, Any]:
         "delivered_per_s": round(figures.received / figures.elapsed_s, 1),
         "ack_ms": figures.ack.summary(),
         "delivery_ms": figures.delivery.summary(),
+        "generator_late_ms": figures.late.summary(),
         "generator_cpu": figures.generator_cpu,
+        "generator_busy": max(figures.generator_cpu) > BUSY,
         "generator_us_per_msg": round(figures.generator_us / acked, 2),
         "server_cpu": server_cpu(figures),
     }
@@ -104,7 +106,9 @@ def figure_lines(figures: dict[str, Any]) -> Iterator[str]:
     if figures["delivery_ms"] is not None:
         yield f"  delivered     {figures['delivered_per_s']:>12,.0f} events/s"
     yield f"  {'ms':<12}" + "".join(f"{name:>10}" for name in ("p50", "p90", "p99", "p99.9", "max"))
-    for title, name in (("ack", "ack_ms"), ("delivery", "delivery_ms")):
+    for title, name in (
+        ("ack", "ack_ms"), ("delivery", "delivery_ms"), ("sent late by", "generator_late_ms"),
+    ):  # fmt: skip
         if figures[name] is not None:
             yield f"  {title:<12}" + "".join(f"{ms:>10,.2f}" for ms in figures[name].values())
     yield from cpu_lines(figures)
@@ -143,7 +147,7 @@ def cpu_lines(report: dict[str, Any]) -> Iterator[str]:
     shares = ", ".join(f"{share:.2f}" for share in report["generator_cpu"])
     generator_us = report["generator_us_per_msg"]
     yield f"  generator     {generator_us:>12.1f} µs per message, {shares} of a core"
-    if max(report["generator_cpu"]) > BUSY:
+    if report["generator_busy"]:
         yield "  the generator may be what limits these figures: try more --processes"
 
 
