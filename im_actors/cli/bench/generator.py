@@ -49,6 +49,8 @@ class Phase:
     rate: float | None
     """None: closed loop."""
     window: int
+    burst: int = 1
+    """Open loop: messages that one connection sends at once, when so many are due."""
     slow: int = 0
     """Followers that do not read meanwhile."""
 
@@ -81,6 +83,7 @@ class Generator:
         self.followers: list[Follower] = []
         self._tell = tell
         self._turn = 0
+        self._burst = 1
         self._sampled: dict[str, Any] = {}
         self._refused_before: Counter[int] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -116,7 +119,7 @@ class Generator:
     async def phase(self, phase: Phase) -> int:
         """Make load, and return when all of it is answered: how many messages are ACKed by now."""
         self.ack, self.delivery, self.late = Latencies(), Latencies(), Latencies()
-        self.since, self.ends = phase.since, phase.ends
+        self.since, self.ends, self._burst = phase.since, phase.ends, phase.burst
         self._refused_before = Counter(self.refused)
         for follower in self.followers[: phase.slow]:
             follower.stop_reading()
@@ -223,9 +226,10 @@ class Generator:
         if each:
             for sender in senders:
                 sender.submit(each, at)
-        for _ in range(more):
+        while more > 0:
             self._turn = (self._turn + 1) % len(senders)
-            senders[self._turn].submit(1, at)
+            senders[self._turn].submit(min(more, self._burst), at)
+            more -= self._burst
 
     async def _sample(self, phase: Phase) -> dict[str, Any]:
         """Count what happens between the end of the warm-up and the end."""

@@ -147,15 +147,17 @@ class Generators:
         warmup_s: float,
         rate: float | None = None,
         window: int = 1,
+        burst: int = 1,
         slow: int = 0,
     ) -> Figures:
-        """One phase; ``rate`` None: closed loop with this window; ``slow``: followers of each
-        generator that do not read meanwhile."""
+        """One phase; ``rate`` None: closed loop with this window; ``burst``: messages that one
+        connection sends at once in an open loop; ``slow``: followers of each generator that do not
+        read meanwhile."""
         begins = micros() + LEAD_US
         since = begins + int(warmup_s * 1e6)
         phase = Phase(
             begins=begins, since=since, ends=since + int(seconds * 1e6), rate=None, window=window,
-            slow=slow,
+            burst=burst, slow=slow,
         )  # fmt: skip
         phases = [
             phase if rate is None else replace(phase, rate=rate * load.share)
