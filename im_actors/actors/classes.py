@@ -14,6 +14,7 @@ import random
 import resource
 import signal
 import socket
+import sys
 import uuid
 from typing import Any
 
@@ -36,6 +37,7 @@ FAULT_DELAY_S = 0.01
 EXIT_DELAY_S = 0.1
 """The error of a failed start reaches the controller before the process ends."""
 FILES_MAX = 65_536
+SWITCH_INTERVAL_S = 0.0005
 GC_THRESHOLDS = (50_000, 20, 50)
 """Allocations before a collection of the youngest, and of those before one of the older two."""
 
@@ -71,7 +73,7 @@ class Actor:
     async def _start(self, view_store: str) -> Any:
         try:
             address = await self._open(view_store)
-            _collect_rarely()
+            _tune_interpreter()
         except Exception as error:
             logger.error("%s does not start: %s", self._name, error)
             self._start_failed()
@@ -252,9 +254,13 @@ def _raise_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def _collect_rarely() -> None:
-    """What is there now stays, and what a message leaves behind holds no cycles: the collector's
-    looking through all of it, again and again, would find next to nothing."""
+def _tune_interpreter() -> None:
+    """For a process that moves messages from now on."""
+    # A replica's threads share the interpreter: who comes back from an fsync must not wait for
+    # long until the one that applies history lets go of it.
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    # What is there now stays, and what a message leaves behind holds no cycles: the collector would
+    # look through all of it again and again, and find next to nothing.
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)

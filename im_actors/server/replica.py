@@ -36,6 +36,8 @@ from im_actors.wire.links import (
 
 logger = logging.getLogger(__name__)
 
+REQUESTS = int(InsideType.REQUESTS)
+READ = int(InsideType.READ)
 SCAN_TURN_S = 0.005
 """A scan holds a storage thread for so long at a time."""
 
@@ -261,10 +263,9 @@ class ReplicaNode:
 
     def _frames(self, connection: LinkConnection, messages: list[Any]) -> None:
         for message in messages:
-            if message[0] == InsideType.REQUESTS:
-                for request in read_inside(message[1]):
-                    self._handle(rep.Asked(connection, request))
-            elif message[0] == InsideType.READ:
+            if message[0] == REQUESTS:
+                self._handle(*[rep.Asked(connection, req) for req in read_inside(message[1])])
+            elif message[0] == READ:
                 self._start_read(connection, message)
 
     def _backfilled(self, name: str, messages: list[Any]) -> None:
@@ -275,14 +276,13 @@ class ReplicaNode:
 
     # -- the machine and the journal -----------------------------------------------------------
 
-    def _handle(self, event: rep.ReplicaEvent) -> None:
+    def _handle(self, *events: rep.ReplicaEvent) -> None:
         if self._failed is not None:
             return
-        effects = self.machine.handle(event, now_ms())
-        if not effects:
-            return
-        self._effects += effects
-        if not self._flush_planned and not self._writing:
+        now = now_ms()
+        for event in events:
+            self._effects += self.machine.handle(event, now)
+        if self._effects and not self._flush_planned and not self._writing:
             self._flush_planned = True
             self._loop.call_soon(self._flush)
 
@@ -322,18 +322,23 @@ class ReplicaNode:
     def _carry_out(self, effects: list[Any]) -> None:
         answers: dict[LinkConnection, list[Any]] = {}
         for effect in effects:
-            match effect:
-                case rep.Store(op):
-                    if type(op) is StoreRecords:
-                        self.records += len(op.records)
-                        self._queue.add(op.slot, op.records)
-                case rep.Send(peer, message):
-                    if peer is not None:
-                        answers.setdefault(peer, []).append(message)
-                case rep.Commit(slot, lsn):
-                    self._queue.commit(slot, lsn)
-                case _:
-                    self._carry_out_rare(effect)
+            # Compared by type: a match statement costs three times as much for each.
+            if type(effect) is rep.Store:
+                op = effect.op
+                if type(op) is StoreRecords:
+                    self.records += len(op.records)
+                    self._queue.add(op.slot, op.records)
+            elif type(effect) is rep.Send:
+                if effect.peer is not None:
+                    messages = answers.get(effect.peer)
+                    if messages is None:
+                        answers[effect.peer] = [effect.message]
+                    else:
+                        messages.append(effect.message)
+            elif type(effect) is rep.Commit:
+                self._queue.commit(effect.slot, effect.lsn)
+            else:
+                self._carry_out_rare(effect)
         for peer, messages in answers.items():
             peer.send_now(pack_inside(InsideType.ANSWERS, messages))
         self._apply_soon()

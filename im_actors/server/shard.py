@@ -212,9 +212,14 @@ class ShardNode:
                 self._handle(slot, own.MemberDown(member))
 
     def _answers(self, member: Member, messages: list[Any]) -> None:
+        now = now_ms()
+        owners = self._owners
         for message in messages:
             for answer in read_inside(message[1]):
-                self._handle(answer.slot, own.ReplicaAnswered(member, answer))
+                slot = answer.slot
+                effects = owners[slot].handle(own.ReplicaAnswered(member, answer), now)
+                self._carry_out(slot, effects)
+        self._plan_flush()
 
     def _linked(self, peer: PeerInfo, connection: LinkConnection) -> LinkCallbacks:
         return LinkCallbacks(

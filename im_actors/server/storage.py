@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -70,7 +71,10 @@ class ReplicaStorage:
         logs: dict[int, SlotLog] = {}
         waiting: list[tuple[int, Record]] = []
         for slot, image in images.items():
-            logs[slot] = log_from_disk(slot, image.meta, image.records, applied_lsns.get(slot, 0))
+            applied, has = applied_lsns.get(slot, 0), partial(self.history.has, slot)
+            logs[slot] = await self.in_history(
+                log_from_disk, slot, image.meta, image.records, applied, has
+            )
             records = await self.in_journal(self._read_all, slot, image.records)
             waiting += [(slot, record) for record in records]
         return logs, waiting
