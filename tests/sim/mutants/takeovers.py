@@ -56,8 +56,8 @@ _NO_EPOCH_START = (
     ),
     Edit(
         OWNER,
-        "Append(self.slot, self.epoch, prev, self.epoch, prev, tuple(records))",
-        "Append(self.slot, self.epoch, prev, self._epoch_of(prev), prev, tuple(records))",
+        "Append(self.slot, self.epoch, lsn, self.epoch, lsn, ())",
+        "Append(self.slot, self.epoch, lsn, self._epoch_of(lsn), lsn, ())",
     ),
     Edit(
         OWNER,
