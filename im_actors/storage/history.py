@@ -30,9 +30,10 @@ from im_actors.core.model import (
 )
 from im_actors.errors import CorruptData, InvariantBroken
 from im_actors.storage.database import fsync_directory
-from im_actors.storage.index import IndexFile, Place, SessionEntry
+from im_actors.storage.index import IndexFile, SessionEntry
 from im_actors.storage.journal import LSN_BITS, LSN_MAX, row_id
 from im_actors.storage.months import MonthFile, MonthSpan, month_name, month_of
+from im_actors.storage.runs import Place
 from im_actors.storage.scan import SlotScan, scan_history
 
 MONTHS_OPEN_MAX = 4

@@ -17,9 +17,8 @@ import sqlite3
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
-from itertools import chain, count, islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import msgpack
 
@@ -27,10 +26,9 @@ from im_actors.core.messages import DeviceImage, SessionImage
 from im_actors.core.model import DEVICE_WINDOW, Part
 from im_actors.errors import CorruptData, InvariantBroken
 from im_actors.storage.database import Database, Format
+from im_actors.storage.runs import RUN_EVENTS_MAX, Run
 
 SESSIONS_CACHED_MAX = 32_768
-RUN_EVENTS_MAX = 256
-"""A run with so many events is not made longer: one page of a session reads a few runs."""
 FOLD_EVENTS = 512
 """So many events of a session may be in runs only, as far as its devices' last n go. With fewer of
 them loading a session costs less; but where many devices share a session, and each has a row, it
@@ -74,85 +72,6 @@ _DEVICE = "SELECT session, device, last_n, guard FROM devices"
 _RUN_HEAD = struct.Struct(">4q")
 _pack = msgpack.Packer(autoreset=True).pack
 _unpack = msgpack.unpackb
-
-
-class Place(NamedTuple):
-    """One event as the index knows it."""
-
-    seq: int
-    month: int
-    lsn: int
-    position: int
-    device: str
-    n: int
-    checksum: int
-
-
-class Run:
-    """Consecutive events of a session in records of one month. ``parts``: lsn, sends, lsn, …"""
-
-    __slots__ = ("first_seq", "last_seq", "month", "parts")
-
-    def __init__(self, first_seq: int, last_seq: int, month: int, parts: list[Any]) -> None:
-        self.first_seq = first_seq
-        self.last_seq = last_seq
-        self.month = month
-        self.parts = parts
-
-    def join(self, run: Run) -> bool:
-        """Take in a run that goes on where this one ends; false when it does not, or is too far."""
-        follows = run.first_seq == self.last_seq + 1 and run.month == self.month
-        if not follows or run.first_seq - self.first_seq >= RUN_EVENTS_MAX:
-            return False
-        self.last_seq = run.last_seq
-        self.parts += run.parts
-        return True
-
-    def sent(self) -> Iterator[tuple[int, list[Any]]]:
-        """Of each record: its lsn and its unpacked sends (first seq, and four fields an event)."""
-        fields = iter(self.parts)
-        for lsn, sends in zip(fields, fields, strict=True):
-            yield lsn, _unpack(sends)
-
-    def last_n(self) -> dict[str, int]:
-        """The last n of each device in it."""
-        found: dict[str, int] = {}
-        for _, flat in self.sent():
-            found.update(zip(flat[2::4], flat[3::4], strict=True))
-        return found
-
-    def places(self) -> Iterator[Place]:
-        """Its events, by ascending seq."""
-        for lsn, flat in self.sent():
-            seqs = count(flat[0])
-            fields = zip(flat[1::4], flat[2::4], flat[3::4], flat[4::4], strict=True)
-            for seq, sent in zip(seqs, fields, strict=False):
-                yield Place(seq, self.month, lsn, *sent)
-
-    def find(self, device: str, n: int) -> Place | None:
-        """The device's send ``n``; if it is not here, the newest one before that."""
-        found: Place | None = None
-        for lsn, flat in self.sent():
-            devices = flat[2::4]
-            if device not in devices:
-                continue
-            for index, sender in enumerate(devices):
-                position, _, sent_n, checksum = flat[1 + 4 * index : 5 + 4 * index]
-                if sender == device and sent_n <= n:
-                    seq = flat[0] + index
-                    found = Place(seq, self.month, lsn, position, device, sent_n, checksum)
-        return found
-
-    def counters(
-        self, after: int, last_n: dict[str, int], recent: dict[str, list[tuple[int, int]]]
-    ) -> None:
-        """Set each device's last n, and add (seq, checksum) of the events above ``after``."""
-        for _, flat in self.sent():
-            devices = flat[2::4]
-            last_n.update(zip(devices, flat[3::4], strict=True))
-            if flat[0] + len(devices) - 1 > after:
-                for device, sent in zip(devices, zip(count(flat[0]), flat[4::4]), strict=True):
-                    recent.setdefault(device, []).append(sent)
 
 
 class SessionEntry:
@@ -483,30 +402,36 @@ class IndexFile:
         entry = self.session(name)
         if entry is None:
             return SessionImage(name, 0, ()), True
-        last_n = dict(self.devices(entry.id))
-        recent: dict[str, list[tuple[int, int]]] = {}
-        newer: dict[str, int] = {}
-        recent_floor = max(entry.last_seq - RECENT_EVENTS, 0)
-        floor = min(entry.folded_seq, recent_floor)
-        whole, expected = True, 0
-        for run in self.runs(entry, floor, entry.last_seq + 1, newest=False):
-            if expected and run.first_seq != expected:
-                # Across a hole a device's n do not follow one another.
-                recent.clear()
-            if run.first_seq > max(expected, entry.folded_seq + 1):
-                whole = False
-            expected = run.last_seq + 1
-            run.counters(recent_floor, newer, recent)
-        last_n.update((d, n) for d, n in newer.items() if n > last_n.get(d, 0))
+        last_n, recent, known_seq = self._counters(entry)
         devices = tuple(
             DeviceImage(device, n, tuple(recent.get(device, ())[-DEVICE_WINDOW:]))
             for device, n in sorted(last_n.items())
         )
         # Every seq of a session is some device's next n, so the counters of the devices add up to
         # its last seq. A row that damage has hidden would pass for a device that never sent.
-        whole = whole and max(expected - 1, entry.folded_seq) == entry.last_seq
-        whole = whole and sum(last_n.values()) == entry.last_seq
+        whole = known_seq == sum(last_n.values()) == entry.last_seq
         return SessionImage(name, entry.last_seq, devices), whole
+
+    def _counters(
+        self, entry: SessionEntry
+    ) -> tuple[dict[str, int], dict[str, list[tuple[int, int]]], int]:
+        """Each device's last n and its last sends, and up to which seq nothing is missing."""
+        newer: dict[str, int] = {}
+        recent: dict[str, list[tuple[int, int]]] = {}
+        recent_floor = max(entry.last_seq - RECENT_EVENTS, 0)
+        known_seq, expected = entry.folded_seq, 0
+        floor = min(known_seq, recent_floor)
+        for run in self.runs(entry, floor, entry.last_seq + 1, newest=False):
+            if expected and run.first_seq != expected:
+                # Across a hole a device's n do not follow one another.
+                recent.clear()
+            expected = run.last_seq + 1
+            if run.first_seq <= known_seq + 1:
+                known_seq = max(known_seq, run.last_seq)
+            run.counters(recent_floor, newer, recent)
+        last_n = dict(self.devices(entry.id))
+        last_n.update((d, n) for d, n in newer.items() if n > last_n.get(d, 0))
+        return last_n, recent, known_seq
 
     # -- dropping --------------------------------------------------------------------------------
 

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from im_actors.core.model import Event, Record, body_checksum, decode_event, record_events
 from im_actors.errors import CorruptData
-from im_actors.storage.index import Place, SessionEntry
+from im_actors.storage.index import SessionEntry
 from im_actors.storage.journal import LSN_MAX, Journal, checked_record
 from im_actors.storage.months import MonthFile
+from im_actors.storage.runs import Place
 
 if TYPE_CHECKING:
     from im_actors.storage.history import History

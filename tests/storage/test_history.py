@@ -20,8 +20,9 @@ from im_actors.core.model import (
 from im_actors.errors import CorruptData, DiskFailed, InvariantBroken, NewerFormat
 from im_actors.storage import history as history_module
 from im_actors.storage.history import History
-from im_actors.storage.index import Run, SessionEntry, _run_rows
+from im_actors.storage.index import SessionEntry, _run_rows
 from im_actors.storage.months import MonthFile, month_name, month_of
+from im_actors.storage.runs import Run
 from im_actors.storage.scan import SlotScan
 
 MONTH_MS = 31 * 24 * 3600 * 1000
@@ -387,7 +388,8 @@ def test_counters_are_the_same_however_often_they_are_folded(
     path: Path, log: Any, fold: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("im_actors.storage.index.FOLD_EVENTS", fold)
-    monkeypatch.setattr("im_actors.storage.index.RUN_EVENTS_MAX", 8)
+    for module in ("index", "runs"):
+        monkeypatch.setattr(f"im_actors.storage.{module}.RUN_EVENTS_MAX", 8)
     fill(log, 1, 200, months=2)
     last = len(log.logs[1])
     history = History(path)
