@@ -72,7 +72,8 @@ def open_capture() -> socket.socket:
 
 
 def capture(packets: socket.socket, seconds: float) -> list[Captured]:
-    """What comes within ``seconds``, or waits already. Only kept: it is read when nothing is measured any more."""
+    """What comes within ``seconds``, or waits already. Only kept: it is read when nothing is
+    measured any more."""
     found: list[Captured] = []
     ends = time.monotonic() + seconds
     while time.monotonic() < ends:
