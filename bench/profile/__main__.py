@@ -23,7 +23,7 @@ from bench.profile.capture import NoCapture, capture, open_capture, read_packets
 from bench.profile.ports import ports_of
 from bench.profile.report import lines, rounded
 from bench.profile.sampling import MISSING, Sample, record, sampler
-from bench.profile.stages import STAGES, stages
+from bench.profile.stages import LOOPS, samples_at_work, stages
 from bench.profile.threads import WatchedServers
 from im_actors.cli.bench.plan import Load
 from im_actors.cli.bench.processes import Figures, Generators
@@ -39,6 +39,8 @@ SESSIONS_LOW = 200
 """At one message at a time the warm-up has to reach all of them: the first message of a session
 makes its shard ask for what is known of it."""
 WARM_UP_S = 2.0
+SAMPLER_START_S = 0.5
+"""It reads the symbols of all libraries first."""
 MARGIN_S = 0.2
 """After the begin and before the end of a phase nothing is captured."""
 
@@ -73,7 +75,10 @@ def _parser() -> argparse.ArgumentParser:
         help="of a cluster that runs on this machine (default: start one, and end it)",
     )
     parser.add_argument(
-        "--seconds", type=float, default=5.0, help="of each of the three phases (default: 5)"
+        "--seconds",
+        type=float,
+        default=5.0,
+        help="of each measurement: the CPU, three looks at the stages, the hops (default: 5)",
     )
     return parser
 
@@ -128,14 +133,16 @@ async def _full_load(running: Running, seconds: float) -> dict[str, Any]:
         figures = await generators.phase(seconds, WARM_UP_S, None, WINDOW)
         spent = server.last_phase()
         cpu = cpu_per_message(figures, spent.by_thread())
-        samples = await _sampled_phase(generators, server, spent.busiest(), seconds)
+        samples = await _sampled_phase(generators, spent.busiest(), seconds)
         _check(await generators.finish())
-    sampled = server.last_phase()
     return {
         "cpu_us_per_msg": cpu,
         "stages": {
-            kind: rounded(stages(kind, cpu["by_thread"][kind], pid, found, sampled))
+            kind: rounded(stages(kind, cpu["by_thread"][kind], found, spent.names(pid)))
             for kind, (pid, found) in samples.items()
+        },
+        "samples": {
+            kind: samples_at_work(found, spent.names(pid)) for kind, (pid, found) in samples.items()
         },
         "full_load": {
             "connections": CONNECTIONS,
@@ -170,7 +177,7 @@ def cpu_per_message(figures: Figures, threads: dict[str, dict[str, float]]) -> d
 
 
 async def _sampled_phase(
-    generators: Generators, server: WatchedServers, busiest: dict[str, int], seconds: float
+    generators: Generators, busiest: dict[str, int], seconds: float
 ) -> dict[str, tuple[int, list[Sample]]]:
     """One more phase while py-spy looks at the busiest actor of each kind, which costs CPU of its
     own; what it saw, by kind. Empty when there is no py-spy, or it may not look."""
@@ -178,24 +185,25 @@ async def _sampled_phase(
     if program is None:
         say(MISSING)
         return {}
-    say(f"{CONNECTIONS}x{WINDOW} for {seconds:g} s, and py-spy looks")
-    pids = {kind: busiest[kind] for kind in STAGES if kind in busiest}
+    pids = {kind: busiest[kind] for kind in LOOPS if kind in busiest}
+    lasts_s = len(pids) * (seconds + SAMPLER_START_S)
+    say(f"{CONNECTIONS}x{WINDOW} for {lasts_s:g} s, and py-spy looks")
     with tempfile.TemporaryDirectory(prefix="im_profile-") as directory:
 
-        async def look(pid: int) -> list[Sample]:
+        async def look() -> list[list[Sample]]:
             await asyncio.sleep(WARM_UP_S)
-            return await record(program, pid, seconds, Path(directory))
+            # One after the other: each takes CPU, too.
+            return [await record(program, pid, seconds, Path(directory)) for pid in pids.values()]
 
-        looking = [asyncio.create_task(look(pid)) for pid in pids.values()]
+        looking = asyncio.create_task(look())
         try:
-            await generators.phase(seconds, WARM_UP_S, None, WINDOW)
-            found = await asyncio.gather(*looking)
+            await generators.phase(lasts_s, WARM_UP_S, None, WINDOW)
+            found = await looking
         except RuntimeError as error:
             say(f"the stages are left out: {error}")
             return {}
         finally:
-            for task in looking:
-                task.cancel()
+            looking.cancel()
     return {kind: (pid, of) for (kind, pid), of in zip(pids.items(), found, strict=True)}
 
 

@@ -27,7 +27,7 @@ def lines(report: dict[str, Any]) -> Iterator[str]:
     for kind in KINDS:
         if kind in report["stages"]:
             yield ""
-            yield from _stage_lines(kind, report["stages"][kind])
+            yield from _stage_lines(kind, report["stages"][kind], report["samples"][kind])
     if report["hops_us"]:
         yield ""
         yield from _hop_lines(report["hops_us"], report["low_load"])
@@ -61,12 +61,15 @@ def _cell(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
-def _stage_lines(kind: str, stages: dict[str, float]) -> Iterator[str]:
+def _stage_lines(kind: str, stages: dict[str, float], samples: dict[str, int]) -> Iterator[str]:
     total = sum(stages.values()) or 1.0
     yield f"| {kind}: stage | CPU µs a message | share |"
     yield "|---|---|---|"
     for stage, value in stages.items():
         yield f"| {stage} | {value:.2f} | {value / total:.0%} |"
+    yield ""
+    counts = ", ".join(f"{thread} {count}" for thread, count in samples.items())
+    yield f"Samples at work: {counts or 'none'}."
 
 
 def _hop_lines(hops: dict[str, dict[str, float]], low: dict[str, Any]) -> Iterator[str]:

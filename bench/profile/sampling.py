@@ -28,7 +28,7 @@ class Sample(NamedTuple):
     thread: int
     """Of the operating system; 0: not known."""
     functions: tuple[str, ...]
-    """Qualified names, the innermost last. Empty: no Python ran there."""
+    """Qualified names of Python's functions and plain ones of C's, the innermost last."""
     seen: int
     """How often."""
 
@@ -57,8 +57,10 @@ async def record(program: str, pid: int, seconds: float, directory: Path) -> lis
     """Look at one process. RuntimeError with py-spy's own words when it cannot."""
     path = directory / f"{pid}.raw"
     process = await asyncio.create_subprocess_exec(
-        # Its own idea of which threads are idle fails on some virtual machines: see all of them.
-        *(program, "record", "--idle", "--threads", "--format", "raw", "--rate", str(RATE)),
+        # Its own idea of which threads are idle is often wrong: see all of them, and with the C
+        # functions inside, which tell a wait from work.
+        *(program, "record", "--idle", "--native", "--threads"),
+        *("--format", "raw", "--rate", str(RATE)),
         *("--duration", str(max(1, int(seconds))), "--output", str(path), "--pid", str(pid)),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,

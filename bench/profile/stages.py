@@ -1,9 +1,7 @@
 """Samples and CPU become microseconds per message and stage.
 
-How much CPU a thread used is known exactly. Where in its code an event loop used it is estimated
-from samples: a loop that is not in any Python function either waits or works in C (reads from
-sockets, calls back), which samples do not tell apart. So the time in Python is counted, and what is
-left of the thread's CPU is ``native``.
+How much CPU a thread used is known exactly. Where in its code it used it is estimated: of the
+samples in which it does not wait, each stage has its share.
 """
 
 from __future__ import annotations
@@ -12,22 +10,32 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from bench.profile.sampling import Sample
-from bench.profile.threads import Look
+from bench.profile.threads import NAMED, OTHERS
 
-NATIVE = "native"
 OTHER = "other"
 
-STAGES: dict[str, dict[str, tuple[str, ...]]] = {
+Table = Mapping[str, tuple[str, ...]]
+"""The functions of each stage, by how their names begin. Of a stack the innermost function that is
+named decides."""
+
+NETWORK: Table = {
+    "read": ("uv__read", "_SelectorSocketTransport._read_ready"),
+    "write": ("UVStream__try_write", "FramedProtocol._flush", "FramedProtocol.send"),
+    "decode": ("FrameDecoder.",),
+    "receive": ("FramedProtocol.data_received", "LinkConnection."),
+    "loop": ("uv_run", "uv__", "loop_", "UV", "Loop_", "Handle_", "BaseEventLoop."),
+}
+"""What every loop does. Here messages are also freed, when their receiver is done: ``receive``."""
+
+LOOPS: dict[str, Table] = {
     "gateway": {
-        "decode": ("FrameDecoder.",),
         "check": ("check_send", "_check_entr", "TokenBucket.", "ClientConnection._send_received"),
         "route": ("Router.submit", "Router._flush", "Peers.", "ShardPeer.", "slot_of"),
         "answer": ("Router.results", "Router.flush_answers", "ClientConnection.flush_answers"),
         "push": ("Followers.", "event_seq"),
-        "write": ("FramedProtocol._flush", "FramedProtocol.send"),
     },
     "shard": {
-        "decode": ("FrameDecoder.", "read_inside", "_read_one", "_records"),
+        "decode": ("read_inside", "_read_one", "_records"),
         "gather": ("ShardNode._submitted", "ShardNode._begin_rounds", "Rounds."),
         "admit": ("SlotOwner._submitted", "Serving.submit", "Serving._admit", "SessionState."),
         "cut record": ("Serving.cut_record", "SlotOwner._flush", "SlotOwner._append", "make_rec"),
@@ -40,110 +48,109 @@ STAGES: dict[str, dict[str, tuple[str, ...]]] = {
         "push": ("ShardNode._published",),
         "timers": ("ShardNode._set_alarms", "ShardNode._plan_tick", "ShardNode._tick", "Alarms.",
                    "SlotOwner.deadline_ms"),
-        "write": ("FramedProtocol._flush", "FramedProtocol.send"),
     },
     "replica": {
-        "decode": ("FrameDecoder.", "read_inside", "_read_one", "_records"),
+        "decode": ("read_inside", "_read_one", "_records"),
         "check": ("Replica.", "SlotLog.", "record_intact", "ReplicaNode._handle"),
         "checksum": ("record_checksum", "body_checksum"),
         "hand over": ("ReplicaNode._flush", "ThreadPoolExecutor.submit"),
         "answer": ("ReplicaNode._written", "ReplicaNode._carry_out", "pack_inside"),
         "apply queue": ("ApplyQueue.", "ReplicaNode._apply", "ReplicaNode._applied"),
-        "write": ("FramedProtocol._flush", "FramedProtocol.send"),
     },
 }  # fmt: skip
-"""Per kind of actor: the functions of each stage, by how their qualified names begin. Of a stack
-the innermost function that is named here decides."""
+"""What the loop of each kind of actor does, beside ``NETWORK``."""
 
-HISTORY_STAGES: dict[str, tuple[str, ...]] = {
-    "decode": ("History._decode", "record_events", "decode_event", "record_checksum"),
-    "merge": ("History._merge", "StateFile.touch", "StateFile.device", "DeviceEntry."),
-    "states": ("StateFile.", "session_guard", "device_guard"),
-    "months": ("MonthFile.",),
-    "commit": ("Database.transaction", "Database._checkpoint", "Database.checkpoint"),
+THREADS: dict[str, Table] = {
+    "journal": {
+        "rows": ("Journal.", "_put_rows", "_put_meta", "record_checksum"),
+        "commit": ("Database.transaction",),
+        "trim": ("Journal.trim", "Journal._delete"),
+        "checkpoint": ("Journal.checkpoint", "Database._checkpoint", "Database.checkpoint"),
+    },
+    "history": {
+        "decode": ("History._decode", "record_events", "decode_event", "record_checksum"),
+        "merge": ("History._merge", "StateFile.touch", "StateFile.device", "DeviceEntry."),
+        "states": ("StateFile.", "session_guard", "device_guard"),
+        "months": ("MonthFile.",),
+        "commit": ("Database.transaction",),
+        "checkpoint": ("Database._checkpoint", "Database.checkpoint"),
+    },
 }
-"""The same for the thread that writes history. In a sample its waits for an fsync and for the
-interpreter look like work: the stages in which it does either seem larger than they are."""
+"""What a replica's storage threads do. Their stages are named after them."""
 
-WHOLE_THREADS = {"journal": "journal", "ray": "ray"}
-"""Threads that are one stage: the journal's does little else than wait for its fsync."""
-WAITING = (
-    "Thread.run", "_worker", "Condition.wait", "Event.wait", "EpollSelector.select",
-    "BaseEventLoop.run_forever", "Worker.main_loop",
+WAITS = (
+    "epoll_wait", "epoll_pwait", "poll", "ppoll", "select", "pthread_cond_wait", "sem_wait",
+    "pthread_cond_timedwait", "PyThread_acquire_lock_timed", "fsync", "fdatasync",
+    "EpollSelector.select", "Condition.wait",
 )  # fmt: skip
-"""A thread whose innermost function is one of these waits, or works in C."""
+"""For events, for a lock or the interpreter, for the disk."""
+WAIT_DEPTH = 3
+"""What a wait calls in the C library often has no name."""
 
-Table = Mapping[str, tuple[str, ...]]
+
+def waits(functions: Sequence[str]) -> bool:
+    """Whether this stack is one of a thread that waits."""
+    return not functions or any(name in WAITS for name in functions[-WAIT_DEPTH:])
 
 
-def stage_of(table: Table, functions: Sequence[str]) -> str | None:
-    """The stage of one stack; None when no Python runs."""
-    if not functions or functions[-1].startswith(WAITING):
-        return None
+def stage_of(table: Table, functions: Sequence[str]) -> str:
+    """The stage of one stack. The longest name that fits a function is the one that counts."""
     for function in reversed(functions):
-        for stage, prefixes in table.items():
-            if function.startswith(prefixes):
-                return stage
+        fitting = [
+            (len(prefix), stage)
+            for stage, prefixes in table.items()
+            for prefix in prefixes
+            if function.startswith(prefix)
+        ]
+        if fitting:
+            return max(fitting)[1]
     return OTHER
 
 
-def fold(table: Table, samples: Iterable[Sample]) -> Counter[str | None]:
-    """How often each stage was seen, and None: no Python ran."""
-    seen: Counter[str | None] = Counter()
+def fold(table: Table, samples: Iterable[Sample]) -> Counter[str]:
+    """How often each stage was seen at work."""
+    seen: Counter[str] = Counter()
     for sample in samples:
-        seen[stage_of(table, sample.functions)] += sample.seen
+        if not waits(sample.functions):
+            seen[stage_of(table, sample.functions)] += sample.seen
     return seen
 
 
-def divide(
-    cpu_us: float, seen: Mapping[str | None, int], runnable_share: float = 0.0
-) -> dict[str, float]:
-    """A thread's CPU by stage.
+def samples_at_work(samples: Iterable[Sample], names: Mapping[int, str]) -> dict[str, int]:
+    """From how many samples the stages of each thread are known."""
+    found: Counter[str] = Counter()
+    for sample in samples:
+        name = names.get(sample.thread, "")
+        if name in NAMED and not waits(sample.functions):
+            found[name] += sample.seen
+    return dict(found)
 
-    ``runnable_share`` of the time that was sampled the thread ran or waited for a core; samples
-    count both alike, so Python's part of its CPU is Python's part of this time. 0: it works in
-    Python only.
-    """
-    python = {stage: count for stage, count in seen.items() if stage is not None}
-    total, in_python = sum(seen.values()), sum(python.values())
-    if not in_python:
-        return {NATIVE: cpu_us}
-    share = min(1.0, in_python / total / runnable_share) if runnable_share else 1.0
-    divided = {stage: cpu_us * share * count / in_python for stage, count in python.items()}
-    return divided if share == 1.0 else {**divided, NATIVE: cpu_us * (1 - share)}
+
+def loop_table(kind: str) -> Table:
+    """All stages of the loop of a kind of actor."""
+    own = LOOPS[kind]
+    return {name: own.get(name, ()) + NETWORK.get(name, ()) for name in {**own, **NETWORK}}
 
 
 def stages(
     kind: str,
     cpu_us: Mapping[str, float],
-    pid: int,
     samples: Sequence[Sample],
-    sampled: Look,
+    names: Mapping[int, str],
 ) -> dict[str, float]:
     """A kind's microseconds by stage, in total as much as ``cpu_us``, which is by thread.
 
-    ``samples`` are of process ``pid``, and ``sampled`` is what all threads used meanwhile.
+    ``samples`` are of one of its processes, ``names`` those of its threads by id.
     """
-    result = {WHOLE_THREADS[name]: us for name, us in cpu_us.items() if name in WHOLE_THREADS}
-    for name, prefix, table in (("loop", "", STAGES[kind]), ("history", "apply: ", HISTORY_STAGES)):
-        if name not in cpu_us:
+    result: dict[str, float] = {}
+    for thread, us in cpu_us.items():
+        if thread == OTHERS:
+            result[thread] = us
             continue
-        thread, runnable_share = _thread(sampled, pid, name)
-        seen = fold(table, (sample for sample in samples if sample.thread == thread))
-        parts = divide(cpu_us[name], seen, runnable_share if name == "loop" else 0.0)
-        result |= {prefix + stage: us for stage, us in parts.items()}
+        table = loop_table(kind) if thread == "loop" else THREADS[thread]
+        prefix = "" if thread == "loop" else f"{thread}: "
+        seen = fold(table, (sample for sample in samples if names.get(sample.thread) == thread))
+        total = seen.total() or 1
+        for stage, count in (seen or {OTHER: 1}).items():
+            result[prefix + stage] = us * count / total
     return result
-
-
-def _thread(sampled: Look, pid: int, name: str) -> tuple[int, float]:
-    """The id of a process's thread, and for which share of the time it was ready to run."""
-    found = [
-        (time.cpu_us, time.waited_us, thread)
-        for (of, thread), time in sampled.threads.items()
-        if of == pid and time.name == name
-    ]
-    if not found:
-        return 0, 0.0
-    # Threads that a library makes for it have the same name, and next to none of the CPU.
-    cpu_us, waited_us, thread = max(found)
-    return thread, (cpu_us + waited_us) / (sampled.at_s * 1e6)

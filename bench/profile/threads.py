@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,26 +22,22 @@ class ThreadTime:
     kind: str
     name: str
     cpu_us: float
-    waited_us: float
-    """Ready to run, and no core was free; 0 where the system does not count it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """All threads at one moment, by process and thread id."""
+    """All threads, by process and thread id."""
 
-    at_s: float
     threads: dict[tuple[int, int], ThreadTime]
 
     def since(self, before: Look) -> Look:
-        """What they used after ``before``; ``at_s`` is the time between."""
+        """What they used after ``before``."""
         spent = {}
         for key, now in self.threads.items():
             then = before.threads.get(key)
             cpu_us = now.cpu_us - (then.cpu_us if then else 0.0)
-            waited_us = now.waited_us - (then.waited_us if then else 0.0)
-            spent[key] = ThreadTime(now.kind, now.name, cpu_us, waited_us)
-        return Look(self.at_s - before.at_s, spent)
+            spent[key] = ThreadTime(now.kind, now.name, cpu_us)
+        return Look(spent)
 
     def by_thread(self) -> dict[str, dict[str, float]]:
         """Microseconds by kind of actor and name of thread."""
@@ -51,6 +46,10 @@ class Look:
             of_kind = found.setdefault(thread.kind, defaultdict(float))
             of_kind[thread.name if thread.name in NAMED else OTHERS] += thread.cpu_us
         return found
+
+    def names(self, pid: int) -> dict[int, str]:
+        """Of the threads of one process."""
+        return {thread: time.name for (of, thread), time in self.threads.items() if of == pid}
 
     def busiest(self) -> dict[str, int]:
         """For each kind the process that used most."""
@@ -68,8 +67,8 @@ def look(kinds: dict[int, str]) -> Look:
         for folder in _tasks(pid):
             with contextlib.suppress(OSError, IndexError, ValueError):
                 name = (folder / "comm").read_text().strip()
-                threads[pid, int(folder.name)] = ThreadTime(kind, name, *_times(folder))
-    return Look(time.monotonic(), threads)
+                threads[pid, int(folder.name)] = ThreadTime(kind, name, _cpu_us(folder))
+    return Look(threads)
 
 
 def _tasks(pid: int) -> Iterable[Path]:
@@ -79,15 +78,13 @@ def _tasks(pid: int) -> Iterable[Path]:
         return ()
 
 
-def _times(folder: Path) -> tuple[float, float]:
-    try:
-        cpu_ns, waited_ns, _ = map(int, (folder / "schedstat").read_text().split())
-    except (OSError, ValueError):
-        cpu_ns = waited_ns = 0
-    if cpu_ns:
-        return cpu_ns / 1e3, waited_ns / 1e3
+def _cpu_us(folder: Path) -> float:
+    with contextlib.suppress(OSError, ValueError):
+        # In nanoseconds; not all kernels have it.
+        if used := int((folder / "schedstat").read_text().split()[0]):
+            return used / 1e3
     fields = (folder / "stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) * 1e6 / TICKS_PER_S, 0.0
+    return (int(fields[11]) + int(fields[12])) * 1e6 / TICKS_PER_S
 
 
 class WatchedServers(ServerSide):

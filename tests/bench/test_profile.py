@@ -25,7 +25,16 @@ from bench.profile.hops import HOPS, measure, summary
 from bench.profile.ports import CLIENT, Owner, join_ports, ports_of
 from bench.profile.report import lines
 from bench.profile.sampling import Sample, read_samples
-from bench.profile.stages import HISTORY_STAGES, STAGES, divide, fold, stage_of, stages
+from bench.profile.stages import (
+    LOOPS,
+    THREADS,
+    fold,
+    loop_table,
+    samples_at_work,
+    stage_of,
+    stages,
+    waits,
+)
 from bench.profile.threads import Look, ThreadTime, look
 
 GATEWAY = Owner("gateway", "gateway-1")
@@ -53,13 +62,28 @@ def test_samples_are_read_with_their_thread_and_without_places() -> None:
 
 
 def test_the_innermost_function_that_is_named_decides_the_stage() -> None:
-    outer = ("Thread.run", "ClientConnection._send_received", "Router.submit")
-    table = STAGES["gateway"]
-    assert stage_of(table, (*outer, "len")) == "route"
+    outer = ("uv_run", "uv__read", "ClientConnection._send_received", "Router.submit")
+    table = loop_table("gateway")
+    assert stage_of(table, (*outer, "0x7f83a68b5710")) == "route"
     assert stage_of(table, (*outer, "ClientConnection.flush_answers", "encode_frame")) == "answer"
-    assert stage_of(table, ("Thread.run", "GatewayNode._sweep")) == "other"
-    assert stage_of(table, ("Thread.run",)) is None
-    assert stage_of(table, ("Worker.main_loop", "Condition.wait")) is None
+    assert stage_of(table, outer[:2]) == "read"
+    assert stage_of(table, outer[:1]) == "loop"
+    assert stage_of(table, ("Worker.main_loop",)) == "other"
+
+
+def test_the_longest_name_that_fits_decides_the_stage() -> None:
+    assert stage_of(THREADS["journal"], ("Journal.commit",)) == "rows"
+    assert stage_of(THREADS["journal"], ("Journal.trim",)) == "trim"
+
+
+def test_a_wait_is_told_from_work() -> None:
+    assert waits(("uv_run", "uv__io_poll", "epoll_pwait"))
+    assert waits(("Journal.commit", "sqlite3WalFrames", "fdatasync"))
+    # For the interpreter, in a function of the C library without a name.
+    assert waits(("Router.submit", "_PyEval_EvalFrame", "pthread_cond_timedwait", "0x7f1903f16"))
+    assert waits(())
+    assert not waits(("Thread.run", "uv_run", "uv__read", "read"))
+    assert not waits(("Condition.wait", "f", "g", "Router.submit"))
 
 
 def test_every_stage_names_functions_that_exist() -> None:
@@ -71,61 +95,47 @@ def test_every_stage_names_functions_that_exist() -> None:
             elif isinstance(node, ast.ClassDef):
                 functions = (ast.FunctionDef, ast.AsyncFunctionDef)
                 names |= {f"{node.name}.{f.name}" for f in node.body if isinstance(f, functions)}
-    for table in (*STAGES.values(), HISTORY_STAGES):
+    for table in (*LOOPS.values(), *THREADS.values()):
         for prefixes in table.values():
             for prefix in prefixes:
                 assert any(name.startswith(prefix) for name in names), f"{prefix} is no function"
 
 
-def test_a_loop_is_divided_by_what_was_seen_and_the_rest_is_native() -> None:
-    # Half of the time it ran or waited for a core; a fifth of the time it was in Python.
-    seen = {None: 80, "route": 15, "push": 5}
-    parts = divide(10.0, seen, 0.5)
-    assert parts == pytest.approx({"route": 3.0, "push": 1.0, "native": 6.0})
-
-
-def test_more_python_than_cpu_leaves_nothing_native() -> None:
-    assert divide(10.0, {"route": 3, "push": 1}, 0.5) == pytest.approx({"route": 7.5, "push": 2.5})
-    assert divide(10.0, {None: 4}, 0.5) == {"native": 10.0}
+def test_samples_fold_by_stage_and_waits_do_not_count() -> None:
+    samples = [
+        Sample(1, ("uv_run", "Router.submit"), 3),
+        Sample(1, ("Router.submit", "f"), 2),
+        Sample(1, ("uv_run", "epoll_pwait"), 90),
+    ]
+    assert fold(loop_table("gateway"), samples) == {"route": 5}
 
 
 def test_the_stages_of_a_replica_add_up_to_its_cpu() -> None:
-    spent = Look(
-        2.0,
-        {
-            (7, 71): ThreadTime("replica", "loop", 300_000.0, 100_000.0),
-            (7, 72): ThreadTime("replica", "history", 900_000.0, 0.0),
-            (7, 75): ThreadTime("replica", "loop", 10.0, 0.0),
-            (8, 81): ThreadTime("replica", "loop", 900_000.0, 0.0),
-        },
-    )
     samples = [
-        Sample(71, ("Thread.run",), 360),
-        Sample(71, ("Thread.run", "Replica.handle"), 40),
+        Sample(71, ("uv_run", "epoll_pwait"), 360),
+        Sample(71, ("uv_run", "Replica.handle"), 30),
+        Sample(71, ("uv_run", "Replica._append", "record_checksum"), 10),
         Sample(72, ("_worker", "History.apply", "MonthFile.write"), 30),
         Sample(72, ("_worker", "History.apply"), 10),
-        Sample(72, ("Thread.run", "_worker"), 360),
-        Sample(75, ("_worker",), 400),
+        Sample(72, ("_worker", "fdatasync"), 360),
+        Sample(73, ("_worker", "fdatasync"), 400),
+        Sample(74, ("Worker.main_loop", "f"), 400),
     ]
+    names = {71: "loop", 72: "history", 73: "journal", 74: "ray::Replica"}
     cpu_us = {"loop": 4.0, "history": 8.0, "journal": 2.0, "ray": 1.0}
-    found = stages("replica", cpu_us, 7, samples, spent)
-    # The loop: a tenth of the time in Python, a fifth of it ready to run.
+    found = stages("replica", cpu_us, samples, names)
     assert found == pytest.approx(
         {
-            "check": 2.0,
-            "native": 2.0,
-            "apply: months": 6.0,
-            "apply: other": 2.0,
-            "journal": 2.0,
+            "check": 3.0,
+            "checksum": 1.0,
+            "history: months": 6.0,
+            "history: other": 2.0,
+            "journal: other": 2.0,
             "ray": 1.0,
         }
     )
     assert sum(found.values()) == pytest.approx(sum(cpu_us.values()))
-
-
-def test_samples_fold_by_stage() -> None:
-    samples = [Sample(1, ("Thread.run", "Router.submit"), 3), Sample(1, ("Router.submit", "f"), 2)]
-    assert fold(STAGES["gateway"], samples) == {"route": 5}
+    assert samples_at_work(samples, names) == {"loop": 40, "history": 40}
 
 
 # -- threads ---------------------------------------------------------------------------------------
@@ -146,13 +156,14 @@ def test_a_look_sees_the_threads_of_a_process_and_what_they_use() -> None:
 
 def test_the_busiest_process_is_that_whose_threads_used_most_together() -> None:
     threads = {
-        (1, 11): ThreadTime("shard", "loop", 5.0, 0.0),
-        (2, 21): ThreadTime("shard", "loop", 4.0, 0.0),
-        (2, 22): ThreadTime("shard", "grpc", 3.0, 0.0),
+        (1, 11): ThreadTime("shard", "loop", 5.0),
+        (2, 21): ThreadTime("shard", "loop", 4.0),
+        (2, 22): ThreadTime("shard", "grpc", 3.0),
     }
-    spent = Look(1.0, threads)
+    spent = Look(threads)
     assert spent.busiest() == {"shard": 2}
     assert spent.by_thread() == {"shard": {"loop": 9.0, "ray": 3.0}}
+    assert spent.names(2) == {21: "loop", 22: "grpc"}
 
 
 # -- ports -----------------------------------------------------------------------------------------
@@ -295,7 +306,8 @@ def test_the_tables_have_what_was_measured_and_nothing_of_what_was_left_out() ->
     }
     report = {
         "cpu_us_per_msg": cpu,
-        "stages": {"gateway": {"route": 3.0, "native": 1.0}},
+        "stages": {"gateway": {"route": 3.0, "read": 1.0}},
+        "samples": {"gateway": {"loop": 250}},
         "hops_us": {hop: {"p50": 10.0, "p90": 20.0} for hop in HOPS},
         "full_load": {
             "connections": 64, "window": 128, "bytes": 128, "sessions": 2_000, "msgs_per_s": 50_000
@@ -307,6 +319,7 @@ def test_the_tables_have_what_was_measured_and_nothing_of_what_was_left_out() ->
     text = "\n".join(lines(json.loads(json.dumps(report))))
     assert "| gateway | 4.00 | 3.50 |  |  | 0.50 |" in text
     assert "| route | 3.00 | 75% |" in text
+    assert "Samples at work: loop 250." in text
     assert "| total | all of these, from the send to the ACK | 10 | 20 |" in text
     text = "\n".join(lines(report | {"stages": {}, "hops_us": None, "low_load": None}))
     assert "route" not in text
