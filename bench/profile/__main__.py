@@ -39,8 +39,6 @@ SESSIONS_LOW = 200
 """At one message at a time the warm-up has to reach all of them: the first message of a session
 makes its shard ask for what is known of it."""
 WARM_UP_S = 2.0
-SAMPLER_START_S = 0.5
-"""It reads the symbols of all libraries first."""
 MARGIN_S = 0.2
 """After the begin and before the end of a phase nothing is captured."""
 
@@ -133,7 +131,7 @@ async def _full_load(running: Running, seconds: float) -> dict[str, Any]:
         figures = await generators.phase(seconds, WARM_UP_S, None, WINDOW)
         spent = server.last_phase()
         cpu = cpu_per_message(figures, spent.by_thread())
-        samples = await _sampled_phase(generators, spent.busiest(), seconds)
+        samples = await _sampled_phases(generators, spent.busiest(), seconds)
         _check(await generators.finish())
     return {
         "cpu_us_per_msg": cpu,
@@ -176,35 +174,29 @@ def cpu_per_message(figures: Figures, threads: dict[str, dict[str, float]]) -> d
     }
 
 
-async def _sampled_phase(
+async def _sampled_phases(
     generators: Generators, busiest: dict[str, int], seconds: float
 ) -> dict[str, tuple[int, list[Sample]]]:
-    """One more phase while py-spy looks at the busiest actor of each kind, which costs CPU of its
-    own; what it saw, by kind. Empty when there is no py-spy, or it may not look."""
+    """A phase for each kind, while py-spy looks at its busiest actor, which costs CPU of its own;
+    what it saw, by kind. Empty when there is no py-spy, or it may not look."""
     program = sampler()
     if program is None:
         say(MISSING)
         return {}
-    pids = {kind: busiest[kind] for kind in LOOPS if kind in busiest}
-    lasts_s = len(pids) * (seconds + SAMPLER_START_S)
-    say(f"{CONNECTIONS}x{WINDOW} for {lasts_s:g} s, and py-spy looks")
-    with tempfile.TemporaryDirectory(prefix="im_profile-") as directory:
-
-        async def look() -> list[list[Sample]]:
-            await asyncio.sleep(WARM_UP_S)
-            # One after the other: each takes CPU, too.
-            return [await record(program, pid, seconds, Path(directory)) for pid in pids.values()]
-
-        looking = asyncio.create_task(look())
+    found = {}
+    for kind in (kind for kind in LOOPS if kind in busiest):
+        say(f"{CONNECTIONS}x{WINDOW} for {seconds:g} s, and py-spy looks at a {kind}")
+        loading = asyncio.create_task(generators.phase(seconds, WARM_UP_S, None, WINDOW))
         try:
-            await generators.phase(lasts_s, WARM_UP_S, None, WINDOW)
-            found = await looking
+            # It reads the symbols of all libraries first, so the load is there when it looks.
+            await asyncio.sleep(WARM_UP_S / 2)
+            found[kind] = busiest[kind], await record(program, busiest[kind], seconds)
         except RuntimeError as error:
             say(f"the stages are left out: {error}")
             return {}
         finally:
-            looking.cancel()
-    return {kind: (pid, of) for (kind, pid), of in zip(pids.items(), found, strict=True)}
+            await loading
+    return found
 
 
 async def _low_load(

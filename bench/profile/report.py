@@ -11,6 +11,8 @@ from bench.profile.threads import NAMED, OTHERS
 KINDS = ("gateway", "shard", "replica", "controller", "ray")
 """In the order of a message's way."""
 COLUMNS = (*NAMED, OTHERS)
+SAMPLES_MIN = 100
+"""From fewer than this the shares of a thread's stages are hardly known."""
 
 
 def rounded(values: Mapping[str, float]) -> dict[str, float]:
@@ -69,7 +71,8 @@ def _stage_lines(kind: str, stages: dict[str, float], samples: dict[str, int]) -
         yield f"| {stage} | {value:.2f} | {value / total:.0%} |"
     yield ""
     counts = ", ".join(f"{thread} {count}" for thread, count in samples.items())
-    yield f"Samples at work: {counts or 'none'}."
+    few = min(samples.values(), default=0) < SAMPLES_MIN
+    yield f"Samples at work: {counts or 'none'}{', too few for more than a hint' * few}."
 
 
 def _hop_lines(hops: dict[str, dict[str, float]], low: dict[str, Any]) -> Iterator[str]:

@@ -6,6 +6,7 @@ import asyncio
 import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -53,9 +54,13 @@ def sampler() -> str | None:
     return str(beside) if beside.exists() else shutil.which("py-spy")
 
 
-async def record(program: str, pid: int, seconds: float, directory: Path) -> list[Sample]:
+async def record(program: str, pid: int, seconds: float) -> list[Sample]:
     """Look at one process. RuntimeError with py-spy's own words when it cannot."""
-    path = directory / f"{pid}.raw"
+    with tempfile.TemporaryDirectory(prefix="im_profile-") as directory:
+        return await _record(program, pid, seconds, Path(directory) / "samples")
+
+
+async def _record(program: str, pid: int, seconds: float, path: Path) -> list[Sample]:
     process = await asyncio.create_subprocess_exec(
         # Its own idea of which threads are idle is often wrong: see all of them, and with the C
         # functions inside, which tell a wait from work.
@@ -74,6 +79,11 @@ async def record(program: str, pid: int, seconds: float, directory: Path) -> lis
         if process.returncode is None:
             process.kill()
             await process.wait()
-    if process.returncode or not path.exists():
+    found = _read(path)
+    if process.returncode or not found:
         raise RuntimeError(f"py-spy cannot look at process {pid}: {said.decode().strip()[-300:]}")
-    return list(read_samples(path.read_text().splitlines()))
+    return found
+
+
+def _read(path: Path) -> list[Sample]:
+    return list(read_samples(path.read_text().splitlines())) if path.exists() else []
