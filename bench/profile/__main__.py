@@ -186,17 +186,24 @@ async def _sampled_phases(
     found = {}
     for kind in (kind for kind in LOOPS if kind in busiest):
         say(f"{CONNECTIONS}x{WINDOW} for {seconds:g} s, and py-spy looks at a {kind}")
-        loading = asyncio.create_task(generators.phase(seconds, WARM_UP_S, None, WINDOW))
-        try:
-            # It reads the symbols of all libraries first, so the load is there when it looks.
-            await asyncio.sleep(WARM_UP_S / 2)
-            found[kind] = busiest[kind], await record(program, busiest[kind], seconds)
-        except RuntimeError as error:
-            say(f"the stages are left out: {error}")
+        _, samples = await asyncio.gather(
+            generators.phase(seconds, WARM_UP_S, None, WINDOW),
+            _look(program, busiest[kind], seconds),
+        )
+        if samples is None:
             return {}
-        finally:
-            await loading
+        found[kind] = busiest[kind], samples
     return found
+
+
+async def _look(program: str, pid: int, seconds: float) -> list[Sample] | None:
+    # It reads the symbols of all libraries first, so the load is there when it looks.
+    await asyncio.sleep(WARM_UP_S / 2)
+    try:
+        return await record(program, pid, seconds)
+    except RuntimeError as error:
+        say(f"the stages are left out: {error}")
+        return None
 
 
 async def _low_load(

@@ -78,7 +78,8 @@ async def _record(program: str, pid: int, seconds: float, path: Path) -> list[Sa
     finally:
         if process.returncode is None:
             process.kill()
-            await process.wait()
+            # Not wait: what reads its output has to end, too.
+            await process.communicate()
     found = _read(path)
     if process.returncode or not found:
         raise RuntimeError(f"py-spy cannot look at process {pid}: {said.decode().strip()[-300:]}")
