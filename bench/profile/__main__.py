@@ -12,6 +12,7 @@ import secrets
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,10 @@ SESSIONS_LOW = 200
 """At one message at a time the warm-up has to reach all of them: the first message of a session
 makes its shard ask for what is known of it."""
 WARM_UP_S = 2.0
+STARTED_SHARE = 0.15
+"""A cluster is loaded when all of it uses no more of a core than this."""
+STARTED_SAMPLE_S = 1.0
+STARTED_S_MAX = 30.0
 MARGIN_S = 0.2
 """After the begin and before the end of a phase nothing is captured."""
 
@@ -124,6 +129,7 @@ async def _full_load(running: Running, seconds: float) -> dict[str, Any]:
     server = await WatchedServers.find(running)
     if not isinstance(server, WatchedServers):
         raise SetupError("the processes of this cluster are not on this machine")
+    await _until_started(server)
     load = _load(running, await running.gateways(), CONNECTIONS, SESSIONS)
     parts = [load.part(number) for number in range(load.processes)]
     async with Generators(parts, server) as generators:
@@ -150,6 +156,15 @@ async def _full_load(running: Running, seconds: float) -> dict[str, Any]:
             "msgs_per_s": round(figures.msgs_per_s),
         },
     }
+
+
+async def _until_started(server: WatchedServers) -> None:
+    """Ray goes on starting its spare processes when a cluster serves already."""
+    used, share, limit = sum(server.usage().cpu_us.values()), 1.0, time.monotonic() + STARTED_S_MAX
+    while share > STARTED_SHARE and time.monotonic() < limit:
+        await asyncio.sleep(STARTED_SAMPLE_S)
+        before, used = used, sum(server.usage().cpu_us.values())
+        share = (used - before) / 1e6 / STARTED_SAMPLE_S
 
 
 def _check(outcome: Any) -> None:

@@ -70,9 +70,11 @@ def _stage_lines(kind: str, stages: dict[str, float], samples: dict[str, int]) -
     for stage, value in stages.items():
         yield f"| {stage} | {value:.2f} | {value / total:.0%} |"
     yield ""
-    counts = ", ".join(f"{thread} {count}" for thread, count in samples.items())
-    few = min(samples.values(), default=0) < SAMPLES_MIN
-    yield f"Samples at work: {counts or 'none'}{', too few for more than a hint' * few}."
+    counts = [
+        f"{thread} {count}{' (few)' if count < SAMPLES_MIN else ''}"
+        for thread, count in samples.items()
+    ]
+    yield f"Samples at work: {', '.join(counts) or 'none'}."
 
 
 def _hop_lines(hops: dict[str, dict[str, float]], low: dict[str, Any]) -> Iterator[str]:

@@ -307,7 +307,7 @@ def test_the_tables_have_what_was_measured_and_nothing_of_what_was_left_out() ->
     report = {
         "cpu_us_per_msg": cpu,
         "stages": {"gateway": {"route": 3.0, "read": 1.0}},
-        "samples": {"gateway": {"loop": 250}},
+        "samples": {"gateway": {"loop": 250, "journal": 12}},
         "hops_us": {hop: {"p50": 10.0, "p90": 20.0} for hop in HOPS},
         "full_load": {
             "connections": 64, "window": 128, "bytes": 128, "sessions": 2_000, "msgs_per_s": 50_000
@@ -319,7 +319,7 @@ def test_the_tables_have_what_was_measured_and_nothing_of_what_was_left_out() ->
     text = "\n".join(lines(json.loads(json.dumps(report))))
     assert "| gateway | 4.00 | 3.50 |  |  | 0.50 |" in text
     assert "| route | 3.00 | 75% |" in text
-    assert "Samples at work: loop 250." in text
+    assert "Samples at work: loop 250, journal 12 (few)." in text
     assert "| total | all of these, from the send to the ACK | 10 | 20 |" in text
     text = "\n".join(lines(report | {"stages": {}, "hops_us": None, "low_load": None}))
     assert "route" not in text
