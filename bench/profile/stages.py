@@ -55,6 +55,7 @@ LOOPS: dict[str, Table] = {
         "checksum": ("record_checksum", "body_checksum"),
         "hand over": ("ReplicaNode._flush", "ThreadPoolExecutor.submit"),
         "answer": ("ReplicaNode._written", "ReplicaNode._carry_out", "pack_inside"),
+        "journal": ("ReplicaStorage.", "Journal.", "Database.", "_put_rows", "_put_meta"),
         "apply queue": ("ApplyQueue.", "ReplicaNode._apply", "ReplicaNode._applied"),
     },
 }  # fmt: skip
@@ -68,14 +69,16 @@ THREADS: dict[str, Table] = {
         "checkpoint": ("Journal.checkpoint", "Database._checkpoint", "Database.checkpoint"),
     },
     "history": {
-        "decode": ("History._decode", "record_events", "decode_event", "record_checksum"),
-        "merge": ("History._merge", "StateFile.touch", "StateFile.device", "DeviceEntry."),
-        "states": ("StateFile.", "session_guard", "device_guard"),
+        "decode": ("History._decode", "History._index_of", "record_", "decode_event"),
+        "merge": ("History._merge", "History.stage", "StateFile.touch", "StateFile.device",
+                  "DeviceEntry.", "IndexFile.stage", "IndexFile._enter", "IndexFile._begin"),
+        "index": ("StateFile.", "IndexFile.", "session_guard", "device_guard", "run_guard",
+                  "_run_rows", "_put_sessions", "_put_devices"),
         "months": ("MonthFile.",),
         "commit": ("Database.transaction",),
         "checkpoint": ("Database._checkpoint", "Database.checkpoint"),
     },
-}
+}  # fmt: skip
 """What a replica's storage threads do. Their stages are named after them."""
 
 WAITS = (

@@ -41,6 +41,9 @@ READ = int(InsideType.READ)
 SCAN_TURN_S = 0.005
 """A scan holds a storage thread for so long at a time."""
 
+SLOW_DISK_S = 1.0
+"""After a commit that took long, the event loop leaves commits to the thread for so long."""
+
 T = TypeVar("T")
 
 
@@ -58,6 +61,10 @@ class ReplicaConfig:
     """How often the journal deletes what history has."""
     checkpoint_bytes: int = 32 * 1024 * 1024
     """Bytes in the journal's write-ahead log that call for a checkpoint."""
+    commit_here_bytes: int = 16 * 1024
+    """A commit of no more payload is done in the event loop, without the journal's thread, ..."""
+    commit_here_ms: int = 3
+    """... as long as that does not take longer."""
     tick_ms: int = 50
     """How often the machine looks at backfill: 512 KiB per slot each time."""
     reads_max: int = 1_024
@@ -71,6 +78,16 @@ class ReplicaConfig:
                 raise ValueError(f"{name} must be at least 1")
         if self.apply_bytes > self.apply_bytes_max:
             raise ValueError("apply_bytes is above apply_bytes_max")
+
+
+def _is_small(ops: list[StorageOp], bytes_max: int) -> bool:
+    """Whether these only add records, and not many bytes of them."""
+    size = 0
+    for op in ops:
+        if type(op) is not StoreRecords:
+            return False
+        size += sum([len(record.payload) for record in op.records])
+    return size <= bytes_max
 
 
 def _scan_turn(scan: Iterator[T | None]) -> tuple[list[T], bool]:
@@ -121,6 +138,8 @@ class ReplicaNode:
         self._effects: list[Any] = []
         """What the machine said since the last transaction began."""
         self._flush_planned = False
+        self._slow_until = 0.0
+        """Until then commits are left to the journal's thread."""
         self._writing = False
         self._applying = False
         self._apply_timer: asyncio.TimerHandle | None = None
@@ -297,14 +316,34 @@ class ReplicaNode:
             self._carry_out(effects)
             return
         self._writing = True
-        self._storage.journal_thread.submit(self._write, ops, effects)
+        if not self._written_here(ops, effects):
+            self._storage.journal_thread.submit(self._write, ops, effects)
+
+    def _written_here(self, ops: list[StorageOp], effects: list[Any]) -> bool:
+        """Commit without the journal's thread, if that is worth it: to wake a thread and be woken
+        by it costs more than a small commit to a disk that is quick."""
+        started = time.monotonic()
+        if started < self._slow_until or not _is_small(ops, self._config.commit_here_bytes):
+            return False
+        error: BaseException | None = None
+        try:
+            if not self._storage.try_commit(ops):
+                return False
+        except BaseException as failure:
+            error = failure
+        ended = time.monotonic()
+        if (ended - started) * 1000 > self._config.commit_here_ms:
+            # The loop stood still for so long: once, and then not again for a while.
+            self._slow_until = ended + SLOW_DISK_S
+        self._written(effects, error)
+        return True
 
     def _write(self, ops: list[StorageOp], effects: list[Any]) -> None:
         """In the journal's thread. (``run_in_executor`` makes two futures of this, which costs more
         than all the rest of an append.)"""
         error: BaseException | None = None
         try:
-            self._storage.journal.commit(ops)
+            self._storage.commit(ops)
         except BaseException as failure:
             error = failure
         self._loop.call_soon_threadsafe(self._written, effects, error)

@@ -63,4 +63,4 @@ def test_every_field_of_an_event_has_its_type(index: int) -> None:
     assert records.read_event(model.encode_event(event)) == event
     wrong = [*event[:index], None, *event[index + 1 :]]
     with pytest.raises(ValueError):
-        records.read_event(model._pack(wrong))
+        records.read_event(model.pack(wrong))

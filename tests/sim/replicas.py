@@ -351,8 +351,8 @@ class SimReplica(Process):
         number, session = message[1:3]
         assert self.machine
         log = self.machine.logs.get(self.world.slot_of(session))
-        if log is None or not log.complete:
-            # Unknown is not absent: a replica with a hole does not answer for the session.
+        if log is None or not log.answers_reads:
+            # Unknown is not absent: with a hole, or deleted here, others know more.
             end.send((int(InsideType.PAGE), number, NotReachable.code, 0, []))
             return
         if log.applied_lsn < log.commit_lsn:
@@ -369,6 +369,6 @@ class SimReplica(Process):
             # The commit point that covers ``head`` is on its way to us.
             self.later(20, lambda: self._read(end, message, until_ms))
             return
-        source = f"{self.disk.identity}#{self.disk.drops}"
+        source = f"{self.disk.identity}#{self.disk.lives.get(self.world.slot_of(session), 0)}"
         self.world.history.polled(source, session, last_seq, last_seq)
         end.send((int(InsideType.PAGE), number, 0, last_seq, events))
