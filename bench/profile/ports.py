@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -48,12 +49,11 @@ def join_ports(lines: Iterable[str], owners: Mapping[str, Owner]) -> dict[int, O
 def _sockets(pid: int) -> list[str]:
     """Inodes of the sockets that a process has open."""
     inodes = []
-    folder = f"/proc/{pid}/fd"
-    try:
-        for name in os.listdir(folder):
-            target = os.readlink(f"{folder}/{name}")
+    folder = Path(f"/proc/{pid}/fd")
+    for name in os.listdir(folder) if folder.exists() else ():
+        # It may have closed one meanwhile: the others count all the same.
+        with contextlib.suppress(OSError):
+            target = os.readlink(folder / name)
             if target.startswith("socket:["):
                 inodes.append(target[len("socket:[") : -1])
-    except OSError:
-        pass  # It has closed one meanwhile, or has ended.
     return inodes

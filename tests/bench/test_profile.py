@@ -187,6 +187,16 @@ def test_the_ports_of_a_process_are_found() -> None:
     assert port not in ports_of({"gateway-2": os.getpid()})
 
 
+@pytest.mark.skipif(NO_PROC, reason="there is no /proc")
+def test_a_file_that_is_closed_meanwhile_hides_no_other_port(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    listed = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda path: ["999999", *listed(path)])
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        assert listener.getsockname()[1] in ports_of({"gateway-2": os.getpid()})
+
+
 # -- packets ---------------------------------------------------------------------------------------
 
 
