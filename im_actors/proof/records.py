@@ -42,7 +42,10 @@ def read_payload(payload: bytes) -> Batch:
         raise ValueError("a record holds an array that is not empty")
     if len(parts) == 1 and type(parts[0]) is int:
         return Batch(parts[0], ())
-    return Batch(None, tuple(read_event(part) for part in parts))
+    events = tuple(read_event(part) for part in parts[1:])
+    if parts[0] != _index(events):
+        raise ValueError("the index of a record says something else than its events")
+    return Batch(None, events)
 
 
 def is_intact(slot: int, lsn: int, epoch: int, payload: bytes, checksum: int) -> bool:
@@ -57,6 +60,25 @@ def is_intact(slot: int, lsn: int, epoch: int, payload: bytes, checksum: int) ->
 def slot_of(session: str, slots: int) -> int:
     """The slot whose log a session is in."""
     return zlib.crc32(session.encode()) % slots
+
+
+def _index(events: tuple[Event, ...]) -> list[Any]:
+    """The index that belongs to these events: first and last key, and for each stretch of one
+    session its name, first seq, length and what was sent (place, device, n, checksum)."""
+    stretches: list[tuple[str, int, list[tuple[int, str, int, int]]]] = []
+    newest: dict[str, int] = {}
+    for place, event in enumerate(events):
+        own = newest.get(event.session)
+        if own is None or event.seq != stretches[own][1] + len(stretches[own][2]):
+            own = newest[event.session] = len(stretches)
+            stretches.append((event.session, event.seq, []))
+        checksum = zlib.crc32(event.body, event.kind)
+        stretches[own][2].append((place, event.device, event.n, checksum))
+    index: list[Any] = [events[0].key, events[-1].key] if events else [0, 0]
+    for session, first, sent in stretches:
+        flat = [first, *(field for entry in sent for field in entry)]
+        index += [session, first, len(sent), msgpack.packb(flat)]
+    return index
 
 
 def _unpacked(data: bytes) -> Any:

@@ -21,9 +21,10 @@ from im_actors.errors import CorruptData, ImError, NotReachable, Overloaded
 from im_actors.net.link import Link, LinkConfig, PeerInfo
 from im_actors.net.link_connection import LinkConnection
 from im_actors.net.link_server import LinkCallbacks, LinkServer
-from im_actors.server.apply import ApplyQueue
+from im_actors.server.apply import ApplyQueue, Batch
 from im_actors.server.clock import now_ms
 from im_actors.server.storage import ReplicaStorage
+from im_actors.storage.history import HistoryPage
 from im_actors.storage.scan import scan_history, scan_journal
 from im_actors.storage.verify import join_scans
 from im_actors.wire.links import (
@@ -51,12 +52,13 @@ T = TypeVar("T")
 class ReplicaConfig:
     """How a replica paces its background work."""
 
-    apply_every_ms: int = 150
-    """Committed records are applied to history at least so often, in one transaction."""
-    apply_bytes: int = 1024 * 1024
+    apply_every_ms: int = 1_000
+    """Committed records are applied to history at least so often, in one transaction. It is what a
+    new owner has to replay; the cost of applying falls with the events a session has in it."""
+    apply_bytes: int = 8 * 1024 * 1024
     """So many committed payload bytes are applied without waiting."""
-    apply_bytes_max: int = 4 * 1024 * 1024
-    """Payload bytes of one apply transaction."""
+    apply_bytes_max: int = 12 * 1024 * 1024
+    """Payload bytes of one apply transaction, besides those that reads have brought in before."""
     trim_every_ms: int = 2_000
     """How often the journal deletes what history has."""
     checkpoint_bytes: int = 32 * 1024 * 1024
@@ -144,7 +146,8 @@ class ReplicaNode:
         self._applying = False
         self._apply_timer: asyncio.TimerHandle | None = None
         self._tick_timer: asyncio.TimerHandle | None = None
-        self._applied_waiters: list[asyncio.Future[None]] = []
+        self._staged: Batch = []
+        """Taken from the queue, given to history, and not known to be on its disk."""
         self._trim: dict[int, int] = {}
         self._trim_due = 0.0
         self._reads = 0
@@ -464,11 +467,9 @@ class ReplicaNode:
     def _apply_soon(self) -> None:
         if self._applying or self._stopping:
             return
-        if self._queue.ready_bytes >= self._config.apply_bytes or self._applied_waiters:
+        if self._queue.ready_bytes >= self._config.apply_bytes:
             self._apply()
-        elif not self._queue.ready:
-            return
-        elif self._apply_timer is None:
+        elif self._apply_timer is None and (self._queue.ready or self._staged):
             delay = self._config.apply_every_ms / 1000
             self._apply_timer = self._loop.call_later(delay, self._apply)
 
@@ -479,28 +480,27 @@ class ReplicaNode:
             self._apply_timer = None
         if self._applying or self._failed is not None:
             return
-        waiters, self._applied_waiters = self._applied_waiters, []
         batch = self._queue.take(self._config.apply_bytes_max)
-        if not batch:
-            self._release(waiters)
+        self._staged += batch
+        if not self._staged:
             return
         self._applying = True
-        applied: dict[int, int] = {}
+        staged, self._staged = self._staged, []
+        future = self._loop.run_in_executor(
+            self._storage.history_thread, self._storage.history.apply, batch, self._marks(batch)
+        )
+        future.add_done_callback(partial(self._applied, staged))
+
+    def _marks(self, batch: Batch) -> dict[int, int]:
+        """How far history goes with a batch."""
+        marks: dict[int, int] = {}
         for slot, record in batch:
             # In a slot that filled a hole by backfill an old record must not lower the mark.
             log = self.machine.logs[slot]
-            applied[slot] = max(applied.get(slot, log.applied_lsn), record.lsn)
-        future = self._loop.run_in_executor(
-            self._storage.history_thread, self._storage.history.apply, batch, applied
-        )
-        future.add_done_callback(partial(self._applied, batch, waiters))
+            marks[slot] = max(marks.get(slot, log.applied_lsn), record.lsn)
+        return marks
 
-    def _applied(
-        self,
-        batch: list[tuple[int, Record]],
-        waiters: list[asyncio.Future[None]],
-        future: asyncio.Future[None],
-    ) -> None:
+    def _applied(self, batch: Batch, future: asyncio.Future[None]) -> None:
         self._applying = False
         error = future.exception()
         if error is not None:
@@ -510,15 +510,8 @@ class ReplicaNode:
             self._handle(rep.Applied(slot, lsn))
             if self.machine.logs[slot].dropping is None:
                 self._trim[slot] = lsn
-        self._release(waiters)
         self._trim_if_due()
         self._apply_soon()
-
-    @staticmethod
-    def _release(waiters: list[asyncio.Future[None]]) -> None:
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
 
     def _trim_if_due(self) -> None:
         now = time.monotonic()
@@ -533,17 +526,6 @@ class ReplicaNode:
         await self._storage.in_journal(journal.trim, upto)
         if journal.wal_bytes() >= self._config.checkpoint_bytes:
             await self._storage.in_journal(journal.checkpoint)
-
-    async def _all_applied(self) -> None:
-        """Return when everything that is committed now is in history."""
-        waiter: asyncio.Future[None] = self._loop.create_future()
-        self._applied_waiters.append(waiter)
-        if self._applying:
-            # The transaction under way may have begun before the commit that is waited for.
-            await waiter
-            return
-        self._apply()
-        await waiter
 
     # -- reading for gateways ------------------------------------------------------------------
 
@@ -583,16 +565,25 @@ class ReplicaNode:
     ) -> tuple[int, list[bytes]]:
         deadline = self._loop.time() + self._config.head_wait_ms / 1000
         while True:
-            log = self.machine.logs[slot]
-            if log.applied_lsn < log.commit_lsn:
-                await self._all_applied()
+            batch = self._queue.take_slot(slot, self._config.apply_bytes_max)
+            self._staged += batch
             found = await self._storage.in_history(
-                self._storage.history.read, session, after, before, limit
+                self._stage_and_read, batch, self._marks(batch), session, after, before, limit
             )
+            self._apply_soon()
             if found.last_seq >= head or self._loop.time() >= deadline:
                 return found.last_seq, found.events
             # The commit point that covers ``head`` is on its way to us.
             await asyncio.sleep(0.005)
+
+    def _stage_and_read(
+        self, batch: Batch, marks: dict[int, int], session: str, after: int, before: int, limit: int
+    ) -> HistoryPage:
+        """Read what is committed, also what is not in history's files yet."""
+        history = self._storage.history
+        if batch:
+            history.stage(batch, marks)
+        return history.read(session, after, before, limit)
 
     # -- looking in ----------------------------------------------------------------------------
 

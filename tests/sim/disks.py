@@ -132,13 +132,15 @@ class Disk:
         return lsn in self.history.get(slot, {})
 
     def image(self, session: str) -> SessionImage:
-        """A session as the tables have it."""
+        """A session as the tables have it: the windows go no further back than its last events."""
         images = []
+        last_seq = max(self.timelines.get(session, ()), default=0)
+        oldest = last_seq - 2 * sessions.DEVICE_WINDOW
         for device, rows in sorted(self.devices.get(session, {}).items()):
             numbers = sorted(rows)[-sessions.DEVICE_WINDOW :]
-            recent = tuple((rows[n].event.seq, rows[n].checksum) for n in numbers)
+            sent = [rows[n] for n in numbers if rows[n].event.seq > oldest]
+            recent = tuple((row.event.seq, row.checksum) for row in sent)
             images.append(DeviceImage(device, numbers[-1], recent))
-        last_seq = max(self.timelines.get(session, ()), default=0)
         return SessionImage(session, last_seq, tuple(images))
 
     def page(self, session: str, after: int, before: int, limit: int) -> tuple[int, list[bytes]]:

@@ -289,8 +289,10 @@ class SimReplica(Process):
     def _apply(self) -> None:
         """Apply what is committed, one transaction at a time."""
         self._apply_planned = False
-        batch = [] if self._applying else self._waiting.take(self.apply_bytes)
-        if not batch or self._disk_is_full():
+        if self._applying or self._disk_is_full():
+            return
+        batch = self._waiting.take(self.apply_bytes)
+        if not batch:
             return
         self._applying = True
         assert self.machine

@@ -202,7 +202,7 @@ async def write_replica(path: Path, seed: int, first: int, count: int, variant: 
     node = make("r", "here", path, "c", 8, secret, rng, fail, config)
     address = await node.start("127.0.0.1")
     if variant == "no-sync":
-        for database in (node._storage.journal._db, node._storage.history.states.db):
+        for database in (node._storage.journal._db, node._storage.history.index.db):
             database.connection.execute("PRAGMA synchronous=OFF")
     say(f"disk {node.disk}")
     owner = Owner(islice(replica_plan(seed), first, first + count), first)
