@@ -71,7 +71,8 @@ THREADS: dict[str, Table] = {
     },
     "history": {
         "decode": ("History._index_of", "record_index", "record_checksum"),
-        "merge": ("History.stage", "IndexFile.stage", "IndexFile._enter", "IndexFile._begin", "Run."),
+        "merge": ("History.stage", "IndexFile.stage", "IndexFile._enter", "IndexFile._begin",
+                  "Run."),
         "index": ("IndexFile.", "session_guard", "run_guard", "device_guard", "_run_rows",
                   "_put_sessions", "_put_devices"),
         "months": ("MonthFile.",),
