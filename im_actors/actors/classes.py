@@ -27,6 +27,7 @@ from im_actors.gateway.config import GatewayConfig
 from im_actors.gateway.node import GatewayNode
 from im_actors.server.replica import ReplicaNode
 from im_actors.server.shard import ShardNode
+from im_actors.server.threads import name_thread
 from im_actors.server.views import ViewStore, open_view_store
 
 logger = logging.getLogger(__name__)
@@ -71,6 +72,7 @@ class Actor:
         return Started(self._life, os.getpid(), self._node_address(), address)
 
     async def _start(self, view_store: str) -> Any:
+        name_thread("loop")
         try:
             address = await self._open(view_store)
             _tune_interpreter()

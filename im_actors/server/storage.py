@@ -14,6 +14,7 @@ from im_actors.core.model import Record
 from im_actors.core.replica import SlotLog, drop_unfinished, log_from_disk
 from im_actors.core.storage_ops import StorageOp
 from im_actors.errors import CorruptData, DiskFailed
+from im_actors.server.threads import name_thread
 from im_actors.storage.directory import DataDirectory, open_directory
 from im_actors.storage.history import History
 from im_actors.storage.journal import Journal, RecordHead
@@ -32,8 +33,8 @@ class ReplicaStorage:
         self.path = path
         self._cluster = cluster
         self._replica = replica
-        self.journal_thread = ThreadPoolExecutor(1, thread_name_prefix=f"{replica}-journal")
-        self.history_thread = ThreadPoolExecutor(1, thread_name_prefix=f"{replica}-history")
+        self.journal_thread = _one_thread(replica, "journal")
+        self.history_thread = _one_thread(replica, "history")
         self.journal_lock = Lock()
         """Held by whoever uses the journal: its thread, or the event loop for a small commit."""
         self.data: DataDirectory
@@ -153,3 +154,9 @@ class ReplicaStorage:
     async def in_history(self, call: Callable[..., T], *args: object) -> T:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self.history_thread, call, *args)
+
+
+def _one_thread(replica: str, name: str) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(
+        1, thread_name_prefix=f"{replica}-{name}", initializer=name_thread, initargs=(name,)
+    )
