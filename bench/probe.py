@@ -50,8 +50,8 @@ class Probe:
         ]
         self._targets = [
             (number, session, slot)
-            for slot in range(self._slots)
             for number in range(self._client_count)
+            for slot in range(self._slots)
             for session in [session_in(slot, self._slots, f"probe-{run}-{number}")]
         ]
         self._sender = asyncio.create_task(self._send_forever())

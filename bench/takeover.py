@@ -24,7 +24,7 @@ from typing import Any
 
 from bench.machine import describe, fsync_us
 from bench.probe import Probe, Probed
-from bench.running import Cluster, say
+from bench.running import Cluster, say, until_quiet
 from im_actors.errors import ImError
 
 KINDS = ("shard", "replica", "gateway")
@@ -126,8 +126,6 @@ async def until_started_again(cluster: Cluster, name: str, pid: int) -> None:
         except ImError as error:
             return str(error)
 
-    from bench.running import until_quiet
-
     await until_quiet(still)
 
 
@@ -170,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.takeover", description=__doc__)
     parser.add_argument("--kills", type=int, default=50, help="of each kind (default: 50)")
     parser.add_argument("--kinds", type=_kinds, default=list(KINDS), help="default: all three")
-    parser.add_argument("--every-ms", type=float, default=4.0, help="between probes (default: 4)")
+    parser.add_argument("--every-ms", type=float, default=2.0, help="between probes (default: 2)")
     parser.add_argument("--shards", type=int, default=1, help="(default: 1)")
     parser.add_argument("--gateways", type=int, default=1, help="(default: 1)")
     parser.add_argument("--directory", type=Path, help="for the data (default: a temporary one)")
