@@ -15,6 +15,7 @@ import resource
 import signal
 import socket
 import sys
+import time
 import uuid
 from typing import Any
 
@@ -50,6 +51,8 @@ class Actor:
         self._name = name
         self._life = uuid.uuid4().hex
         self._node: Any = None
+        self._start_ms = 0
+        """How long the start took: for a replica the opening of its files and the journal."""
         self._starting: asyncio.Task[Any] | None = None
         self._watched: asyncio.Future[str] | None = None
         log_to_file(settings.directory, name)
@@ -71,6 +74,7 @@ class Actor:
         return Started(self._life, os.getpid(), self._node_address(), address)
 
     async def _start(self, view_store: str) -> Any:
+        begun = time.monotonic()
         try:
             address = await self._open(view_store)
             _tune_interpreter()
@@ -78,7 +82,8 @@ class Actor:
             logger.error("%s does not start: %s", self._name, error)
             self._start_failed()
             raise
-        logger.info("%s serves as %s", self._name, address)
+        self._start_ms = round((time.monotonic() - begun) * 1000)
+        logger.info("%s serves after %d ms as %s", self._name, self._start_ms, address)
         return address
 
     async def _open(self, view_store: str) -> Any:
@@ -123,7 +128,7 @@ class Actor:
 
     async def status(self) -> dict[str, Any]:
         status: dict[str, Any] = self._running().status()
-        return {**status, "pid": os.getpid()}
+        return {**status, "pid": os.getpid(), "start_ms": self._start_ms}
 
     async def stop(self) -> None:
         """Close in order. The process stays until its cluster ends it."""
