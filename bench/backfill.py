@@ -38,7 +38,7 @@ FILL_S = 900.0
 async def measure(cluster: Cluster, args: argparse.Namespace) -> dict[str, Any]:
     await cluster.settled()
     messages = await fill(cluster.address, args.messages, bytes=args.bytes)
-    await cluster.settled(lambda: "")
+    await cluster.settled()
     load = load_to(cluster.address, bytes=args.bytes)
     async with Generators([load], None) as generators:
         before = (await generators.phase(BEFORE_S, 1.0, rate=args.rate)).ack
@@ -101,8 +101,8 @@ def backfill(args: argparse.Namespace) -> dict[str, Any]:
 
 def table(report: dict[str, Any]) -> str:
     lines = [
-        f"{report['messages']:,} messages: a member again after {report['joined_s']} s, filled after"
-        f" {report['filled_s']} s, {report['msgs_per_s'] or 0:,} messages a second",
+        f"{report['messages']:,} messages: a member again after {report['joined_s']} s, filled"
+        f" after {report['filled_s']} s, {report['msgs_per_s'] or 0:,} messages a second",
         "",
         f"| ACK, ms, at {report['settings']['rate']:,.0f} a second | p50 | p99 | p99.9 | max |",
         "|---" * 5 + "|",

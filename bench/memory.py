@@ -1,8 +1,9 @@
 """``python -m bench.memory``: what sessions cost in memory, per kind of process.
 
-Stages, each after the one before: ``started`` (nothing is there yet), ``followed`` (each session has
-one follower and no message), ``active`` (each has messages, too), ``idle`` (still followed, nothing
-was sent for a minute, so that the shard has forgotten them), ``left`` (nobody follows any more).
+Stages, each after the one before: ``started`` (nothing is there yet), ``followed`` (each session
+has one follower and no message), ``active`` (each has messages, too), ``idle`` (still followed,
+nothing was sent for a minute, so that the shard has forgotten them), ``left`` (nobody follows any
+more).
 Figures are resident memory; replicas are three processes. What Python keeps for reuse counts.
 """
 
