@@ -1,16 +1,18 @@
 """``python -m bench.memory``: what sessions cost in memory, per kind of process.
 
 Stages, each after the one before: ``started`` (nothing is there yet), ``followed`` (each session
-has one follower and no message), ``active`` (each has messages, too), ``idle`` (still followed,
-nothing was sent for a minute, so that the shard has forgotten them), ``left`` (nobody follows any
-more).
-Figures are resident memory; replicas are three processes. What Python keeps for reuse counts.
+has one follower and no message), ``active`` (each has messages, too), ``idle`` (nobody follows or
+sends any more; a shard forgets idle sessions when a slot has more than 20,000), ``on_disk`` (the
+slots have moved to another shard, which loads a session when it is used). Figures are resident
+memory; replicas are three processes, shards are two. What Python keeps for reuse counts.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,13 +21,12 @@ from typing import Any
 from bench.loading import fill_by, load_to
 from bench.machine import describe
 from bench.running import Cluster, say, until_quiet
-from bench.takeover import run
+from bench.takeover import aim, run, until_started_again
 from im_actors.cli.bench.processes import Generators
 from im_actors.cli.bench.server_side import ServerSide
 from im_actors.cli.target import running_cluster
 
 KINDS = ("gateway", "shard", "replica", "controller")
-IDLE_S = 180.0
 PER = 100_000
 
 
@@ -51,24 +52,27 @@ async def measure(cluster: Cluster, args: argparse.Namespace) -> dict[str, dict[
         # Each session is written by two connections, in turn.
         await fill_by(generators, 2 * args.sessions)
         await look("active")
-        await until_quiet(lambda: idle(cluster), IDLE_S)
-        await look("idle")
     await until_quiet(lambda: unfollowed(cluster))
-    await look("left")
+    await look("idle")
+    await move_slots(cluster)
+    await look("on_disk")
     return found
 
 
-async def idle(cluster: Cluster) -> str:
-    status = await cluster.call("status")
-    known = sum(of["sessions"] for of in status["shards"].values())
-    lag = max(of["apply_lag_records"] for of in status["replicas"].values())
-    return f"{known} sessions in memory, {lag} records to apply" if known or lag else ""
+async def move_slots(cluster: Cluster) -> None:
+    """End the shard that has the slots; the one that stands by takes them."""
+    name, _ = await aim(cluster, "shard", 0)
+    pid = (await cluster.pids())[name]
+    os.kill(pid, signal.SIGKILL)
+    await until_started_again(cluster, name, pid)
+    await cluster.settled()
 
 
 async def unfollowed(cluster: Cluster) -> str:
-    gateways = (await cluster.call("status"))["gateways"].values()
-    left = sum(of["sessions_followed"] for of in gateways)
-    return f"{left} sessions followed" if left else ""
+    status = await cluster.call("status")
+    left = sum(of["sessions_followed"] for of in status["gateways"].values())
+    lag = max(of["apply_lag_records"] for of in status["replicas"].values())
+    return f"{left} sessions followed, {lag} records to apply" if left or lag else ""
 
 
 def told(rss: dict[str, int]) -> str:
