@@ -10,7 +10,11 @@ from itertools import count, cycle
 from typing import Any
 
 from im_actors.client import Client
+from im_actors.client.config import ClientConfig
 from im_actors.core.model import slot_of
+
+RECONNECT_RESET_S = ClientConfig().reconnect_cap_ms / 1000
+"""A connection that lasted so long is followed by a short wait before the next one."""
 
 
 class Probed:
@@ -38,7 +42,6 @@ class Probe:
         self._stack = AsyncExitStack()
         self._tasks: set[asyncio.Task[None]] = set()
         self.messages: list[Probed] = []
-        self.waiting = 0
 
     async def __aenter__(self) -> Probe:
         run = f"{time.time_ns():x}"
@@ -54,6 +57,8 @@ class Probe:
             for slot in range(self._slots)
             for session in [session_in(slot, self._slots, f"probe-{run}-{number}")]
         ]
+        self._connects = self.connects()
+        self._since_s = [time.monotonic()] * self._client_count
         self._sender = asyncio.create_task(self._send_forever())
         return self
 
@@ -70,6 +75,17 @@ class Probe:
     def connects(self) -> list[int]:
         """How often each client has connected."""
         return [client.status().connects for client in self._clients]
+
+    def restless(self) -> str:
+        """Clients whose last connection is so young that they would wait longer before the next
+        one; empty when there is none."""
+        now, before = time.monotonic(), self._connects
+        self._connects = self.connects()
+        for number, (known, count) in enumerate(zip(before, self._connects, strict=True)):
+            if known != count:
+                self._since_s[number] = now
+        young = sum(now - since < RECONNECT_RESET_S for since in self._since_s)
+        return f"{young} clients have connected only just" if young else ""
 
     def wrong(self) -> int:
         """Messages that were lost, doubled or out of order: each session has one sender, so its

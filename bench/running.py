@@ -87,10 +87,11 @@ class Cluster:
         await until_quiet(trouble)
 
     def _lacks_spares(self) -> str:
+        """A restarted actor takes an idle process that has done nothing yet. Those that were made
+        ready by tasks stay as they are, and one more has to be there."""
         found = processes.session_processes(self.run.ray_sid, self.run.ray_temp_dir)
-        titles = [_title(process) for process in found]
-        idle = titles.count(IDLE_WORKER)
-        return "" if idle >= SPARE_WORKERS else f"{idle} of {SPARE_WORKERS} spare workers"
+        idle = [_title(process) for process in found].count(IDLE_WORKER)
+        return "" if idle > SPARE_WORKERS else f"{idle} of {SPARE_WORKERS + 1} idle processes"
 
 
 def _title(process: Any) -> str:

@@ -4,7 +4,8 @@ A probe sends a small message every few milliseconds, in turn to sessions of eve
 is killed (kill -9); the time from the kill to the first ACK of a message that was *sent after* it,
 through what was hit: the slots of a shard or replica, the clients that a gateway had. ``all`` is
 until each slot, or each client, that was hit has had one. The next kill waits for everything to be
-as before: all slots served, all actors up, the spare workers too.
+as before: all slots served, all actors up, an idle process at hand; before a gateway's, also that
+the clients have been connected for as long as lets them reconnect without a growing wait.
 """
 
 from __future__ import annotations
@@ -81,20 +82,21 @@ async def measure(cluster: Cluster, args: argparse.Namespace) -> dict[str, list[
 
 async def one_kill(cluster: Cluster, probe: Probe, kind: str, number: int) -> Kill:
     """Kill one process and return when everything is as before."""
-    await cluster.settled()
+    await cluster.settled(probe.restless if kind == "gateway" else lambda: "")
     name, hit = await aim(cluster, kind, number)
     pid = (await cluster.pids())[name]
     connects = probe.connects()
     kill = Kill(kind, name, len(probe.messages), time.monotonic(), hit)
     os.kill(pid, signal.SIGKILL)
+    wanted = len(hit)
 
     def unanswered() -> str:
         if kind == "gateway":
             pairs = zip(connects, probe.connects(), strict=True)
             kill.hit = {n for n, (before, now) in enumerate(pairs) if now > before}
         kill.look(probe.messages)
-        left = kill.hit - kill.seen_s.keys()
-        return f"{len(left)} of {len(kill.hit)} without an ACK" if left or not kill.hit else ""
+        left = wanted - len(kill.seen_s)
+        return f"{left} of {wanted} without an ACK" if left > 0 else ""
 
     await until_started_again(cluster, name, pid)
     await cluster.settled(unanswered)
