@@ -81,9 +81,10 @@ class Probe:
         one; empty when there is none."""
         now, before = time.monotonic(), self._connects
         self._connects = self.connects()
-        for number, (known, count) in enumerate(zip(before, self._connects, strict=True)):
-            if known != count:
-                self._since_s[number] = now
+        self._since_s = [
+            since if known == current else now
+            for since, known, current in zip(self._since_s, before, self._connects, strict=True)
+        ]
         young = sum(now - since < RECONNECT_RESET_S for since in self._since_s)
         return f"{young} clients have connected only just" if young else ""
 
