@@ -28,6 +28,7 @@ from im_actors.gateway.config import GatewayConfig
 from im_actors.gateway.node import GatewayNode
 from im_actors.server.replica import ReplicaNode
 from im_actors.server.shard import ShardNode
+from im_actors.server.threads import name_thread
 from im_actors.server.views import ViewStore, open_view_store
 
 logger = logging.getLogger(__name__)
@@ -75,6 +76,7 @@ class Actor:
 
     async def _start(self, view_store: str) -> Any:
         begun = time.monotonic()
+        name_thread("loop")
         try:
             address = await self._open(view_store)
             _tune_interpreter()

@@ -37,6 +37,7 @@ WINDOW = 16
 SESSIONS = 2_000
 SECONDS = 10.0
 OVERLOAD_SECONDS = 60.0
+OVERLOAD_BURST = 16
 SECONDS_MAX = 24 * 3600.0
 RATE_MAX = 1_000_000
 
@@ -82,6 +83,10 @@ def _add_load_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rate", metavar="R", type=_rate, default=0.0,
         help="messages per second of all connections together (default: 0, a closed loop)",
+    )  # fmt: skip
+    number(
+        "--burst", f"1, with --overload {OVERLOAD_BURST}",
+        "messages that one connection sends at once when so many are due",
     )  # fmt: skip
     parser.add_argument(
         "--bytes", metavar="N", type=positive_number, default=128,
@@ -176,6 +181,7 @@ async def _load(args: argparse.Namespace, load: Load, server: ServerSide | None)
         window=args.window or WINDOW,
         seconds=args.seconds or SECONDS,
         warmup_s=args.warmup,
+        burst=args.burst or 1,
     )
     telling = Telling(sys.stderr, asked.warmup_s + asked.seconds)
     return await single(asked, server, telling.moved)
@@ -202,7 +208,12 @@ async def _overload(args: argparse.Namespace, load: Load, server: ServerSide | N
     from im_actors.cli.bench.telling import Telling
 
     seconds = args.seconds or OVERLOAD_SECONDS
-    asked = Overload(load=load, window=args.window or WINDOW, seconds=seconds)
+    asked = Overload(
+        load=load,
+        window=args.window or WINDOW,
+        seconds=seconds,
+        burst=args.burst or OVERLOAD_BURST,
+    )
     telling = Telling(sys.stderr, asked.expected_s)
     return await overload(asked, server, telling.moved, telling.say)
 

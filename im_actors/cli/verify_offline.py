@@ -8,6 +8,7 @@ that is the rule by which it would have been ACKed.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,15 @@ def _read_logs(directory: DataDirectory) -> dict[int, SlotLog]:
     history = directory.open_existing_history()
     try:
         applied = history.applied() if history is not None else {}
+
+        def in_history(slot: int, lsn: int) -> bool:
+            return history is not None and history.has(slot, lsn)
+
         return {
-            slot: log_from_disk(slot, image.meta, image.records, applied.get(slot, 0))
+            slot: log_from_disk(
+                *(slot, image.meta, image.records, applied.get(slot, 0)),
+                partial(in_history, slot),
+            )
             for slot, image in journal.load().items()
             if not drop_unfinished(image.meta)
         }

@@ -152,6 +152,10 @@ class Phase(Enum):
     """An invariant does not hold: an operator has to look. Nothing is written any more."""
 
 
+OPENING, SERVING = Phase.OPENING, Phase.SERVING
+"""An enum member costs a slow path at each look-up; these are asked for with each record."""
+
+
 @dataclass(slots=True)
 class Attempt:
     """One try to take the slot over, under one epoch."""
@@ -292,7 +296,7 @@ class SlotOwner:
         """When the machine next wants a Tick."""
         # Asked after every event: what is rare is looked at only when it is there.
         dues = [due for due in (self._due_ms, self._resend_ms, self._tell_commit_ms) if due]
-        if self.phase is Phase.SERVING:
+        if self.phase is SERVING:
             if self._lookups:
                 dues += [lookup.due_ms for lookup in self._lookups.values()]
             if len(self.serving.sessions) > self.serving.limits.sessions_max:
@@ -313,7 +317,7 @@ class SlotOwner:
     @property
     def flying(self) -> bool:
         """Whether records have left and not committed, and commit soon if nothing is wrong."""
-        return self.phase is Phase.SERVING and bool(self.serving.flights)
+        return self.phase is SERVING and bool(self.serving.flights)
 
     def validate(self) -> None:
         """Check the invariants that one owner can see."""
@@ -686,7 +690,7 @@ class SlotOwner:
     # -- serving -------------------------------------------------------------------------------
 
     def _submitted(self, sends: list[Send]) -> None:
-        if self.phase is not Phase.SERVING:
+        if self.phase is not SERVING:
             refusals = [refused(send.token, SlotMoving.code) for send in sends]
             self._effects.append(Answered(refusals))
             return
@@ -723,9 +727,10 @@ class SlotOwner:
             self._watch_members()
 
     def _replica_answered(self, member: Member, answer: ReplicaAnswer) -> None:
+        if type(answer) is Appended:
+            self._appended(member, answer)
+            return
         match answer:
-            case Appended():
-                self._appended(member, answer)
             case SessionsLoaded():
                 self._sessions_loaded(answer)
             case Sealed():
@@ -748,17 +753,21 @@ class SlotOwner:
         # Acks of former epochs count for nothing.
         if state is None or answer.epoch != self.epoch:
             return
-        state.durable_lsn = max(state.durable_lsn, answer.durable_lsn)
-        state.commit_lsn = max(state.commit_lsn, answer.commit_lsn)
-        state.applied_lsn = max(state.applied_lsn, answer.applied_lsn)
+        _, _, durable_lsn, commit_lsn, applied_lsn, complete = answer
+        if durable_lsn > state.durable_lsn:
+            state.durable_lsn = durable_lsn
+        if commit_lsn > state.commit_lsn:
+            state.commit_lsn = commit_lsn
+        if applied_lsn > state.applied_lsn:
+            state.applied_lsn = applied_lsn
         state.needs = 0
         state.silent_since_ms = None
-        became_complete = answer.complete and not state.complete
-        state.complete = answer.complete
-        if self.phase is Phase.OPENING:
+        became_complete = complete and not state.complete
+        state.complete = complete
+        if self.phase is OPENING:
             assert self.attempt is not None
             self._opened(self.attempt)
-        elif self.phase is Phase.SERVING:
+        elif self.phase is SERVING:
             self._commit_progress()
             if became_complete or self._dropped_for != self.epoch:
                 self._drop_spares()
@@ -802,13 +811,13 @@ class SlotOwner:
     def _tell_commit(self) -> None:
         self._tell_commit_ms = None
         self._commit_told = self.commit_lsn
-        for member in self.members:
-            self._append_after_commit(member, [])
+        message = self._commit_point()
+        self._effects += [ToReplica(member, message) for member in self.members]
 
-    def _append_after_commit(self, member: Member, records: list[Record]) -> None:
-        prev = self.commit_lsn
-        message = Append(self.slot, self.epoch, prev, self.epoch, prev, tuple(records))
-        self._effects.append(ToReplica(member, message))
+    def _commit_point(self) -> Append:
+        """An append of nothing, behind the commit point, that only tells it."""
+        lsn = self.commit_lsn
+        return Append(self.slot, self.epoch, lsn, self.epoch, lsn, ())
 
     def _resend(self, member: Member) -> None:
         """Everything above the commit point, again; equal records again are fine."""
@@ -816,7 +825,7 @@ class SlotOwner:
         if records:
             self._append(member, records, self.epoch, self.commit_lsn)
         else:
-            self._append_after_commit(member, [])
+            self._effects.append(ToReplica(member, self._commit_point()))
 
     def _need(self, member: Member, answer: Need) -> None:
         if answer.epoch != self.epoch or member not in self.members:

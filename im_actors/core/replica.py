@@ -295,11 +295,18 @@ def drop_unfinished(meta: bytes | None) -> bool:
     return meta is None or not msgpack.unpackb(meta)[3]
 
 
-def log_from_disk(slot: int, meta: bytes | None, heads: Iterable[Any], applied_lsn: int) -> SlotLog:
+def log_from_disk(
+    slot: int,
+    meta: bytes | None,
+    heads: Iterable[Any],
+    applied_lsn: int,
+    in_history: Callable[[int], bool],
+) -> SlotLog:
     """A slot's log as the journal and the history hold it.
 
-    ``heads`` have lsn, epoch, checksum and commit_lsn, ascending. Raises CorruptData when they do
-    not continue what history has: a hole is never taken for the end of the log.
+    ``heads`` have lsn, epoch, checksum and commit_lsn, ascending; ``in_history`` says whether
+    history has a record. Raises CorruptData when they do not continue what history has: a hole is
+    never taken for the end of the log.
     """
     log = SlotLog()
     if meta is not None:
@@ -320,8 +327,11 @@ def log_from_disk(slot: int, meta: bytes | None, heads: Iterable[Any], applied_l
             log.checksums[head.lsn] = head.checksum
         log.commit_lsn = max(log.commit_lsn, head.commit_lsn)
         if head.lsn < log.from_lsn:
-            if log.drain_lsn and log.holds(log.drain_lsn, head.lsn) and head.lsn != before + 1:
-                raise CorruptData(f"slot {slot}: the journal lacks lsn {before + 1}")
+            if log.drain_lsn and log.holds(log.drain_lsn, head.lsn):
+                # What came by backfill between two stretches was never in the journal.
+                lost = [lsn for lsn in range(before + 1, head.lsn) if not in_history(lsn)]
+                if lost:
+                    raise CorruptData(f"slot {slot}: the journal lacks lsn {lost[0]}")
             log.drain_lsn = before = head.lsn
         if head.lsn < log.from_lsn or head.lsn <= last:
             continue

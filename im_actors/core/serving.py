@@ -14,14 +14,15 @@ from zlib import crc32
 
 from im_actors.core.messages import SessionImage
 from im_actors.core.model import (
+    Indexed,
     Record,
-    body_checksum,
-    decode_event,
     key_time_ms,
-    make_record,
     next_key,
     pack,
-    record_events,
+    pack_record,
+    record_index,
+    sealed_record,
+    unpack_sends,
 )
 from im_actors.core.sessions import ANCIENT, FULL, GAP, KNOWN, NEW, SessionState
 from im_actors.errors import (
@@ -88,11 +89,15 @@ class Answer(NamedTuple):
 class PendingEvent:
     """An event with a seq that is not committed yet, and who waits for it."""
 
-    __slots__ = ("data", "key", "seq", "session", "waiters")
+    __slots__ = ("data", "entry", "key", "seq", "session", "waiters")
 
-    def __init__(self, session: SessionState, seq: int, key: int, data: bytes, token: Any) -> None:
+    def __init__(
+        self, session: SessionState, entry: Indexed, key: int, data: bytes, token: Any
+    ) -> None:
         self.session = session
-        self.seq = seq
+        self.seq = entry[1]
+        self.entry = entry
+        """What the index of its record will say of it."""
         self.key = key
         self.data = data
         self.waiters = [token]
@@ -165,11 +170,12 @@ class Serving:
     ) -> Answer | None:
         token, session, device, n, kind, body = send
         state.used_ms = now_ms
-        outcome, seq = state.admit(device, n, kind, crc32(body, kind), room)
+        checksum = crc32(body, kind)
+        outcome, seq = state.admit(device, n, kind, checksum, room)
         if outcome is NEW:
             self.last_key = key = next_key(self.last_key, now_ms, self.slot)
             data = pack((session, seq, key, kind, device, n, body))
-            event = PendingEvent(state, seq, key, data, token)
+            event = PendingEvent(state, (session, seq, device, n, checksum), key, data, token)
             self.pending[session, seq] = event
             self.pending_bytes += len(data)
             self.open.append(event)
@@ -222,7 +228,12 @@ class Serving:
             if events and size > RECORD_BYTES_MAX:
                 break
             events.append(self.open.popleft())
-        record = make_record(self.slot, lsn, epoch, [event.data for event in events])
+        payload = pack_record(
+            [event.entry for event in events],
+            (events[0].key, events[-1].key),
+            [event.data for event in events],
+        )
+        record = sealed_record(self.slot, lsn, epoch, payload)
         self.flights.append(Flight(record, events))
         return record
 
@@ -275,13 +286,12 @@ class Serving:
     def replay(self, records: list[Record]) -> None:
         """Take in the end of the log that the tables may not have (a new owner only)."""
         for record in records:
-            for data in record_events(record.payload):
-                event = decode_event(data)
-                state = self.sessions.get(event.session)
+            for session, first_seq, _, sends in record_index(record.payload).parts:
+                state = self.sessions.get(session)
                 if state is None:
-                    state = self.sessions[event.session] = SessionState(event.session)
-                checksum = body_checksum(event.kind, event.body)
-                state.replay(event.seq, event.device, event.n, checksum, record.lsn)
+                    state = self.sessions[session] = SessionState(session)
+                for seq, (_, device, n, checksum) in enumerate(unpack_sends(sends), first_seq):
+                    state.replay(seq, device, n, checksum, record.lsn)
 
     def abandon(self) -> list[Answer]:
         """The slot is somebody else's: everything pending is answered "unknown, ask again"."""

@@ -58,8 +58,9 @@ class GatewayConfig:
     """The same, at once."""
     outstanding_per_connection: int = 8_192
     """Entries of one connection without an answer: 64 sessions' full windows."""
-    outstanding_rows_max: int = 131_072
-    """Entries of all connections without an answer. Above it they are OVERLOADED."""
+    outstanding_rows_max: int = 32_768
+    """Entries of all connections without an answer. Above it they are OVERLOADED: a shard that does
+    10,000 a second would answer a later one after ``answer_ms``, when it is offered again."""
     outstanding_bytes_max: int = 48 * 1024 * 1024
     """Bytes of the bodies of those. Less than a link may have unread, so that a shard that stands
     still for a moment does not lose its link over it."""

@@ -3,7 +3,6 @@ under test shares its mistakes."""
 
 from __future__ import annotations
 
-import hashlib
 import zlib
 from typing import Any, NamedTuple
 
@@ -43,19 +42,43 @@ def read_payload(payload: bytes) -> Batch:
         raise ValueError("a record holds an array that is not empty")
     if len(parts) == 1 and type(parts[0]) is int:
         return Batch(parts[0], ())
-    return Batch(None, tuple(read_event(part) for part in parts))
+    events = tuple(read_event(part) for part in parts[1:])
+    if parts[0] != _index(events):
+        raise ValueError("the index of a record says something else than its events")
+    return Batch(None, events)
 
 
 def is_intact(slot: int, lsn: int, epoch: int, payload: bytes, checksum: int) -> bool:
-    """Whether a record has its checksum: 8 bytes of BLAKE2b over its place and its payload."""
+    """Whether a record has its checksum: 4 bytes of CRC-32 over its place and its payload, then 4
+    of Adler-32 over its payload."""
     place = slot.to_bytes(4, "big") + lsn.to_bytes(8, "big") + epoch.to_bytes(8, "big")
-    digest = hashlib.blake2b(place + payload, digest_size=8).digest()
-    return int.from_bytes(digest, "big", signed=True) == checksum
+    halves = zlib.crc32(place + payload), zlib.adler32(payload)
+    expected = b"".join(half.to_bytes(4, "big") for half in halves)
+    return int.from_bytes(expected, "big", signed=True) == checksum
 
 
 def slot_of(session: str, slots: int) -> int:
     """The slot whose log a session is in."""
     return zlib.crc32(session.encode()) % slots
+
+
+def _index(events: tuple[Event, ...]) -> list[Any]:
+    """The index that belongs to these events: first and last key, and for each stretch of one
+    session its name, first seq, length and what was sent (place, device, n, checksum)."""
+    stretches: list[tuple[str, int, list[tuple[int, str, int, int]]]] = []
+    newest: dict[str, int] = {}
+    for place, event in enumerate(events):
+        own = newest.get(event.session)
+        if own is None or event.seq != stretches[own][1] + len(stretches[own][2]):
+            own = newest[event.session] = len(stretches)
+            stretches.append((event.session, event.seq, []))
+        checksum = zlib.crc32(event.body, event.kind)
+        stretches[own][2].append((place, event.device, event.n, checksum))
+    index: list[Any] = [events[0].key, events[-1].key] if events else [0, 0]
+    for session, first, sent in stretches:
+        flat = [first, *(field for entry in sent for field in entry)]
+        index += [session, first, len(sent), msgpack.packb(flat)]
+    return index
 
 
 def _unpacked(data: bytes) -> Any:

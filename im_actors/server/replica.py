@@ -21,9 +21,10 @@ from im_actors.errors import CorruptData, ImError, NotReachable, Overloaded
 from im_actors.net.link import Link, LinkConfig, PeerInfo
 from im_actors.net.link_connection import LinkConnection
 from im_actors.net.link_server import LinkCallbacks, LinkServer
-from im_actors.server.apply import ApplyQueue
+from im_actors.server.apply import ApplyQueue, Batch
 from im_actors.server.clock import now_ms
 from im_actors.server.storage import ReplicaStorage
+from im_actors.storage.history import HistoryPage
 from im_actors.storage.scan import scan_history, scan_journal
 from im_actors.storage.verify import join_scans
 from im_actors.wire.links import (
@@ -41,6 +42,9 @@ READ = int(InsideType.READ)
 SCAN_TURN_S = 0.005
 """A scan holds a storage thread for so long at a time."""
 
+SLOW_DISK_S = 1.0
+"""After a commit that took long, the event loop leaves commits to the thread for so long."""
+
 T = TypeVar("T")
 
 
@@ -48,16 +52,21 @@ T = TypeVar("T")
 class ReplicaConfig:
     """How a replica paces its background work."""
 
-    apply_every_ms: int = 150
-    """Committed records are applied to history at least so often, in one transaction."""
-    apply_bytes: int = 1024 * 1024
+    apply_every_ms: int = 1_000
+    """Committed records are applied to history at least so often, in one transaction. It is what a
+    new owner has to replay; the cost of applying falls with the events a session has in it."""
+    apply_bytes: int = 8 * 1024 * 1024
     """So many committed payload bytes are applied without waiting."""
-    apply_bytes_max: int = 4 * 1024 * 1024
-    """Payload bytes of one apply transaction."""
+    apply_bytes_max: int = 12 * 1024 * 1024
+    """Payload bytes of one apply transaction, besides those that reads have brought in before."""
     trim_every_ms: int = 2_000
     """How often the journal deletes what history has."""
     checkpoint_bytes: int = 32 * 1024 * 1024
     """Bytes in the journal's write-ahead log that call for a checkpoint."""
+    commit_here_bytes: int = 16 * 1024
+    """A commit of no more payload is done in the event loop, without the journal's thread, ..."""
+    commit_here_ms: int = 3
+    """... as long as that does not take longer."""
     tick_ms: int = 50
     """How often the machine looks at backfill: 512 KiB per slot each time."""
     reads_max: int = 1_024
@@ -71,6 +80,16 @@ class ReplicaConfig:
                 raise ValueError(f"{name} must be at least 1")
         if self.apply_bytes > self.apply_bytes_max:
             raise ValueError("apply_bytes is above apply_bytes_max")
+
+
+def _is_small(ops: list[StorageOp], bytes_max: int) -> bool:
+    """Whether these only add records, and not many bytes of them."""
+    size = 0
+    for op in ops:
+        if type(op) is not StoreRecords:
+            return False
+        size += sum([len(record.payload) for record in op.records])
+    return size <= bytes_max
 
 
 def _scan_turn(scan: Iterator[T | None]) -> tuple[list[T], bool]:
@@ -121,11 +140,14 @@ class ReplicaNode:
         self._effects: list[Any] = []
         """What the machine said since the last transaction began."""
         self._flush_planned = False
+        self._slow_until = 0.0
+        """Until then commits are left to the journal's thread."""
         self._writing = False
         self._applying = False
         self._apply_timer: asyncio.TimerHandle | None = None
         self._tick_timer: asyncio.TimerHandle | None = None
-        self._applied_waiters: list[asyncio.Future[None]] = []
+        self._staged: Batch = []
+        """Taken from the queue, given to history, and not known to be on its disk."""
         self._trim: dict[int, int] = {}
         self._trim_due = 0.0
         self._reads = 0
@@ -297,14 +319,34 @@ class ReplicaNode:
             self._carry_out(effects)
             return
         self._writing = True
-        self._storage.journal_thread.submit(self._write, ops, effects)
+        if not self._written_here(ops, effects):
+            self._storage.journal_thread.submit(self._write, ops, effects)
+
+    def _written_here(self, ops: list[StorageOp], effects: list[Any]) -> bool:
+        """Commit without the journal's thread, if that is worth it: to wake a thread and be woken
+        by it costs more than a small commit to a disk that is quick."""
+        started = time.monotonic()
+        if started < self._slow_until or not _is_small(ops, self._config.commit_here_bytes):
+            return False
+        error: BaseException | None = None
+        try:
+            if not self._storage.try_commit(ops):
+                return False
+        except BaseException as failure:
+            error = failure
+        ended = time.monotonic()
+        if (ended - started) * 1000 > self._config.commit_here_ms:
+            # The loop stood still for so long: once, and then not again for a while.
+            self._slow_until = ended + SLOW_DISK_S
+        self._written(effects, error)
+        return True
 
     def _write(self, ops: list[StorageOp], effects: list[Any]) -> None:
         """In the journal's thread. (``run_in_executor`` makes two futures of this, which costs more
         than all the rest of an append.)"""
         error: BaseException | None = None
         try:
-            self._storage.journal.commit(ops)
+            self._storage.commit(ops)
         except BaseException as failure:
             error = failure
         self._loop.call_soon_threadsafe(self._written, effects, error)
@@ -425,11 +467,9 @@ class ReplicaNode:
     def _apply_soon(self) -> None:
         if self._applying or self._stopping:
             return
-        if self._queue.ready_bytes >= self._config.apply_bytes or self._applied_waiters:
+        if self._queue.ready_bytes >= self._config.apply_bytes:
             self._apply()
-        elif not self._queue.ready:
-            return
-        elif self._apply_timer is None:
+        elif self._apply_timer is None and (self._queue.ready or self._staged):
             delay = self._config.apply_every_ms / 1000
             self._apply_timer = self._loop.call_later(delay, self._apply)
 
@@ -440,28 +480,27 @@ class ReplicaNode:
             self._apply_timer = None
         if self._applying or self._failed is not None:
             return
-        waiters, self._applied_waiters = self._applied_waiters, []
         batch = self._queue.take(self._config.apply_bytes_max)
-        if not batch:
-            self._release(waiters)
+        self._staged += batch
+        if not self._staged:
             return
         self._applying = True
-        applied: dict[int, int] = {}
+        staged, self._staged = self._staged, []
+        future = self._loop.run_in_executor(
+            self._storage.history_thread, self._storage.history.apply, batch, self._marks(batch)
+        )
+        future.add_done_callback(partial(self._applied, staged))
+
+    def _marks(self, batch: Batch) -> dict[int, int]:
+        """How far history goes with a batch."""
+        marks: dict[int, int] = {}
         for slot, record in batch:
             # In a slot that filled a hole by backfill an old record must not lower the mark.
             log = self.machine.logs[slot]
-            applied[slot] = max(applied.get(slot, log.applied_lsn), record.lsn)
-        future = self._loop.run_in_executor(
-            self._storage.history_thread, self._storage.history.apply, batch, applied
-        )
-        future.add_done_callback(partial(self._applied, batch, waiters))
+            marks[slot] = max(marks.get(slot, log.applied_lsn), record.lsn)
+        return marks
 
-    def _applied(
-        self,
-        batch: list[tuple[int, Record]],
-        waiters: list[asyncio.Future[None]],
-        future: asyncio.Future[None],
-    ) -> None:
+    def _applied(self, batch: Batch, future: asyncio.Future[None]) -> None:
         self._applying = False
         error = future.exception()
         if error is not None:
@@ -471,15 +510,8 @@ class ReplicaNode:
             self._handle(rep.Applied(slot, lsn))
             if self.machine.logs[slot].dropping is None:
                 self._trim[slot] = lsn
-        self._release(waiters)
         self._trim_if_due()
         self._apply_soon()
-
-    @staticmethod
-    def _release(waiters: list[asyncio.Future[None]]) -> None:
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
 
     def _trim_if_due(self) -> None:
         now = time.monotonic()
@@ -494,17 +526,6 @@ class ReplicaNode:
         await self._storage.in_journal(journal.trim, upto)
         if journal.wal_bytes() >= self._config.checkpoint_bytes:
             await self._storage.in_journal(journal.checkpoint)
-
-    async def _all_applied(self) -> None:
-        """Return when everything that is committed now is in history."""
-        waiter: asyncio.Future[None] = self._loop.create_future()
-        self._applied_waiters.append(waiter)
-        if self._applying:
-            # The transaction under way may have begun before the commit that is waited for.
-            await waiter
-            return
-        self._apply()
-        await waiter
 
     # -- reading for gateways ------------------------------------------------------------------
 
@@ -544,16 +565,25 @@ class ReplicaNode:
     ) -> tuple[int, list[bytes]]:
         deadline = self._loop.time() + self._config.head_wait_ms / 1000
         while True:
-            log = self.machine.logs[slot]
-            if log.applied_lsn < log.commit_lsn:
-                await self._all_applied()
+            batch = self._queue.take_slot(slot, self._config.apply_bytes_max)
+            self._staged += batch
             found = await self._storage.in_history(
-                self._storage.history.read, session, after, before, limit
+                self._stage_and_read, batch, self._marks(batch), session, after, before, limit
             )
+            self._apply_soon()
             if found.last_seq >= head or self._loop.time() >= deadline:
                 return found.last_seq, found.events
             # The commit point that covers ``head`` is on its way to us.
             await asyncio.sleep(0.005)
+
+    def _stage_and_read(
+        self, batch: Batch, marks: dict[int, int], session: str, after: int, before: int, limit: int
+    ) -> HistoryPage:
+        """Read what is committed, also what is not in history's files yet."""
+        history = self._storage.history
+        if batch:
+            history.stage(batch, marks)
+        return history.read(session, after, before, limit)
 
     # -- looking in ----------------------------------------------------------------------------
 

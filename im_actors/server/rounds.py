@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from im_actors.core.model import Member
 from im_actors.core.serving import Send
 
-ROUND_SENDS = 256
+ROUND_SENDS = 2_048
 """So many waiting sends are a round of their own."""
 HOLD_MS = 20
 """The longest wait for a round to end: one of its slots may have lost a frame."""

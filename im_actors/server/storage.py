@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import TypeVar
 
 from im_actors.core.model import Record
 from im_actors.core.replica import SlotLog, drop_unfinished, log_from_disk
+from im_actors.core.storage_ops import StorageOp
 from im_actors.errors import CorruptData, DiskFailed
+from im_actors.server.threads import name_thread
 from im_actors.storage.directory import DataDirectory, open_directory
 from im_actors.storage.history import History
 from im_actors.storage.journal import Journal, RecordHead
@@ -22,14 +26,17 @@ T = TypeVar("T")
 
 
 class ReplicaStorage:
-    """The open data directory. Calls on the journal and on the history each have one thread."""
+    """The open data directory. Calls on the history have one thread; so have
+    those on the journal, but for ``try_commit``."""
 
     def __init__(self, path: Path, cluster: str, replica: str) -> None:
         self.path = path
         self._cluster = cluster
         self._replica = replica
-        self.journal_thread = ThreadPoolExecutor(1, thread_name_prefix=f"{replica}-journal")
-        self.history_thread = ThreadPoolExecutor(1, thread_name_prefix=f"{replica}-history")
+        self.journal_thread = _one_thread(replica, "journal")
+        self.history_thread = _one_thread(replica, "history")
+        self.journal_lock = Lock()
+        """Held by whoever uses the journal: its thread, or the event loop for a small commit."""
         self.data: DataDirectory
         self.journal: Journal
         self.history: History
@@ -70,7 +77,10 @@ class ReplicaStorage:
         logs: dict[int, SlotLog] = {}
         waiting: list[tuple[int, Record]] = []
         for slot, image in images.items():
-            logs[slot] = log_from_disk(slot, image.meta, image.records, applied_lsns.get(slot, 0))
+            applied, has = applied_lsns.get(slot, 0), partial(self.history.has, slot)
+            logs[slot] = await self.in_history(
+                log_from_disk, slot, image.meta, image.records, applied, has
+            )
             records = await self.in_journal(self._read_all, slot, image.records)
             waiting += [(slot, record) for record in records]
         return logs, waiting
@@ -119,10 +129,34 @@ class ReplicaStorage:
         self.journal_thread.shutdown(wait=True)
         self.history_thread.shutdown(wait=True)
 
+    def try_commit(self, ops: list[StorageOp]) -> bool:
+        """Commit in the calling thread, unless another one is using the journal."""
+        if not self.journal_lock.acquire(blocking=False):
+            return False
+        try:
+            self.journal.commit(ops)
+        finally:
+            self.journal_lock.release()
+        return True
+
+    def commit(self, ops: list[StorageOp]) -> None:
+        """Commit as soon as nobody else uses the journal; called in its thread."""
+        with self.journal_lock:
+            self.journal.commit(ops)
+
     async def in_journal(self, call: Callable[..., T], *args: object) -> T:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self.journal_thread, call, *args)
+        def locked() -> T:
+            with self.journal_lock:
+                return call(*args)
+
+        return await asyncio.get_running_loop().run_in_executor(self.journal_thread, locked)
 
     async def in_history(self, call: Callable[..., T], *args: object) -> T:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self.history_thread, call, *args)
+
+
+def _one_thread(replica: str, name: str) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(
+        1, thread_name_prefix=f"{replica}-{name}", initializer=name_thread, initargs=(name,)
+    )

@@ -130,6 +130,12 @@ class Database:
                 f"{self.path} is a {form.name} of format {version}, this version of im_actors "
                 f"reads up to {form.version}; install a newer one"
             )
+        if 0 < version < form.version and version not in form.migrations:
+            raise WrongDirectory(
+                f"{self.path} is a {form.name} of format {version}, which this version of "
+                f"im_actors does not read any more (it reads {form.version}); name an empty "
+                "directory"
+            )
         if version == 0 and not create:
             raise CorruptData(f"{self.path} has no content although this replica has written it")
         tables = run("SELECT count(*) FROM sqlite_master").fetchone()[0]

@@ -35,7 +35,8 @@ from im_actors.storage.journal import Journal
 
 log = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""2: records carry an index, and history keeps it instead of one row for each event."""
 IDENTITY = "identity.json"
 LOCK = "lock"
 JOURNAL = "journal.db"
@@ -273,6 +274,11 @@ def _read_identity(path: Path) -> Identity | None:
         raise NewerFormat(
             f"{path} has format {version}, this version of im_actors reads up to "
             f"{FORMAT_VERSION}; install a newer one"
+        )
+    if version < FORMAT_VERSION:
+        raise WrongDirectory(
+            f"{path} has format {version}, which this version of im_actors does not read any more "
+            f"(it reads {FORMAT_VERSION}); name an empty directory"
         )
     return _identity_of(path, fields)
 

@@ -1,48 +1,46 @@
 """History: every committed record of a replica, for ever, and what is read from it (design 6).
 
-The directory ``history/`` has one file per month, and ``state.db``: what a new owner must know of
-each session, and how far history goes. A record lies in the month of its first message key; the
-key of an EpochStart is in its payload. Keys never decrease along a log, so neither do months.
+The directory ``history/`` has one file per month with the records as they came, and ``index.db``:
+where each session's events are in them, what a new owner must know, and how far history goes. A
+record lies in the month of its first message key; the key of an EpochStart is in its payload. Keys
+never decrease along a log, so neither do months.
 
-Several files cannot change in one transaction, so they change in this order: new session ids,
-months, then the state with ``applied``. After a crash in between the months hold more than
-``applied`` says; the journal still has those records, and applying them again changes nothing.
+Several files cannot change in one transaction, so they change in this order: months, then the index
+with ``applied``. After a crash in between the months hold more than ``applied`` says; the journal
+still has those records, and applying them again changes nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgpack
 
 from im_actors.core.messages import SessionImage
-from im_actors.core.model import Event, Record, body_checksum, decode_event, record_checksum
+from im_actors.core.model import (
+    Event,
+    Record,
+    RecordIndex,
+    decode_event,
+    record_checksum,
+    record_events,
+    record_index,
+)
 from im_actors.errors import CorruptData, InvariantBroken
 from im_actors.storage.database import fsync_directory
-from im_actors.storage.journal import LSN_BITS
-from im_actors.storage.months import (
-    MonthFile,
-    MonthSpan,
-    Place,
-    RecordRow,
-    TimelineRow,
-    month_name,
-    month_of,
-)
+from im_actors.storage.index import IndexFile, SessionEntry
+from im_actors.storage.journal import LSN_BITS, LSN_MAX, row_id
+from im_actors.storage.months import MonthFile, MonthSpan, month_name, month_of
+from im_actors.storage.runs import Place
 from im_actors.storage.scan import SlotScan, scan_history
-from im_actors.storage.states import SessionEntry, StateFile, recent_sends
 
 MONTHS_OPEN_MAX = 4
 WAL_BYTES_MAX = 64 << 20
-"""A WAL that has grown to this is checkpointed after the apply that grew it."""
+"""A WAL that has grown to this is checkpointed after the write that grew it."""
 READ_BYTES_MAX = 512 * 1024
-FIND_PAGE = 256
 SEQ_MAX = 1 << 62
-
-_unpack = msgpack.unpackb
-_NO_KEY = MonthSpan(0, 1, 0)
 
 
 class HistoryPage(NamedTuple):
@@ -50,18 +48,6 @@ class HistoryPage(NamedTuple):
 
     events: list[bytes]
     last_seq: int
-
-
-class _Decoded(NamedTuple):
-    slot: int
-    record: Record
-    first_key: int
-    events: list[tuple[Any, ...]]
-
-
-class _MonthRows(NamedTuple):
-    records: list[RecordRow]
-    timeline: list[TimelineRow]
 
 
 class History:
@@ -74,15 +60,22 @@ class History:
             fsync_directory(path.parent)
         elif not path.is_dir():
             raise CorruptData(f"{path} is missing although this replica has written it")
-        self.states = StateFile(path / "state.db", create)
+        self.index = IndexFile(path / "index.db", create)
         self._open: dict[int, MonthFile] = {}
         self._last_month: dict[int, int] = {}
         """slot -> the month that its last read record was in: where to look first."""
+        self._staged: dict[int, dict[int, Record]] = {}
+        """month -> row id -> a record that is not on disk yet."""
+        self._marks: dict[int, int] = {}
+        """What ``applied`` will be when they are."""
+        self._filling: set[int] = set()
+        """Slots that get records at or below what is applied, or that nothing was applied of."""
+        self._span = MonthSpan(0, 1, 0)
         try:
-            for month in self.states.months:
+            for month in self.index.months:
                 if not (path / month_name(month)).exists():
                     raise CorruptData(f"{path / month_name(month)} is missing")
-            for slot in self.states.dropping():
+            for slot in self.index.dropping():
                 self.drop(slot)
         except BaseException:
             self.abandon()
@@ -93,81 +86,74 @@ class History:
     def apply(self, batch: list[tuple[int, Record]], applied: dict[int, int]) -> None:
         """Add committed records (slot, record) and raise ``applied``; on disk when this returns.
 
-        In any order and repeatedly. A damaged record raises CorruptData before anything is written.
+        In any order and repeatedly. A damaged record raises CorruptData before anything changes.
         """
-        self.states.db.check_alive()
-        decoded = [self._decode(slot, record) for slot, record in batch]
+        self.stage(batch, applied)
+        self.write()
+
+    def stage(self, batch: list[tuple[int, Record]], applied: dict[int, int]) -> None:
+        """Like ``apply``, in memory only: what is staged is read, and durable after ``write``."""
+        self.index.db.check_alive()
+        indexes = [self._index_of(slot, record) for slot, record in batch]
         try:
-            months = self._merge(decoded)
-            for month in months:
-                self.month(month)
-            self.states.reserve(months)
-            for month, rows in months.items():
-                self.month(month).write(*rows)
-            self.states.write(applied)
-            self._checkpoint_if_due()
+            for (slot, record), index in zip(batch, indexes, strict=True):
+                if not self._span.first_key <= index.first_key < self._span.end_key:
+                    self._span = month_of(index.first_key)
+                month = self._span.month
+                self._staged.setdefault(month, {})[row_id(slot, record.lsn)] = record
+                self.index.stage(slot, record.lsn, month, index.parts)
+                if record.lsn <= self.index.applied.get(slot, LSN_MAX):
+                    self._filling.add(slot)
+            for slot, lsn in applied.items():
+                self._marks[slot] = max(lsn, self._marks.get(slot, 0))
         except BaseException as error:
-            # The cache may now hold what the disk does not.
-            self.states.db.died(error)
+            # Half of it is staged.
+            self.index.db.died(error)
             raise
 
-    def _decode(self, slot: int, record: Record) -> _Decoded:
+    def write(self) -> None:
+        """Make durable what is staged."""
+        self.index.db.check_alive()
+        try:
+            for month in self._staged:
+                self.month(month)
+            self.index.prepare(self._staged, self._filling)
+            for month, records in self._staged.items():
+                rows = [(i, r.epoch, r.checksum, r.payload) for i, r in records.items()]
+                self.month(month).write(rows)
+            self.index.write(self._marks, self._filling)
+            for staged in (self._staged, self._marks, self._filling):
+                staged.clear()
+            self._checkpoint_if_due()
+        except BaseException as error:
+            # Memory may now hold what the disk does not.
+            self.index.db.died(error)
+            raise
+
+    @staticmethod
+    def _index_of(slot: int, record: Record) -> RecordIndex:
         lsn, epoch, payload, checksum = record
         if record_checksum(slot, lsn, epoch, payload) != checksum:
             raise CorruptData(f"slot {slot} lsn {lsn} comes to history with a wrong checksum")
         try:
-            entries = _unpack(payload)
-            if entries and type(entries[0]) is int:
-                return _Decoded(slot, record, entries[0], [])
-            events = [_unpack(entry, use_list=False) for entry in entries]
-            return _Decoded(slot, record, events[0][2] if events else 0, events)
+            return record_index(payload)
         except (ValueError, TypeError, IndexError, msgpack.exceptions.UnpackException) as error:
             raise InvariantBroken(f"slot {slot} lsn {lsn} is intact and no record") from error
 
-    def _merge(self, decoded: list[_Decoded]) -> dict[int, _MonthRows]:
-        """Bring the records into the session states; returns the rows for each month."""
-        months: dict[int, _MonthRows] = {}
-        span = _NO_KEY
-        rows = _MonthRows([], [])
-        touched: dict[str, SessionEntry] = {}
-        for slot, (lsn, epoch, payload, checksum), first_key, events in decoded:
-            if not span.first_key <= first_key < span.end_key:
-                span = month_of(first_key)
-                rows = months.setdefault(span.month, _MonthRows([], []))
-            rows.records.append((slot << LSN_BITS | lsn, epoch, checksum, payload))
-            add_row = rows.timeline.append
-            # Once per event of everything that is sent: names are bound, and calls are few.
-            for position, (name, seq, key, kind, address, n, body) in enumerate(events):
-                entry = touched.get(name)
-                if entry is None or entry.slot != slot:
-                    entry = touched[name] = self.states.touch(name, slot)
-                add_row((entry.id, seq, lsn, position))
-                if seq > entry.last_seq:
-                    entry.last_seq = seq
-                if key > entry.last_key:
-                    entry.last_key = key
-                if seq < entry.spans.get(span.month, SEQ_MAX):
-                    entry.spans[span.month] = seq
-                    entry.spans_dirty = True
-                device = entry.devices.get(address) or self.states.device(entry, address)
-                device.dirty = True
-                device.add(n, seq, body_checksum(kind, body))
-        return months
-
     def _checkpoint_if_due(self) -> None:
-        for db in (self.states.db, *(file.db for file in self._open.values())):
+        for db in (self.index.db, *(file.db for file in self._open.values())):
             if db.wal_bytes() > WAL_BYTES_MAX:
                 db.checkpoint(truncate=True)
 
     def applied(self) -> dict[int, int]:
         """Each slot's lsn up to which history holds what it was given, on disk."""
-        return dict(self.states.applied)
+        return dict(self.index.applied)
 
     # -- months ----------------------------------------------------------------------------------
 
     def months(self) -> list[int]:
         """The months that there are files for, ascending, each as year * 100 + month."""
-        return sorted(self.states.months)
+        return sorted(self.index.months)
 
     def month(self, month: int) -> MonthFile:
         """The file of a month, opened if need be; the one not used for longest is closed for it."""
@@ -175,7 +161,7 @@ class History:
         if file is None:
             while len(self._open) >= MONTHS_OPEN_MAX:
                 self._open.pop(next(iter(self._open))).db.close()
-            known = month in self.states.months
+            known = month in self.index.months
             file = MonthFile(self.path / month_name(month), create=not known)
         self._open[month] = file
         return file
@@ -223,7 +209,7 @@ class History:
         The page is the part without a hole at the side asked for: empty when the very next event is
         not here (backfill is under way). At most about ``bytes_max``, at least one event.
         """
-        known = self.states.session(session)
+        known = self._session(session)
         if known is None or limit <= 0:
             return HistoryPage([], known.last_seq if known else 0)
         newest = before > 0 or after < 0
@@ -232,114 +218,97 @@ class History:
         events = self._load(known, places, bytes_max)
         return HistoryPage(events[::-1] if newest else events, known.last_seq)
 
+    def _session(self, name: str) -> SessionEntry | None:
+        if self.index.late:
+            # What backfill brings is not in the order in which it could be read from memory.
+            self.write()
+        return self.index.session(name)
+
     def _places(
         self, session: SessionEntry, after: int, before: int, limit: int, newest: bool
-    ) -> list[tuple[int, Place]]:
-        """(month, place) of consecutive events from the side asked for; none if that one's own
-        event is not here."""
-        places: list[tuple[int, Place]] = []
-        step = -1 if newest else 1
+    ) -> list[Place]:
+        """Consecutive events from the side asked for; none if that one's own event is not here."""
+        places: list[Place] = []
         expected = min(before - 1, session.last_seq) if newest else after + 1
-        for month in self._months_of(session.id, after, before, newest):
-            wanted = limit - len(places)
-            found = self.month(month).places(session.id, after, before, wanted, newest)
-            if newest and not places and found and found[0].seq > expected:
-                # Applied to the month, and not yet to the state, when the process crashed.
-                expected = found[0].seq
-            for place in found:
-                if place.seq != expected:
-                    return places
-                places.append((month, place))
-                expected += step
+        for run in self.index.runs(session, after, before, newest):
+            if not run.first_seq <= expected <= run.last_seq:
+                break
+            stretch = [p for p in run.places() if after < p.seq < before]
+            places += reversed(stretch) if newest else stretch
+            expected = run.first_seq - 1 if newest else run.last_seq + 1
             if len(places) >= limit:
                 break
-        return places
+        return places[:limit]
 
-    def _months_of(self, session: int, after: int, before: int, newest: bool) -> list[int]:
-        """The months that can have the stretch, in the order in which to look."""
-        spans = self.states.spans(session)
-        months = [month for month, first in spans.items() if first < before]
-        # Months ascend with seqs: of those that begin at or below the stretch only the last counts.
-        below = [month for month in months if spans[month] <= after + 1]
-        months = [month for month in months if not below or month >= below[-1]]
-        return months[::-1] if newest else months
-
-    def _load(
-        self, session: SessionEntry, places: list[tuple[int, Place]], bytes_max: int
-    ) -> list[bytes]:
+    def _load(self, session: SessionEntry, places: list[Place], bytes_max: int) -> list[bytes]:
         """The events at these places, in their order, as far as ``bytes_max`` goes."""
         events: list[bytes] = []
         size = 0
         loaded: tuple[int, list[bytes]] = (-1, [])
-        for month, place in places:
+        for place in places:
             if loaded[0] != place.lsn:
-                loaded = (place.lsn, self._entries(month, session.slot, place.lsn))
-            event = self._checked_entry(session.name, place, loaded[1])
+                loaded = (place.lsn, self._events_of(session.slot, place))
+            event = self._checked_event(session.name, place, loaded[1])
             size += len(event)
             if events and size > bytes_max:
                 break
             events.append(event)
         return events
 
-    def _entries(self, month: int, slot: int, lsn: int) -> list[bytes]:
-        run = self.month(month).run(slot, lsn, lsn, 0)
+    def _events_of(self, slot: int, place: Place) -> list[bytes]:
+        """The events of the record that a place is in."""
+        staged = self._staged.get(place.month, {}).get(row_id(slot, place.lsn))
+        if staged is not None:
+            return record_events(staged.payload)
+        run = self.month(place.month).run(slot, place.lsn, place.lsn, 0)
         if not run:
-            raise CorruptData(f"{self.path}: the timeline names slot {slot} lsn {lsn}: not there")
-        entries: list[bytes] = _unpack(run[0].payload)
-        return entries
+            raise CorruptData(
+                f"{self.path}: the index names slot {slot} lsn {place.lsn}: not there"
+            )
+        return record_events(run[0].payload)
 
-    def _checked_entry(self, session: str, place: Place, entries: list[bytes]) -> bytes:
-        """The event at a place, if it is the one that the timeline says."""
-        if 0 <= place.position < len(entries):
-            found = _unpack(entries[place.position])
+    def _checked_event(self, session: str, place: Place, events: list[bytes]) -> bytes:
+        """The event at a place, if it is the one that the index says."""
+        if 0 <= place.position < len(events):
+            found = msgpack.unpackb(events[place.position])
             if found[0] == session and found[1] == place.seq:
-                return entries[place.position]
+                return events[place.position]
         raise CorruptData(
-            f"{self.path}: the timeline of session {session!r} seq {place.seq} points to another "
+            f"{self.path}: the index of session {session!r} seq {place.seq} points to another "
             f"event (lsn {place.lsn}, position {place.position})"
         )
 
     # -- session states --------------------------------------------------------------------------
 
     def session_states(self, names: list[str]) -> list[SessionImage]:
-        """What a new owner must know of these sessions; one never seen has last_seq 0."""
-        return [self.states.image(name) for name in names]
+        """What is known of these sessions; one never seen has last_seq 0."""
+        if self.index.late:
+            self.write()
+        return [self.index.image(name)[0] for name in names]
 
     def whole_states(self, names: list[str]) -> list[SessionImage] | None:
-        """``session_states`` of a slot that is complete here; None when rows are missing.
-
-        Every seq of a session is some device's next n, so the counters of the devices add up to its
-        last seq. A row that damage has hidden would be taken for a device that never sent.
-        """
-        images = self.session_states(names)
-        for image in images:
-            if sum(device.last_n for device in image.devices) != image.last_seq:
-                return None
-        return images
+        """``session_states`` of a slot that is complete here, for a new owner; None when rows are
+        missing."""
+        if self.index.late:
+            self.write()
+        images = [self.index.image(name) for name in names]
+        return [image for image, _ in images] if all(whole for _, whole in images) else None
 
     def find(self, session: str, device: str, n: int) -> Event | None:
         """The event with this key. For a resend from before the window: reads backwards."""
-        known = self.states.session(session)
-        row = self.states.device_row(known.id, device) if known else None
-        if known is None or row is None or not 0 < n <= row[0]:
+        known = self._session(session)
+        if known is None:
             return None
-        before = 0
-        sends = recent_sends(row[1])
-        if sends and n > row[0] - len(sends):
-            before = sends[n - row[0] - 1][0] + 1
-        elif sends:
-            before = sends[0][0]
-        while True:
-            page = self.read(session, -1, before, FIND_PAGE)
-            for data in reversed(page.events):
-                event = decode_event(data)
-                if event.device == device and event.n == n:
-                    return event
-            if not page.events:
+        folded_n = self.index.device_n(known.id, device)
+        for run in self.index.runs(known, 0, known.last_seq + 1, newest=True):
+            if run.last_seq <= known.folded_seq and n > folded_n:
                 return None
-            before = decode_event(page.events[0]).seq
-            if before <= 1:
-                return None
+            place = run.find(device, n)
+            if place is not None:
+                if place.n != n:
+                    return None  # Newer than what the device has sent, or not here.
+                return decode_event(self._load(known, [place], 0)[0])
+        return None
 
     # -- the whole -------------------------------------------------------------------------------
 
@@ -350,15 +319,19 @@ class History:
 
     def drop(self, slot: int) -> None:
         """Delete everything of a slot. A crash half way is made good at the next opening."""
-        self.states.begin_drop(slot)
-        sessions = self.states.session_ids(slot)
+        self.index.begin_drop(slot)
+        self._marks.pop(slot, None)
+        self._filling.discard(slot)
+        for records in self._staged.values():
+            for place in [place for place in records if place >> LSN_BITS == slot]:
+                del records[place]
         for month in self.months():
-            self.month(month).drop(slot, sessions)
-        self.states.finish_drop(slot, sessions)
+            self.month(month).drop(slot)
+        self.index.finish_drop(slot)
 
     def forget_pages(self) -> None:
         """Make the next reads see the disk and not a cache."""
-        self.states.db.forget_pages()
+        self.index.db.forget_pages()
         for file in self._open.values():
             file.db.forget_pages()
 
@@ -369,10 +342,10 @@ class History:
         """Checkpoint and close all files; failed ones are only released."""
         while self._open:
             self._open.popitem()[1].db.close()
-        self.states.db.close()
+        self.index.db.close()
 
     def abandon(self) -> None:
         """Close without a checkpoint's promise, after a failure."""
         while self._open:
             self._open.popitem()[1].db.abandon()
-        self.states.db.abandon()
+        self.index.db.abandon()

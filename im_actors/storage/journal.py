@@ -22,7 +22,7 @@ LSN_MAX = (1 << LSN_BITS) - 1
 
 FORMAT = Format(
     name="journal",
-    version=1,
+    version=2,
     # ``id`` only counts up and ``place`` is slot and lsn in one. With the place as the key each
     # slot has a leaf page of its own, and a frame for 64 slots writes 64 pages: p50 for 200 kB 3.4
     # to 3.9 ms in three runs, against 0.75 to 0.76 ms when all rows go to the end of the table. The
@@ -226,10 +226,14 @@ class Journal:
         """Delete what history has: each slot's records up to and including the lsn."""
         # Not with a weaker synchronous: an unsynced transaction followed by a torn one would look
         # like damage in the middle of the WAL.
+        gone: list[int] = []
+        for slot, upto_lsn in upto.items():
+            ids = self._ids.get(slot, {})
+            gone += [ids.pop(lsn) for lsn in [lsn for lsn in ids if lsn <= upto_lsn]]
         with self._db.transaction() as connection:
-            for slot, upto_lsn in upto.items():
-                gone = [lsn for lsn in self._ids.get(slot, ()) if lsn <= upto_lsn]
-                self._delete(connection, slot, gone)
+            # What is applied together was mostly written together.
+            delete = "DELETE FROM records WHERE id BETWEEN ? AND ?"
+            connection.executemany(delete, _ranges(sorted(gone)))
 
     def checkpoint(self) -> None:
         """Empty the WAL into the file. Takes milliseconds: not between a frame and its answer."""
@@ -258,6 +262,17 @@ class Journal:
     def abandon(self) -> None:
         """Close without a checkpoint's promise, after a failure."""
         self._db.abandon()
+
+
+def _ranges(numbers: list[int]) -> list[list[int]]:
+    """The stretches of consecutive numbers, as (first, last)."""
+    ranges: list[list[int]] = []
+    for number in numbers:
+        if ranges and number == ranges[-1][1] + 1:
+            ranges[-1][1] = number
+        else:
+            ranges.append([number, number])
+    return ranges
 
 
 def _put_rows(connection: sqlite3.Connection, rows: list[Row]) -> None:

@@ -1,4 +1,4 @@
-"""One month of history: committed records, and the timeline that finds events in them."""
+"""One month of history: committed records, as they came."""
 
 from __future__ import annotations
 
@@ -14,30 +14,16 @@ from im_actors.storage.journal import LSN_BITS, LSN_MAX, checked_record, row_id
 
 FORMAT = Format(
     name="history month",
-    version=1,
-    # Content is stored once, in its record; the timeline only says where. Written in transactions
-    # of thousands of rows, sorted, so that neighbours share a page.
+    version=2,
     schema=(
         "CREATE TABLE records(id INTEGER PRIMARY KEY, epoch INTEGER NOT NULL,"
         " checksum INTEGER NOT NULL, payload BLOB NOT NULL)",
-        "CREATE TABLE timeline(session INTEGER NOT NULL, seq INTEGER NOT NULL,"
-        " lsn INTEGER NOT NULL, position INTEGER NOT NULL, PRIMARY KEY(session, seq))"
-        " WITHOUT ROWID",
     ),
     page_bytes=16_384,
     cache_kib=32_768,
 )
 
 RecordRow = tuple[int, int, int, bytes]
-TimelineRow = tuple[int, int, int, int]
-
-
-class Place(NamedTuple):
-    """Where an event is: in which record of its slot, and where in that."""
-
-    seq: int
-    lsn: int
-    position: int
 
 
 class MonthSpan(NamedTuple):
@@ -74,16 +60,13 @@ class MonthFile:
     def __init__(self, path: Path, create: bool) -> None:
         self.db = Database(path, FORMAT, create)
 
-    def write(self, records: list[RecordRow], timeline: list[TimelineRow]) -> None:
-        """Add rows; the same rows again are fine. On disk when this returns."""
+    def write(self, records: list[RecordRow]) -> None:
+        """Add records; the same ones again are fine. On disk when this returns."""
         records.sort()
-        timeline.sort()
         with self.db.transaction() as connection:
             added = connection.executemany("INSERT OR IGNORE INTO records VALUES(?,?,?,?)", records)
             if added.rowcount != len(records):
                 self._check_equal(records)
-            # A record applied again, by backfill or after a crash, brings its rows again.
-            connection.executemany("INSERT OR REPLACE INTO timeline VALUES(?,?,?,?)", timeline)
 
     def _check_equal(self, records: list[RecordRow]) -> None:
         """I3: a committed lsn has the same bytes for ever."""
@@ -130,29 +113,6 @@ class MonthFile:
         select = "SELECT 1 FROM records WHERE id=?"
         return self.db.row(select, (row_id(slot, lsn),)) is not None
 
-    def place(self, session: int, seq: int) -> Place | None:
-        rows = self.db.int_rows(
-            "SELECT seq, lsn, position FROM timeline WHERE session=? AND seq=?", (session, seq)
-        )
-        return next((Place(*row) for row in rows), None)
-
-    def places(
-        self, session: int, after: int, before: int, limit: int, newest: bool
-    ) -> list[Place]:
-        """Up to ``limit`` events with ``after`` < seq < ``before``, from the side asked for."""
-        order = "DESC" if newest else "ASC"
-        rows = self.db.int_rows(
-            "SELECT seq, lsn, position FROM timeline"
-            f" WHERE session=? AND seq>? AND seq<? ORDER BY seq {order} LIMIT ?",
-            (session, after, before, limit),
-        )
-        return [Place(*row) for row in rows]
-
-    def count(self, session: int, upto_lsn: int) -> int:
-        """How many events of the session this month has in records up to an lsn."""
-        select = "SELECT count(*) FROM timeline WHERE session=? AND lsn<=?"
-        return int(self.db.row(select, (session, upto_lsn))[0])
-
     def slots(self) -> list[int]:
         """The slots that have records here."""
         found: list[int] = []
@@ -164,11 +124,10 @@ class MonthFile:
             found.append(row[0] >> LSN_BITS)
             slot = found[-1] + 1
 
-    def drop(self, slot: int, sessions: list[int]) -> None:
+    def drop(self, slot: int) -> None:
+        """Delete the records of a slot."""
         with self.db.transaction() as connection:
             connection.execute(
                 "DELETE FROM records WHERE id BETWEEN ? AND ?",
                 (row_id(slot, 0), row_id(slot, LSN_MAX)),
             )
-            gone = [(session,) for session in sessions]
-            connection.executemany("DELETE FROM timeline WHERE session=?", gone)

@@ -1,22 +1,22 @@
 """Reads a replica's whole history back from the disk and checks it, for ``im-actors verify``.
 
-The reading shares no state with the code that wrote: sessions, devices and the timeline are derived
-anew from the records and compared with what the tables say.
+The reading shares no state with the code that wrote: sessions, devices and where events are, all
+is derived anew from the events and compared with what the index says.
 """
 
 from __future__ import annotations
 
-import zlib
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from im_actors.core.model import DEVICE_WINDOW, Event, Record, decode_event, record_events
+from im_actors.core.model import Event, Record, body_checksum, decode_event, record_events
 from im_actors.errors import CorruptData
+from im_actors.storage.index import SessionEntry
 from im_actors.storage.journal import LSN_MAX, Journal, checked_record
 from im_actors.storage.months import MonthFile
-from im_actors.storage.states import SENT, SessionEntry
+from im_actors.storage.runs import Place
 
 if TYPE_CHECKING:
     from im_actors.storage.history import History
@@ -31,7 +31,7 @@ CORRUPT, ORDER, TABLES = "corrupt", "order", "tables"
 
 class Problem(NamedTuple):
     """Something that is wrong. ``kind``: "corrupt" (bytes have changed), "order" (the log says what
-    it may not say), "tables" (timeline or states disagree with the records). lsn 0: no one record.
+    it may not say), "tables" (the index disagrees with the records). lsn 0: no one record.
     """
 
     kind: str
@@ -68,28 +68,20 @@ class SlotScan:
         return follows
 
 
-class _Device:
-    __slots__ = ("last_n", "sent")
-
-    def __init__(self) -> None:
-        self.last_n = 0
-        self.sent = b""
-
-
 class _Session:
     """What the records say of a session."""
 
-    __slots__ = ("devices", "id", "last_key", "last_seq", "months", "stretch")
+    __slots__ = ("events", "id", "last_n", "last_seq", "places", "stretch")
 
     def __init__(self, identity: int | None) -> None:
         self.id = identity
         self.last_seq = 0
-        self.last_key = 0
+        self.events = 0
         self.stretch = -1
         """The stretch of log in which it was seen last: across a hole nothing has to follow."""
-        self.devices: dict[str, _Device] = {}
-        self.months: dict[int, list[int]] = {}
-        """month -> [lowest seq, events]."""
+        self.last_n: dict[str, int] = {}
+        self.places: Iterator[Place] = iter(())
+        """What the index says of the events that come next."""
 
 
 def scan_history(history: History, slots: Iterable[int] | None = None) -> Iterator[SlotScan | None]:
@@ -126,6 +118,7 @@ class _SlotScanner:
         self._stretch = 0
         self._month = 0
         self._unreadable: set[int] = set()
+        self._told: set[str] = set()
 
     def step(self) -> bool:
         """Read a chunk; false when the slot is done."""
@@ -152,7 +145,7 @@ class _SlotScanner:
             seen += 1
             lsn = self._last_lsn = row[0] & LSN_MAX
             try:
-                self._take(file, month, checked_record(file.db.path, self._slot, row))
+                self._take(month, checked_record(file.db.path, self._slot, row))
             except CorruptData as error:
                 self._stretch += 1
                 self.found.problem(CORRUPT, lsn, str(error))
@@ -162,7 +155,7 @@ class _SlotScanner:
 
     # -- records ---------------------------------------------------------------------------------
 
-    def _take(self, file: MonthFile, month: int, record: Record) -> None:
+    def _take(self, month: int, record: Record) -> None:
         if not self.found.add(record.lsn, record.checksum) and record.lsn > 1:
             self._stretch += 1
         if record.epoch < self._last_epoch:
@@ -174,10 +167,10 @@ class _SlotScanner:
         for position, data in enumerate(record_events(record.payload)):
             event = decode_event(data)
             self.found.events += 1
-            session = self._take_event(month, record.lsn, event)
-            self._check_timeline(file, session, event, record.lsn, position)
+            session = self._take_event(record.lsn, event)
+            self._check_place(session, event, (month, record.lsn, position))
 
-    def _take_event(self, month: int, lsn: int, event: Event) -> _Session:
+    def _take_event(self, lsn: int, event: Event) -> _Session:
         session = self._sessions.get(event.session)
         if session is None:
             row = self._row(event.session)
@@ -192,92 +185,105 @@ class _SlotScanner:
             self.found.problem(ORDER, lsn, f"key {event.key} follows {self._last_key} at lsn {lsn}")
         self._last_key = max(self._last_key, event.key)
         session.last_seq = max(session.last_seq, event.seq)
-        session.last_key = max(session.last_key, event.key)
+        session.events += 1
         session.stretch = self._stretch
-        first_count = session.months.setdefault(month, [event.seq, 0])
-        first_count[0] = min(first_count[0], event.seq)
-        first_count[1] += 1
         self._take_device(session, lsn, event)
         return session
 
     def _take_device(self, session: _Session, lsn: int, event: Event) -> None:
-        device = session.devices.setdefault(event.device, _Device())
+        last_n = session.last_n.get(event.device, 0)
         # A device's n goes 1, 2, 3: then one that is not above the last is a key used twice.
-        if event.n <= device.last_n or (self._stretch == 0 and event.n != device.last_n + 1):
-            what = "a duplicate key" if event.n <= device.last_n else "a gap"
+        if event.n <= last_n or (self._stretch == 0 and event.n != last_n + 1):
+            what = "a duplicate key" if event.n <= last_n else "a gap"
             text = (
                 f"{what}: ({event.session!r}, {event.device!r}, {event.n}) at lsn {lsn} follows "
-                f"n {device.last_n}"
+                f"n {last_n}"
             )
             self.found.problem(ORDER, lsn, text)
-        device.last_n = max(device.last_n, event.n)
-        sent = device.sent + SENT.pack(event.seq, zlib.crc32(event.body, event.kind))
-        device.sent = sent[-DEVICE_WINDOW * SENT.size :]
+        session.last_n[event.device] = max(last_n, event.n)
 
-    def _check_timeline(
-        self, file: MonthFile, session: _Session, event: Event, lsn: int, position: int
-    ) -> None:
-        place = None if session.id is None else file.place(session.id, event.seq)
-        if place is None or place[1:] != (lsn, position):
+    def _check_place(self, session: _Session, event: Event, at: tuple[int, int, int]) -> None:
+        checksum = body_checksum(event.kind, event.body)
+        expected = Place(event.seq, *at, event.device, event.n, checksum)
+        try:
+            found = self._place(session, event.seq)
+        except CorruptData as error:
+            self._damaged(str(error))
+            return
+        if found is None and self._slot in self._history.index.filling:
+            return
+        if found != expected:
             text = (
-                f"session {event.session!r} seq {event.seq} is in lsn {lsn} at {position}, the "
-                f"timeline says {'nothing' if place is None else place[1:]}"
+                f"session {event.session!r} seq {event.seq} is in lsn {at[1]} at {at[2]}, the "
+                f"index says {'nothing' if found is None else found[1:]}"
             )
-            self.found.problem(TABLES, lsn, text)
+            self.found.problem(TABLES, at[1], text)
+
+    def _place(self, session: _Session, seq: int) -> Place | None:
+        """What the index says of an event. Those of a session are asked for by rising seq."""
+        for place in session.places:
+            if place.seq >= seq:
+                # One that is too far on is not needed again: the next question reads it anew.
+                return place if place.seq == seq else None
+        run = None if session.id is None else self._history.index.run_at(session.id, seq)
+        session.places = iter(()) if run is None else run.places()
+        return next((place for place in session.places if place.seq == seq), None)
 
     def _row(self, name: str) -> SessionEntry | None:
         try:
-            return self._history.states.session(name)
+            return self._history.index.session(name)
         except CorruptData as error:
-            self.found.problem(CORRUPT, 0, str(error))
+            self._damaged(str(error))
             return None
+
+    def _damaged(self, text: str) -> None:
+        """Tell of a damaged row of the index, once."""
+        if text not in self._told:
+            self._told.add(text)
+            self.found.problem(CORRUPT, 0, text)
 
     # -- tables ----------------------------------------------------------------------------------
 
     def _finish(self, upto: int) -> None:
         """Compare the tables with the records, in one step: nothing is applied meanwhile."""
         complete = len(self.found.runs) == 1 and self.found.runs[0][0] == 1
-        unchecked = set(self._sessions) if complete and upto < LSN_MAX else set()
+        complete = complete and upto < LSN_MAX and self._slot not in self._history.index.filling
+        unchecked = set(self._sessions) if complete else set()
         after = 0
         try:
-            while rows := self._history.states.sessions_of(self._slot, after, SESSIONS_CHUNK):
+            while rows := self._history.index.sessions_of(self._slot, after, SESSIONS_CHUNK):
                 for row in rows:
                     after = row.id
-                    devices = list(self._history.states.devices(row.id))
-                    if complete and upto < LSN_MAX:
+                    last_n = self._last_n(row)
+                    if complete:
                         unchecked.discard(row.name)
-                        self._compare(row, devices, upto)
+                        self._compare(row, last_n)
         except CorruptData as error:
-            self.found.problem(CORRUPT, 0, str(error))
+            self._damaged(str(error))
             return
         for name in sorted(unchecked):
             self.found.problem(TABLES, 0, f"session {name!r} has records and no state")
 
-    def _compare(self, row: SessionEntry, devices: list[tuple[str, int, bytes]], upto: int) -> None:
+    def _last_n(self, row: SessionEntry) -> dict[str, int]:
+        """The devices of a session as a new owner would be told."""
+        index = self._history.index
+        last_n = dict(index.devices(row.id))
+        for run in index.runs(row, row.folded_seq, row.last_seq + 1, newest=False):
+            for device, n in run.last_n().items():
+                last_n[device] = max(n, last_n.get(device, 0))
+        return last_n
+
+    def _compare(self, row: SessionEntry, last_n: dict[str, int]) -> None:
         said = self._sessions.get(row.name) or _Session(row.id)
         pairs: list[tuple[str, object, object]] = [
             ("id", row.id, said.id),
             ("last seq", row.last_seq, said.last_seq),
-            ("last key", row.last_key, said.last_key),
-            (
-                "months",
-                self._history.states.spans(row.id),
-                {month: first for month, (first, _) in sorted(said.months.items())},
-            ),
-            (
-                "devices",
-                [(name, last_n, recent) for name, last_n, recent in devices],
-                [(name, d.last_n, d.sent) for name, d in sorted(said.devices.items())],
-            ),
-            (
-                "timeline rows",
-                {m: self._history.month(m).count(row.id, upto) for m in said.months},
-                {m: count for m, (_, count) in said.months.items()},
-            ),
+            ("devices", last_n, said.last_n),
+            ("events", self._history.index.count(row.id), said.events),
         ]
         for what, tables, records in pairs:
             if tables != records:
-                told = "" if what == "devices" else f": {tables} in the tables, {records} by them"
+                told = "" if what == "devices" else f": {tables} in the index, {records} by them"
                 text = f"session {row.name!r}: {what} disagree with the records{told}"
                 self.found.problem(TABLES, 0, text)
 

@@ -63,7 +63,6 @@ _KINDS: tuple[type[Any], ...] = (
     m.KeyFound,
 )
 _KIND_OF = {kind: number for number, kind in enumerate(_KINDS)}
-_KIND_NUMBERED = dict(enumerate(_KINDS))
 
 _PLAIN = (int, str, bool)
 _TYPES: dict[type[Any], tuple[type[Any], ...]] = {
@@ -136,6 +135,9 @@ _NESTED: dict[type[Any], tuple[tuple[int, Callable[[Any], Any]], ...]] = {
 }
 
 
+_FORMS = {number: (kind, _TYPES[kind], _NESTED.get(kind, ())) for number, kind in enumerate(_KINDS)}
+
+
 def pack_inside(frame_type: int, batch: Iterable[Any]) -> bytes:
     """REQUESTS or ANSWERS with core messages."""
     rows = [(_KIND_OF[type(message)], *message) for message in batch]
@@ -153,13 +155,14 @@ def read_inside(rows: Iterable[list[Any]]) -> list[Any]:
 
 
 def _read_one(row: list[Any]) -> Any:
-    kind = _KIND_NUMBERED[row[0]]
-    fields = row[1:]
-    if tuple(map(type, fields)) != _TYPES[kind]:
+    kind, types, nested = _FORMS[row[0]]
+    del row[0]
+    if tuple(map(type, row)) != types:
         raise ValueError(f"{kind.__name__} has fields of other types")
-    for index, read in _NESTED.get(kind, ()):
-        fields[index] = read(fields[index])
-    return kind._make(fields)
+    for index, read in nested:
+        row[index] = read(row[index])
+    # Its fields have been counted, which ``_make`` would do again.
+    return tuple.__new__(kind, row)
 
 
 def pack_frame(message: Sequence[Any]) -> bytes:

@@ -13,10 +13,14 @@ from typing import Any
 import pytest
 
 from im_actors.cli.bench.latencies import Latencies
+from im_actors.cli.bench.plan import Load
 from im_actors.cli.bench.plot import svg
+from im_actors.cli.bench.processes import Generators
 from im_actors.cli.bench.telling import Telling
+from im_actors.errors import NotReachable
 from im_actors.gateway.config import GatewayConfig
 from tests.cli.conftest import ClusterThread, Result, spawn
+from tests.cli.fakes import FakeGateway
 
 Run = Callable[..., Result]
 SHORT = ("--seconds", "0.3", "--warmup", "0.1", "--connections", "4", "--sessions", "20")
@@ -56,6 +60,7 @@ def test_an_open_loop_with_a_plot(im: Run, shared_cluster: ClusterThread, tmp_pa
     path = tmp_path / "latencies.svg"
     report = bench(im, shared_cluster, *SHORT, "--rate", 500, "--plot", path, "--bytes", 1024)
     assert report["mode"] == "open"
+    assert report["ack_ms"]["max"] >= report["generator_late_ms"]["p50"] >= 0
     assert report["ledger"]["sent"] == 200
     document = xml.dom.minidom.parse(str(path))
     assert len(document.getElementsByTagName("polyline")) == 2
@@ -132,6 +137,23 @@ def test_wrong_usage(im: Run, options: Any) -> None:
     code, _, err = im("bench", *options)
     assert code == 2
     assert "usage: im-actors bench" in err
+
+
+async def test_a_void_run_is_a_failure() -> None:
+    async with FakeGateway() as gateway:
+        gateway.events_of = lambda events: [event._replace(body=b"?") for event in events]
+        process = spawn("bench", "--url", "im://{}:{}".format(*gateway.address), *SHORT)
+        out, _ = await asyncio.to_thread(process.communicate)
+    assert process.returncode == 1
+    assert "VOID" in out
+    assert "has another body" in out
+
+
+async def test_a_generator_that_dies_is_an_error() -> None:
+    load = Load(run="r", addresses=[("127.0.0.1", 1)])
+    with pytest.raises(NotReachable, match="a generator has ended"):
+        async with Generators([load], None, module="im_actors.cli.bench.plan"):
+            pass
 
 
 def test_tokens(im: Run, tmp_path: Path) -> None:

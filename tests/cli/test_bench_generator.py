@@ -29,6 +29,7 @@ async def run(
     gateway: FakeGateway,
     seconds: float = 0.1,
     rate: float | None = 500.0,
+    burst: int = 1,
     during: Callable[[Generator], Any] = lambda generator: None,
     **load: Any,
 ) -> tuple[Generator, dict[str, Any], dict[str, Any]]:
@@ -40,7 +41,9 @@ async def run(
     try:
         await generator.prepare()
         now = micros()
-        phase = Phase(begins=now, since=now, ends=now + int(seconds * 1e6), rate=rate, window=3)
+        phase = Phase(
+            begins=now, since=now, ends=now + int(seconds * 1e6), rate=rate, window=3, burst=burst
+        )
         task = asyncio.create_task(generator.phase(phase))
         during(generator)
         await task
@@ -241,6 +244,13 @@ async def test_an_open_loop_counts_from_the_time_when_a_message_was_due() -> Non
     # Due evenly over the time of the stand: half of them waited for more than half of it.
     assert sorted(latencies)[100] >= still_s * 1e6 / 2 * 0.95
     assert max(latencies) >= still_s * 1e6 * 0.95
+
+
+async def test_bursts() -> None:
+    async with FakeGateway() as gateway:
+        _, _, result = await run(gateway, rate=5_000.0, burst=3, connections=7)
+    assert {len(entries) for entries in gateway.sends} == {3, 2}
+    assert result["ledger"]["acked"] == 500
 
 
 async def test_a_generator_that_is_late_keeps_to_the_times() -> None:

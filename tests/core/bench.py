@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from im_actors.core import owner as own
@@ -104,9 +105,8 @@ class BenchReplica:
             Head(lsn, record.epoch, record.checksum, commit)
             for lsn, (record, commit) in sorted(self.disk.journal.get(SLOT, {}).items())
         ]
-        log = rep.log_from_disk(
-            SLOT, self.disk.meta.get(SLOT), heads, self.disk.applied.get(SLOT, 0)
-        )
+        meta, applied = self.disk.meta.get(SLOT), self.disk.applied.get(SLOT, 0)
+        log = rep.log_from_disk(SLOT, meta, heads, applied, partial(self.disk.in_history, SLOT))
         self.machine = rep.Replica(self.name, self.disk.identity, {SLOT: log})
 
 

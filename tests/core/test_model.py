@@ -27,9 +27,11 @@ from im_actors.core.model import (
     make_record,
     next_key,
     record_events,
+    record_index,
     record_intact,
     record_keys,
     slot_of,
+    unpack_sends,
     view_of,
 )
 from im_actors.errors import BadRequest, TooLarge
@@ -87,10 +89,34 @@ def test_a_record_gives_back_its_events_and_their_keys() -> None:
     assert record_keys(record.payload) == (10, 12)
 
 
+def test_an_index_says_where_each_session_is_and_what_was_sent() -> None:
+    mixed = [
+        Event("team", 4, 10, 1, "alice/phone", 1, b"a"),
+        Event("other", 1, 11, 0, "bob/tablet", 7, b""),
+        Event("team", 5, 12, 1, "bob/tablet", 3, b"b"),
+    ]
+    record = make_record(4, 7, 2, [encode_event(event) for event in mixed])
+    found = record_index(record.payload)
+    assert (found.first_key, found.last_key) == (10, 12)
+    told = [(*part[:3], unpack_sends(part[3])) for part in found.parts]
+    assert told == [
+        ("team", 4, 2, [(0, "alice/phone", 1, body_checksum(1, b"a")),
+                        (2, "bob/tablet", 3, body_checksum(1, b"b"))]),
+        ("other", 1, 1, [(1, "bob/tablet", 7, body_checksum(0, b""))]),
+    ]  # fmt: skip
+
+
+def test_a_hole_in_the_seqs_of_a_session_begins_another_part() -> None:
+    data = [encode_event(event(n, n)) for n in (1, 2, 4, 4)]
+    parts = record_index(make_record(4, 7, 2, data).payload).parts
+    assert [part[1:3] for part in parts] == [(1, 2), (4, 1), (4, 1)]
+
+
 def test_an_epoch_start_holds_a_key_and_no_event() -> None:
     record = epoch_start(4, 7, 2, 99)
     assert record_events(record.payload) == []
     assert record_keys(record.payload) == (99, 99)
+    assert record_index(record.payload).parts == []
 
 
 def test_a_checksum_covers_the_payload_and_its_place() -> None:

@@ -679,6 +679,19 @@ def test_nor_is_one_below_a_hole() -> None:
         there.restart()
 
 
+def test_what_came_by_backfill_is_not_missed_in_the_journal() -> None:
+    there = backfilling(keep=5, start=9, last=12)
+    rows = {lsn: (record(lsn), 5) for lsn in range(1, 6)} | there.disk.journal[SLOT]
+    tick(there)
+    arrive(there, record(6), record(7), record(8))
+    # A second absence, before the journal is trimmed of what history has.
+    there.ask(seal(6))
+    there.ask(Prepare(SLOT, 6, 12, 20, ((1, 1), (3, 9))))
+    there.disk.journal[SLOT].update(rows)
+    there.restart()
+    assert there.log.held == [[1, 12], [20, 19]]
+
+
 def test_a_journal_that_ends_before_its_meta_says_is_corrupt() -> None:
     there = holding(4)
     there.ask(seal(2))
@@ -707,7 +720,7 @@ def test_records_that_history_has_already_are_no_news() -> None:
 
 
 def test_a_slot_without_meta_is_empty() -> None:
-    log = rep.log_from_disk(SLOT, None, [], 0)
+    log = rep.log_from_disk(SLOT, None, [], 0, set().__contains__)
     assert (log.promised, log.last_lsn, log.complete) == (0, 0, True)
 
 
@@ -715,7 +728,8 @@ def test_heads_may_come_from_any_journal() -> None:
     disk = Disk("d")
     for op in (StoreRecords(SLOT, (record(1),), 0), DropSlot(SLOT)):
         disk.write(op)
-    assert rep.log_from_disk(SLOT, None, [Head(*h) for h in ()], 0).last_lsn == 0
+    heads = [Head(*h) for h in ()]
+    assert rep.log_from_disk(SLOT, None, heads, 0, set().__contains__).last_lsn == 0
 
 
 # -- its own check -----------------------------------------------------------------------------

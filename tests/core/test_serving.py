@@ -327,7 +327,7 @@ def test_the_check_notices_a_hole_in_what_is_open() -> None:
 def test_the_check_notices_an_event_that_nobody_commits() -> None:
     there = serving()
     state = there.sessions["s"]
-    there.pending["s", 1] = PendingEvent(state, 1, 1, b"", 1)
+    there.pending["s", 1] = PendingEvent(state, ("s", 1, "a/1", 1, 0), 1, b"", 1)
     with pytest.raises(InvariantBroken, match="open"):
         there.validate()
 

@@ -35,6 +35,9 @@ class Bounds:
     """Owners take the slot anew while they serve."""
     rivals: bool = True
     """Both owners may run at once; False: one takes the slot only when the other one is down."""
+    late_acks: bool = False
+    """Acks of former epochs stay on their way. Otherwise that they count for nothing is taken for
+    granted, and they leave the network when their epoch is over."""
     judge: str = RULES
     """What counts as broken: every rule; only what is missing on a disk or told wrongly to a client
     (``COPIES``); only what is lost on all disks (``LOSS``)."""

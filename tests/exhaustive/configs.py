@@ -8,6 +8,20 @@ from __future__ import annotations
 
 from tests.exhaustive.bounds import Bounds
 
+_OUT_AND_BACK = (
+    r"^p submit 1$",
+    r"^p hears A's SessionsLoaded",
+    r"^p submit 2$",
+    r"^p take",
+    r"^p \[A gets p1's Seal\(epoch=2\)\] hears A's Sealed\([^[]*\)"
+    r" \[B gets p1's Seal\(epoch=2\)\] hears B's Sealed\([^[]*\) due$",
+    r"^p \[D gets p1's Seal\(epoch=2\)\] hears D's",
+    r"^p hears A's Prepared.*hears B's Prepared.*hears D's Prepared",
+    r"^p .*hears A's Appended.*hears B's Appended.*hears D's Appended.*swap",
+)
+"""Two records are on their way to C, which is silent and is replaced by D. From here on everything
+is explored."""
+
 CONFIGS = (
     Bounds(
         "beginning",
@@ -74,6 +88,17 @@ CONFIGS = (
         needless=False,
     ),
     Bounds(
+        "late-acks",
+        "who was replaced comes back, and the acks of its former membership come late",
+        replicas=4,
+        crashes=0,
+        records=2,
+        flights=2,
+        rivals=False,
+        late_acks=True,
+        script=_OUT_AND_BACK,
+    ),
+    Bounds(
         "history",
         "applying what is committed takes its time",
         epochs=2,
@@ -97,6 +122,24 @@ QUICK = (
         epochs=2,
         crashes=0,
         store_faults=1,
+    ),
+    Bounds(
+        "quick-late-acks",
+        "who was replaced comes back at the next takeover, and its former acks come late",
+        replicas=4,
+        crashes=0,
+        records=2,
+        flights=2,
+        rivals=False,
+        late_acks=True,
+        script=(*_OUT_AND_BACK, r"^p take"),
+    ),
+    Bounds(
+        "quick-live-owner",
+        "an owner takes its own slot again, twice, with a record on its way",
+        crashes=0,
+        rivals=False,
+        script=(r"^p submit 1$", r"^p hears A's SessionsLoaded", r"^p take"),
     ),
 )
 

@@ -267,6 +267,8 @@ class Machines:
             return False
         if answer.epoch == facts.epoch and isinstance(answer, Appended):
             return True
+        if self.bounds.late_acks and isinstance(answer, Appended):
+            return False
         steps = self._owner_step(owner, ("item", item))
         return all(after == owner and not outs for after, outs in steps)
 

@@ -134,7 +134,9 @@ class ReplicaNode:
             Head(lsn, record.epoch, record.checksum, commit)
             for lsn, (record, commit) in sorted(self.disk.journal.items())
         ]
-        self.log = rep.log_from_disk(SLOT, meta, heads, self.disk.applied_lsn)
+        self.log = rep.log_from_disk(
+            SLOT, meta, heads, self.disk.applied_lsn, self.disk.history.__contains__
+        )
         return self._task("apply", self.log.commit_lsn)
 
     # -- carrying out --------------------------------------------------------------------------

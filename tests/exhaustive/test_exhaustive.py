@@ -12,7 +12,12 @@ from tests.exhaustive.configs import QUICK
 from tests.exhaustive.missing import CASES
 from tests.exhaustive.search import Search
 
-STATES_MIN = {"quick-takeover": 2_000, "quick-view-store": 2_000}
+STATES_MIN = {
+    "quick-takeover": 2_000,
+    "quick-view-store": 2_000,
+    "quick-late-acks": 200,
+    "quick-live-owner": 800,
+}
 """Fewer would mean that the explorer does not look any more."""
 QUICK_CASES = ("promise-in-memory", "measure-before-promising", "no-epoch-start")
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 
 import pytest
 
-from im_actors.core.model import Event, Record, epoch_start, make_key, make_record
+from im_actors.core.model import Event, Record, epoch_start, make_key, make_record, sealed_record
 from im_actors.core.model import encode_event as encoded
 from im_actors.proof import NAMES, Anomaly, ClientHistory, History, anomalies
 from im_actors.proof.anomalies import ANOMALIES_TOLD_MAX
@@ -478,7 +478,7 @@ def a_record_is_written_without_its_checksum(bad: bool) -> ClientHistory:
 @fires("wrong-content")
 def a_record_that_holds_no_events(bad: bool) -> ClientHistory:
     cluster = two_messages()
-    cluster.keep(make_record(SLOT, cluster.lsn + 1, 1, [b"x"] if bad else []))
+    cluster.keep(sealed_record(SLOT, cluster.lsn + 1, 1, b"\x91\xa1x"))
     if not bad:
         cluster.lsn -= 1
         cluster.records.pop()

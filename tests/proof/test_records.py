@@ -29,6 +29,23 @@ def test_records_mean_what_was_written(
     assert not records.is_intact(slot + 1, *record)
 
 
+def test_an_index_that_tells_other_events_is_no_payload() -> None:
+    event = model.Event("team", 1, 2, 1, "alice/phone", 1, b"hello")
+    lies = [
+        ("other", 1, "alice/phone", 1, model.body_checksum(1, b"hello")),
+        ("team", 2, "alice/phone", 1, model.body_checksum(1, b"hello")),
+        ("team", 1, "bob/phone", 1, model.body_checksum(1, b"hello")),
+        ("team", 1, "alice/phone", 2, model.body_checksum(1, b"hello")),
+        ("team", 1, "alice/phone", 1, model.body_checksum(0, b"hello")),
+    ]
+    data = [model.encode_event(event)]
+    for lie in lies:
+        with pytest.raises(ValueError, match="index"):
+            records.read_payload(model.pack_record([lie], (2, 2), data))
+    with pytest.raises(ValueError, match="index"):
+        records.read_payload(model.pack_record([], (2, 2), data))
+
+
 @given(st.integers(0, 1023), numbers, numbers, numbers)
 def test_epoch_starts(slot: int, lsn: int, epoch: int, key: int) -> None:
     record = model.epoch_start(slot, lsn, epoch, key)
@@ -63,4 +80,4 @@ def test_every_field_of_an_event_has_its_type(index: int) -> None:
     assert records.read_event(model.encode_event(event)) == event
     wrong = [*event[:index], None, *event[index + 1 :]]
     with pytest.raises(ValueError):
-        records.read_event(model._pack(wrong))
+        records.read_event(model.pack(wrong))

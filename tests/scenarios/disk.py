@@ -66,7 +66,9 @@ class Disk:
             if not record_intact(SLOT, record):
                 raise CorruptData(f"the record at lsn {record.lsn} has a wrong checksum")
         heads = [Head(r.lsn, r.epoch, r.checksum, commit_lsn) for r, commit_lsn in rows]
-        return rep.log_from_disk(SLOT, self.meta, heads, self.applied_lsn)
+        return rep.log_from_disk(
+            SLOT, self.meta, heads, self.applied_lsn, self.history.__contains__
+        )
 
     def flip(self, lsn: int) -> None:
         record, commit_lsn = self.journal[lsn]

@@ -56,6 +56,22 @@ def test_records_stay_readable_until_they_are_done() -> None:
     assert queue.backlog() == 0
 
 
+def test_what_is_taken_is_not_taken_again() -> None:
+    queue = queue_with(3, 1, 5)
+    queue.add(4, records(1, 2))
+    queue.commit(3, 4)
+    queue.commit(4, 2)
+    of_slot = queue.take_slot(3, 1000)
+    assert [(slot, record.lsn) for slot, record in of_slot] == [(3, n) for n in (1, 2, 3, 4)]
+    assert queue.take_slot(3, 1000) == []
+    rest = queue.take(1000)
+    assert [(slot, record.lsn) for slot, record in rest] == [(4, 1), (4, 2)]
+    assert queue.backlog() == 7
+    assert [r.lsn for r in queue.records(3, 1, 5, 1000)] == [1, 2, 3, 4, 5]
+    assert queue.done([*of_slot, *rest]) == {3: 4, 4: 2}
+    assert queue.backlog() == 1
+
+
 def test_a_read_has_no_hole_and_respects_its_size() -> None:
     queue = queue_with(3, 1, 2)
     queue.add(3, records(5, 6))
@@ -77,5 +93,5 @@ def test_a_deleted_slot_that_begins_anew_is_not_touched_by_an_old_batch() -> Non
     batch = queue.take(1000)
     queue.forget(3, 0)
     queue.add(3, records(1, 2))
-    queue.done(batch)
+    assert queue.done(batch) == {}
     assert queue.backlog() == 2

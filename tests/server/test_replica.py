@@ -139,3 +139,75 @@ async def test_after_a_failed_write_nothing_leaves_and_nothing_is_tried_again(sh
     assert shell.failures == [shell.gate.error]
     assert shell.peer.answers == []
     assert shell.gate.commits == 1
+
+
+async def sealed(shell: Shell) -> None:
+    """The promise and the first record of the epoch are on disk."""
+    shell.gate.open.set()
+    shell.ask(Seal(SLOT, EPOCH, shell.view))
+    shell.ask(small_append(1))
+    await shell.peer.received(2)
+    shell.peer.answers.clear()
+    shell.gate.commits = 0
+
+
+def small_append(lsn: int) -> Append:
+    record = epoch_start(SLOT, lsn, EPOCH, 7)
+    return Append(SLOT, EPOCH, lsn - 1, EPOCH if lsn > 1 else 0, 0, (record,))
+
+
+async def test_a_small_commit_needs_no_thread(shell: Shell) -> None:
+    await sealed(shell)
+    shell.ask(small_append(2))
+    shell.node._flush()
+    assert shell.gate.commits == 1
+    assert await shell.peer.received(1) == [Appended]
+
+
+async def test_a_small_commit_waits_for_whoever_uses_the_journal(shell: Shell) -> None:
+    await sealed(shell)
+    storage, leave = shell.node._storage, threading.Event()
+    other = asyncio.create_task(storage.in_journal(leave.wait, WAIT_S))
+    async with asyncio.timeout(WAIT_S):
+        while not storage.journal_lock.locked():
+            await asyncio.sleep(0)
+    shell.ask(small_append(2))
+    shell.node._flush()
+    assert shell.gate.commits == 0
+    assert shell.peer.answers == []
+    leave.set()
+    assert await shell.peer.received(1) == [Appended]
+    assert await other
+
+
+async def test_a_slow_disk_does_not_hold_up_the_loop_twice(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await sealed(shell)
+    now = [100.0]
+    monkeypatch.setattr("im_actors.server.replica.time.monotonic", lambda: now[0])
+
+    def slow(ops: Sequence[Any]) -> None:
+        now[0] += 0.5
+        threads.append(threading.current_thread())
+
+    threads: list[threading.Thread] = []
+    shell.node._storage.journal.commit = slow  # type: ignore[method-assign]
+    for lsn in (2, 3):
+        shell.ask(small_append(lsn))
+        shell.node._flush()
+        await shell.peer.received(lsn - 1)
+    assert threads[0] is threading.current_thread()
+    assert threads[1] is not threading.current_thread()
+
+
+async def test_a_failed_small_commit_ends_the_replica_too(shell: Shell) -> None:
+    await sealed(shell)
+    shell.gate.error = DiskFailed("no more")
+    shell.ask(small_append(2))
+    shell.node._flush()
+    assert shell.peer.answers == []
+    async with asyncio.timeout(WAIT_S):
+        await shell.failed.wait()
+    assert shell.failures == [shell.gate.error]
+    assert shell.peer.answers == []

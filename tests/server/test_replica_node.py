@@ -10,7 +10,16 @@ from typing import Any
 
 from im_actors.core import replica as rep
 from im_actors.core.messages import Append, Drop, Prepare, Seal
-from im_actors.core.model import Member, View, epoch_start, make_key
+from im_actors.core.model import (
+    Event,
+    Member,
+    View,
+    decode_event,
+    encode_event,
+    epoch_start,
+    make_key,
+    make_record,
+)
 from im_actors.server.replica import ReplicaConfig, ReplicaNode
 
 SLOT = 3
@@ -43,23 +52,108 @@ async def until(done: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
-async def test_a_slot_that_begins_anew_is_not_trimmed_by_its_past(tmp_path: Path) -> None:
-    config = ReplicaConfig(apply_every_ms=1)
-    failures: list[Exception] = []
+async def started(path: Path, failures: list[Exception], **config: Any) -> ReplicaNode:
     rng = random.Random(1)
-    node = ReplicaNode("r", "h", tmp_path, "c", 8, b"s" * 16, rng, failures.append, config)
+    node = ReplicaNode(
+        "r", "h", path, "c", 8, b"s" * 16, rng, failures.append, ReplicaConfig(**config)
+    )
     await node.start("127.0.0.1")
-    node._trim_due = float("inf")
+    return node
 
-    def ask(requests: list[Any]) -> None:
-        for request in requests:
-            node._handle(rep.Asked(Peer(), request))
 
-    ask([*life(1, 1), Append(SLOT, 1, 1, 1, 1, ())])
-    await until(lambda: node._storage.history.applied() == {SLOT: 1} and not node._applying)
-    ask([Drop(SLOT, 1, View(SLOT, 1, 1, "o1", ELSEWHERE))])
+def ask(node: ReplicaNode, requests: list[Any]) -> None:
+    for request in requests:
+        node._handle(rep.Asked(Peer(), request))
+
+
+def append(epoch: int, lsn: int, *seqs: int) -> Append:
+    """The next record of the slot, with events of one session; it commits the one before."""
+    key = make_key(1_700_000_000_000 + lsn, SLOT, 0)
+    events = [
+        encode_event(Event("s", seq, key + index, 1, "u/d", seq, b"%d" % epoch))
+        for index, seq in enumerate(seqs, start=1)
+    ]
+    record = make_record(SLOT, lsn, epoch, events)
+    return Append(SLOT, epoch, lsn - 1, epoch, lsn - 1, (record,))
+
+
+def commit(epoch: int, lsn: int) -> Append:
+    return Append(SLOT, epoch, lsn, epoch, lsn, ())
+
+
+async def page(node: ReplicaNode) -> tuple[int, list[int]]:
+    head, events = await node._page(SLOT, "s", 0, 0, 100, 0)
+    return head, [decode_event(event).seq for event in events]
+
+
+async def test_a_read_sees_what_is_committed_without_a_transaction(tmp_path: Path) -> None:
+    failures: list[Exception] = []
+    node = await started(tmp_path, failures, apply_every_ms=3_600_000)
+    ask(node, [*life(1, 1), append(1, 2, 1, 2), append(1, 3, 3)])
+    await until(lambda: node._queue.backlog() == 3)
+    assert await page(node) == (2, [1, 2])
+    ask(node, [append(1, 4, 4, 5), commit(1, 4)])
+    await until(lambda: node._queue.backlog() == 4)
+    for _ in range(2):
+        assert await page(node) == (5, [1, 2, 3, 4, 5])
+    assert node.machine.logs[SLOT].applied_lsn == 0
+    assert node._storage.history.applied() == {}
+    # What a read has brought in is durable with the next transaction, and then forgotten.
+    node._apply()
+    await until(lambda: node.machine.logs[SLOT].applied_lsn == 4)
+    assert node._storage.history.applied() == {SLOT: 4}
+    assert node._queue.backlog() == 0
+    assert await page(node) == (5, [1, 2, 3, 4, 5])
+    await node.stop()
+    assert not failures
+
+
+async def test_what_only_a_read_has_seen_is_there_after_a_crash(tmp_path: Path) -> None:
+    failures: list[Exception] = []
+    node = await started(tmp_path, failures, apply_every_ms=3_600_000)
+    ask(node, [*life(1, 1), append(1, 2, 1, 2), append(1, 3, 3)])
+    await until(lambda: node._queue.backlog() == 3)
+    assert await page(node) == (2, [1, 2])
+    await node.crash()
+    node = await started(tmp_path, failures, apply_every_ms=3_600_000)
+    assert await page(node) == (2, [1, 2])
+    ask(node, [commit(1, 3)])
+    await until(lambda: node._queue.ready)
+    assert await page(node) == (3, [1, 2, 3])
+    await node.stop()
+    assert not failures
+
+
+async def test_a_slot_that_begins_anew_does_not_show_what_a_read_had_brought_in(
+    tmp_path: Path,
+) -> None:
+    failures: list[Exception] = []
+    node = await started(tmp_path, failures, apply_every_ms=3_600_000)
+    ask(node, [*life(1, 1), append(1, 2, 1, 2), append(1, 3, 3), commit(1, 3)])
+    await until(lambda: node._queue.backlog() == 3)
+    assert await page(node) == (3, [1, 2, 3])
+    ask(node, [Drop(SLOT, 1, View(SLOT, 1, 1, "o1", ELSEWHERE))])
     await until(lambda: node.machine.logs[SLOT].dropping is None)
-    ask(life(2, 2))
+    ask(node, [*life(2, 2), append(2, 2, 1), commit(2, 2)])
+    await until(lambda: node._queue.backlog() == 2)
+    assert await page(node) == (1, [1])
+    node._apply()
+    await until(lambda: node.machine.logs[SLOT].applied_lsn == 2)
+    assert node._queue.backlog() == 0
+    assert await page(node) == (1, [1])
+    await node.stop()
+    assert not failures
+
+
+async def test_a_slot_that_begins_anew_is_not_trimmed_by_its_past(tmp_path: Path) -> None:
+    failures: list[Exception] = []
+    node = await started(tmp_path, failures, apply_every_ms=1)
+    node._trim_due = float("inf")
+    ask(node, [*life(1, 1), Append(SLOT, 1, 1, 1, 1, ())])
+    await until(lambda: node._storage.history.applied() == {SLOT: 1} and not node._applying)
+    ask(node, [Drop(SLOT, 1, View(SLOT, 1, 1, "o1", ELSEWHERE))])
+    await until(lambda: node.machine.logs[SLOT].dropping is None)
+    ask(node, life(2, 2))
     await until(lambda: node._storage.journal.lsns(SLOT) == [1] and not node._writing)
     node._trim_due = 0
     node._trim_if_due()

@@ -18,7 +18,7 @@ from multiprocessing import get_context
 from os import cpu_count
 
 from tests.sim import proving
-from tests.sim.faults import KINDS
+from tests.sim.faults import KINDS, kind_of
 from tests.sim.runs import Outcome, run_plan
 from tests.sim.shrink import shrink
 from tests.sim.world import Plan
@@ -37,7 +37,7 @@ def main() -> int:
     if first is None:
         first = random.SystemRandom().randrange(10**9)
     only = None if options.faults is None else tuple(filter(None, options.faults.split(",")))
-    if unknown := set(only or ()) - set(KINDS):
+    if unknown := set(map(kind_of, only or ())) - set(KINDS):
         print(f"no such faults: {', '.join(sorted(unknown))}; there are {', '.join(KINDS)}")
         return 2
     plan = Plan(first, options.operations, only, options.slots, options.clients, options.safety_ms)

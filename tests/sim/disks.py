@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 from im_actors.core import replica as rep
@@ -61,8 +61,9 @@ class Disk:
         self.timelines: dict[str, dict[int, Row]] = {}
         self.devices: dict[str, dict[str, dict[int, Row]]] = {}
         """session -> device -> n -> row."""
-        self.drops = 0
-        """Slots deleted here: what is read of one afterwards begins anew."""
+        self.lives: dict[int, int] = {}
+        """How often a slot began anew here, after a deletion: what is read of it may go back."""
+        self._deleted: set[int] = set()
         self.damaged = False
         """A record is not what was written, or is gone."""
 
@@ -72,13 +73,17 @@ class Disk:
         """One op of a journal transaction."""
         rows = self.journal.setdefault(op.slot, {})
         match op:
-            case StoreRecords(_, records, commit_lsn):
+            case StoreRecords(slot, records, commit_lsn):
+                if slot in self._deleted:
+                    self._deleted.discard(slot)
+                    self.lives[slot] = self.lives.get(slot, 0) + 1
                 rows.update({record.lsn: (record, commit_lsn) for record in records})
             case CutRecords(_, after_lsn):
                 for lsn in [lsn for lsn in rows if lsn > after_lsn]:
                     del rows[lsn]
-            case DropSlot():
+            case DropSlot(slot):
                 rows.clear()
+                self._deleted.add(slot)
             case StoreMeta(slot, meta):
                 self.meta[slot] = meta
 
@@ -101,7 +106,6 @@ class Disk:
             del rows[lsn]
 
     def drop_history(self, slot: int, slot_of: Callable[[str], int]) -> None:
-        self.drops += 1
         self.history.pop(slot, None)
         self.applied.pop(slot, None)
         for session in [s for s in self.timelines if slot_of(s) == slot]:
@@ -128,13 +132,15 @@ class Disk:
         return lsn in self.history.get(slot, {})
 
     def image(self, session: str) -> SessionImage:
-        """A session as the tables have it."""
+        """A session as the tables have it: the windows go no further back than its last events."""
         images = []
+        last_seq = max(self.timelines.get(session, ()), default=0)
+        oldest = last_seq - 2 * sessions.DEVICE_WINDOW
         for device, rows in sorted(self.devices.get(session, {}).items()):
             numbers = sorted(rows)[-sessions.DEVICE_WINDOW :]
-            recent = tuple((rows[n].event.seq, rows[n].checksum) for n in numbers)
+            sent = [rows[n] for n in numbers if rows[n].event.seq > oldest]
+            recent = tuple((row.event.seq, row.checksum) for row in sent)
             images.append(DeviceImage(device, numbers[-1], recent))
-        last_seq = max(self.timelines.get(session, ()), default=0)
         return SessionImage(session, last_seq, tuple(images))
 
     def page(self, session: str, after: int, before: int, limit: int) -> tuple[int, list[bytes]]:
@@ -162,7 +168,8 @@ class Disk:
             meta = self.meta.get(slot)
             if rep.drop_unfinished(meta):
                 self.drop_history(slot, slot_of)
-            logs[slot] = rep.log_from_disk(slot, meta, heads, self.applied.get(slot, 0))
+            applied, has = self.applied.get(slot, 0), partial(self.in_history, slot)
+            logs[slot] = rep.log_from_disk(slot, meta, heads, applied, has)
         return logs
 
     def check(self) -> None:

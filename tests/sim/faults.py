@@ -56,6 +56,7 @@ RARE = {
     "small_frames": 1.0,
     "slow_history": 0.3,
     "dead_disk": 0.1,
+    "late": 0.1,
 }
 """Drawn in every RARE_SEEDS-th seed only: what they disturb would hide what the others show."""
 RARE_SEEDS = 5
@@ -66,12 +67,22 @@ LOSSES = ("wipe_disk", "flip_journal", "flip_history")
 """With a disk lost as well, nobody may be left who knows that the store went back."""
 
 
+def kind_of(word: str) -> str:
+    """The kind of a word like ``drop`` or ``drop=0.4``."""
+    return word.partition("=")[0]
+
+
+def _only(words: Iterable[str], rates: dict[str, float]) -> dict[str, float]:
+    """Exactly these kinds, with the rates that the words say, or those that the seed has."""
+    told = {kind_of(word): word.partition("=")[2] for word in words}
+    return {kind: float(told[kind] or rate) for kind, rate in rates.items() if kind in told}
+
+
 def rare(seed: int, rng: random.Random, only: Iterable[str] | None = None) -> dict[str, float]:
     """A seed's rates of the rare kinds."""
     rates = {kind: rng.uniform(0.1, 1.0) * top for kind, top in RARE.items()}
     chosen = {kind for kind in RARE if rng.random() < 0.5 and seed % RARE_SEEDS == 3}
-    wanted = chosen if only is None else set(only)
-    return {kind: rate for kind, rate in rates.items() if kind in wanted}
+    return _only(chosen if only is None else only, rates)
 
 
 class Faults:
@@ -105,12 +116,13 @@ def duration_ms(rng: random.Random, longest_ms: float) -> float:
 
 
 def swarm(rng: random.Random, only: Iterable[str] | None = None) -> dict[str, float]:
-    """A seed's rates. ``only``: exactly these kinds, with the rates that the seed has for them."""
+    """A seed's rates. ``only``: exactly these kinds, with the rates that the seed has for them, or
+    with the one that stands behind the kind: ``drop=0.4``."""
     rates = {kind: rng.uniform(0.1, 1.0) * top for kind, top in COMMON.items()}
     chosen = {kind for kind in COMMON if rng.random() < 0.5}
     rolls_back = rng.random() < ROLL_BACKS
     if only is not None:
-        return {kind: rate for kind, rate in rates.items() if kind in set(only)}
+        return _only(only, rates)
     chosen.discard("roll_back")
     if rolls_back:
         chosen = (chosen | {"roll_back"}) - set(LOSSES)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from im_actors.core.directory import Directory, GatewayAddress, ReplicaAddress, ShardAddress
-from im_actors.errors import Forbidden, ImError
+from im_actors.errors import Forbidden, ImError, KeyConflict
 from im_actors.gateway.client_connection import ClientConnection
 from im_actors.gateway.config import Clock, GatewayConfig
 from im_actors.gateway.followers import Followers
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 CONFIG = GatewayConfig(insecure_open=True, tick_ms=50, retry_after_ms=100)
 REFUSED = b"refuse me "
-"""Bodies that begin with this no gateway takes."""
+"""Bodies that begin with this no gateway takes, until the policy changes."""
 UNREAD_BYTES = 2 * CONFIG.slow_reader_bytes
 
 
@@ -221,11 +221,13 @@ class SimConnection(ClientConnection):
 
     def _send_received(self, message: Message, now_ms: int) -> None:
         """With a policy that refuses some bodies for good."""
-        kept = [entry for entry in message[1] if not entry[3].startswith(REFUSED)]
-        refused = [entry for entry in message[1] if entry[3].startswith(REFUSED)]
+        rows, world = message[1], self._sim.world
+        strict = world.clock.now_ms < world.strict_until_ms
+        refused = [row for row in rows if strict and row[3].startswith(REFUSED)]
+        kept = [row for row in rows if row not in refused]
         if refused:
             error = Forbidden("this gateway does not take such messages")
-            self._node.router.nack(self, [nack_of(e[0], e[1], error) for e in refused])
+            self._node.router.nack(self, [nack_of(row[0], row[1], error) for row in refused])
         if kept:
             super()._send_received([message[0], kept], now_ms)
 
@@ -248,6 +250,9 @@ class Stray:
                 self.world.fail("forged", f"another body for {key} was acked as {seq}", key=key)
             self.world.acked(key, seq, epoch, copies)
         for nack in self.nack_rows:
+            if nack[2] == KeyConflict.code and not self.forged:
+                key = (nack[0], self.address, nack[1])
+                self.world.fail("conflict", f"{key} was sent in one form only", key=key)
             self.world.met(f"stray_{'forged_' if self.forged else ''}{nack[2]}")
         self.ack_rows, self.nack_rows = [], []
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.machinery
 import importlib.util
+import os
 import runpy
 import sys
 from collections.abc import Sequence
@@ -18,6 +19,11 @@ from types import CodeType, ModuleType
 from typing import Any
 
 SIMULATION = "simulation"
+EXHAUSTIVE, FIRE, TEST = "exhaustive", "fire", "test"
+FOUND = 3
+"""The exit code of a check that has found something, and not only broken down."""
+INSTALLED = "IM_ACTORS_MUTANT"
+"""Environment: the name of the mutant in whose world this process and its children run."""
 
 
 class SourceChanged(Exception):
@@ -42,7 +48,9 @@ class Mutant:
     """The rule in words, with its section of the design."""
     edits: tuple[Edit, ...]
     by: str = SIMULATION
-    """Who must notice: the simulation, or ``test`` and what pytest is told to run."""
+    """Who must notice: the simulation, ``exhaustive`` with the name of a configuration, ``fire``
+    with the kind of store and the part of ``tests.storage.fire``; and for the few situations that
+    none of these meets, ``test`` with what pytest is told to run."""
     seeds: int = 40
     """Within so many seeds it must be noticed."""
     known: int | None = None
@@ -152,11 +160,18 @@ def install(mutant: Mutant) -> None:
     sys.meta_path.insert(0, _Finder(mutant))  # type: ignore[arg-type]
 
 
+def words_for(module: str) -> list[str]:
+    """Arguments for python: a module, in the world of the mutant that is installed here, if any."""
+    name = os.environ.get(INSTALLED)
+    return ["-m", module] if name is None else ["-m", "tests.sim.mutation", name, module]
+
+
 def main() -> None:
     from tests.sim.mutants import find
 
     name, module, *arguments = sys.argv[1:]
     install(find(name))
+    os.environ[INSTALLED] = name
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from tests.sim.world import World
 
 
+LATE_MS = (500.0, 15_000.0)
+
+
 class Process:
     """Something that runs, may pause, may crash and be started again: each time a new life."""
 
@@ -211,6 +214,10 @@ class Network:
             if faults.strikes("reorder", rng):
                 delay += rng.uniform(0.0, 20.0)
             self.clock.later(delay, lambda: self._deliver(source, target, call, what))
+        if faults.strikes("late", rng):
+            # A copy from another epoch, or from a slot's former life.
+            late = rng.uniform(*LATE_MS)
+            self.clock.later(late, lambda: self._deliver(source, target, call, what))
 
     def _deliver(
         self, source: Process, target: Process, call: Callable[[], None], what: Any

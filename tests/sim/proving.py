@@ -2,11 +2,17 @@
 
 A mutant that nobody notices *survives*: its rule is untested or unneeded. Whatever notices a mutant
 must find nothing without it, on the same seeds; otherwise the whole result is void.
+
+Who notices is said by ``Mutant.by``: the simulation, on one seed after the other; the exhaustive
+check, in one of its configurations; and for the shells that touch real files, which the two do
+without, storage under fire, with one kind of store and of fire. A directed test does it for the few
+that nobody of them meets; their mutants say why.
 """
 
 from __future__ import annotations
 
 import argparse
+import builtins
 import json
 import os
 import subprocess
@@ -18,7 +24,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tests.sim.mutants import MUTANTS, find
-from tests.sim.mutation import SIMULATION, Mutant
+from tests.sim.mutation import EXHAUSTIVE, FIRE, FOUND, SIMULATION, TEST, Mutant
 
 OPERATIONS = 300
 """Client sends per seed."""
@@ -105,37 +111,62 @@ def hunted(mutant: Mutant, first: int, started: float) -> Verdict:
 
 
 def checked(mutant: Mutant, _: int, started: float) -> Verdict:
-    """Caught by directed tests, which have no seeds."""
-    done = run(command("tests.sim.mutation", mutant.name, *pytest_words(mutant.by)))
-    # Tests that could not be collected end with another code: that is no finding.
-    caught = done.returncode == 1
-    by = mutant.by if caught else f"survived: {mutant.by}"
-    return verdict(mutant, caught, by, started, done.stdout[-400:] + done.stderr[-400:])
+    """Caught by a check that looks at the same things each time."""
+    done = run(command("tests.sim.mutation", mutant.name, *check_words(mutant.by)))
+    found = finding(mutant.by, done)
+    if found is None:
+        text = done.stdout[-400:] + done.stderr[-400:]
+        return verdict(mutant, False, f"survived: {mutant.by}", started, text)
+    return verdict(mutant, True, mutant.by, started, found)
 
 
-def pytest_words(by: str) -> list[str]:
-    tests = by.removeprefix("test ").split()
-    return ["pytest", "-q", "-x", "--timeout=60", "-p", "no:cacheprovider", *tests]
+def check_words(by: str) -> list[str]:
+    """The module and its arguments."""
+    checker, *words = by.split()
+    if checker == EXHAUSTIVE:
+        return ["tests.exhaustive", "--config", *words]
+    if checker == TEST:
+        return ["pytest", "-q", "-x", "--timeout=60", "-p", "no:cacheprovider", *words]
+    assert checker == FIRE, by
+    kind, part = words
+    return ["tests.storage.fire", "--seeds", "1", "--kind", kind, "--part", part]
 
 
-def control(mutants: Iterable[Mutant], verdicts: list[Verdict]) -> list[str]:
+def finding(by: str, done: subprocess.CompletedProcess[str]) -> str | None:
+    """What a check found; None when it found nothing, or nothing that says anything of a rule: the
+    changed code broke down, or the check did."""
+    # Tests that could not be collected end with another code than 1.
+    if done.returncode != (1 if by.startswith(TEST) else FOUND):
+        return None
+    *before, last = done.stdout.splitlines()
+    text = before[-2].strip() if by.startswith(EXHAUSTIVE) else last
+    error = getattr(builtins, text.partition(":")[0], None)
+    broke_down = isinstance(error, type) and issubclass(error, Exception)
+    return None if broke_down else text
+
+
+def control(mutants: Iterable[Mutant], verdicts: list[Verdict], jobs: int) -> list[str]:
     """What the same seeds and checks find when no rule is missing; nothing, or all is void."""
-    problems = []
     faults_of = {mutant.name: mutant.faults for mutant in mutants}
     seeds: dict[tuple[str, ...] | None, set[int]] = {}
     for found in verdicts:
         if found.caught and found.seed is not None:
             seeds.setdefault(faults_of[found.name], set()).add(found.seed)
-    for faults, several in seeds.items():
-        words = hunt_words(faults, sorted(several))
-        done = run(command("tests.sim.hunt", *words))
-        result = json.loads(done.stdout.splitlines()[-1]) if not done.returncode else {"seed": "?"}
-        if result["seed"] is not None:
-            problems.append(f"{' '.join(words)} fails without a mutant: {result}")
-    for by in sorted({mutant.by for mutant in mutants if mutant.by != SIMULATION}):
-        if run(command(*pytest_words(by))).returncode:
-            problems.append(f"{by} fails without a mutant")
-    return problems
+    hunts = [hunt_words(faults, sorted(several)) for faults, several in seeds.items()]
+    checks = sorted({mutant.by for mutant in mutants if mutant.by != SIMULATION})
+    with ThreadPoolExecutor(jobs) as pool:
+        problems = [*pool.map(_hunt_problem, hunts), *pool.map(_check_problem, checks)]
+    return [problem for problem in problems if problem]
+
+
+def _hunt_problem(words: list[str]) -> str:
+    done = run(command("tests.sim.hunt", *words))
+    result = json.loads(done.stdout.splitlines()[-1]) if not done.returncode else {"seed": "?"}
+    return "" if result["seed"] is None else f"{' '.join(words)} fails without a mutant: {result}"
+
+
+def _check_problem(by: str) -> str:
+    return f"{by} fails without a mutant" if run(command(*check_words(by))).returncode else ""
 
 
 def line_of(found: Verdict) -> str:
@@ -145,9 +176,11 @@ def line_of(found: Verdict) -> str:
 
 
 def replay_of(found: Verdict) -> str:
+    mutant = find(found.name)
+    if mutant.by != SIMULATION:
+        return f"python -m tests.sim.mutation {found.name} {' '.join(check_words(mutant.by))}"
     what = f"--seeds 1 --first {found.seed}" if found.seed is not None else "--seeds 100"
-    faults = find(found.name).faults
-    only = "" if faults is None else f" --faults {','.join(faults)}"
+    only = "" if mutant.faults is None else f" --faults {','.join(mutant.faults)}"
     size = f"--operations {OPERATIONS}{only}"
     return f"python -m tests.sim.mutation {found.name} tests.sim {what} {size}"
 
@@ -171,7 +204,7 @@ def main(arguments: list[str]) -> int:
                 print(line_of(found), flush=True)
                 if not found.caught:
                     print(f"    {found.text}\n    replay: {replay_of(found)}", flush=True)
-    problems = control(mutants, verdicts)
+    problems = control(mutants, verdicts, args.jobs)
     return report(verdicts, problems, time.monotonic() - started, args.json)
 
 

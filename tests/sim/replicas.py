@@ -289,8 +289,10 @@ class SimReplica(Process):
     def _apply(self) -> None:
         """Apply what is committed, one transaction at a time."""
         self._apply_planned = False
-        batch = [] if self._applying else self._waiting.take(self.apply_bytes)
-        if not batch or self._disk_is_full():
+        if self._applying or self._disk_is_full():
+            return
+        batch = self._waiting.take(self.apply_bytes)
+        if not batch:
             return
         self._applying = True
         assert self.machine
@@ -351,8 +353,8 @@ class SimReplica(Process):
         number, session = message[1:3]
         assert self.machine
         log = self.machine.logs.get(self.world.slot_of(session))
-        if log is None or not log.complete:
-            # Unknown is not absent: a replica with a hole does not answer for the session.
+        if log is None or not log.answers_reads:
+            # Unknown is not absent: with a hole, or deleted here, others know more.
             end.send((int(InsideType.PAGE), number, NotReachable.code, 0, []))
             return
         if log.applied_lsn < log.commit_lsn:
@@ -369,6 +371,6 @@ class SimReplica(Process):
             # The commit point that covers ``head`` is on its way to us.
             self.later(20, lambda: self._read(end, message, until_ms))
             return
-        source = f"{self.disk.identity}#{self.disk.drops}"
+        source = f"{self.disk.identity}#{self.disk.lives.get(self.world.slot_of(session), 0)}"
         self.world.history.polled(source, session, last_seq, last_seq)
         end.send((int(InsideType.PAGE), number, 0, last_seq, events))

@@ -13,6 +13,7 @@ from im_actors.core.directory import Directory, ReplicaAddress, ShardAddress
 from im_actors.core.messages import Append
 from im_actors.core.model import Member, View
 from im_actors.core.serving import Send
+from im_actors.server.rounds import HOLD_MS, Rounds
 from im_actors.wire.links import InsideType
 from tests.sim.disks import flipped
 from tests.sim.network import End, Process
@@ -37,6 +38,8 @@ class SimShard(Process):
         self._watchers: dict[str, dict[End, None]] = {}
         self._results: dict[End, list[Any]] = {}
         self._pushes: dict[End, list[Any]] = {}
+        self._rounds = Rounds()
+        self._hold_planned = False
 
     @property
     def incarnation(self) -> str:
@@ -52,6 +55,7 @@ class SimShard(Process):
         world = self.world
         self._ticks, self._version, self._replicas, self._links = {}, -1, (), {}
         self._watchers, self._results, self._pushes = {}, {}, {}
+        self._rounds, self._hold_planned = Rounds(), False
         self.owners = {}
         for slot in range(world.slots):
             rng = random.Random(self.rng.random())
@@ -156,7 +160,8 @@ class SimShard(Process):
             send = Send((end, token), session, device, n, kind, body)
             by_slot.setdefault(slot, []).append(send)
         for slot, sends in by_slot.items():
-            self._handle(slot, own.Submitted(sends))
+            self._rounds.add(slot, sends, self.clock.now)
+        self._begin_rounds()
 
     def _watch(self, end: End, sessions: list[str]) -> None:
         by_slot: dict[int, list[str]] = {}
@@ -181,6 +186,26 @@ class SimShard(Process):
             self._carry_out(slot, owner, effect)
         self._flush()
         self._plan_tick(slot, owner)
+        self._rounds.flies(slot, owner.flying)
+        if any(type(e) is own.ToReplica and type(e.message) is Append for e in effects):
+            self._say_what_is_untold()
+        self._begin_rounds()
+
+    def _begin_rounds(self) -> None:
+        for slot, sends in list(self._rounds.release(self.clock.now)):
+            self._handle(slot, own.Submitted(sends))
+        if self._rounds.waits and not self._hold_planned:
+            self._hold_planned = True
+            self.later(HOLD_MS, self._held_long_enough)
+
+    def _held_long_enough(self) -> None:
+        self._hold_planned = False
+        self._begin_rounds()
+
+    def _say_what_is_untold(self) -> None:
+        for slot, owner in self.owners.items():
+            if owner.untold:
+                self._handle(slot, own.FrameLeaves())
 
     def _carry_out(self, slot: int, owner: own.SlotOwner, effect: Any) -> None:
         world = self.world
@@ -200,6 +225,7 @@ class SimShard(Process):
             case own.SwapView(old, new):
                 world.store.swap(old, new, self._heard(slot, own.ViewSwapped))
             case own.Activated(view):
+                self._rounds.join(slot, view.members)
                 world.takeovers += 1
                 world.history.owner(slot, view.epoch, self.incarnation)
                 world.tell_controllers(self, view)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 
+from tests.sim.faults import kind_of
 from tests.sim.runs import Outcome, Problem, run_plan
 from tests.sim.world import Plan
 
@@ -69,7 +70,8 @@ def _family(problem: Problem) -> str:
 
 
 def _injected(outcome: Outcome) -> tuple[str, ...]:
-    return tuple(kind for kind in outcome.rates if kind in outcome.counts)
+    words = outcome.rates if outcome.plan.faults is None else outcome.plan.faults
+    return tuple(word for word in words if kind_of(word) in outcome.counts)
 
 
 def _smaller(outcome: Outcome) -> Iterator[Plan]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 import zlib
 from dataclasses import dataclass
@@ -121,6 +122,9 @@ class World:
         self.append_bytes = APPEND_BYTES_MAX
         if self.faults.strikes("small_frames", rare_rng := self.rng_for("frames")):
             self.append_bytes = rare_rng.choice([100, 1_000])
+        self.strict_until_ms = math.inf
+        if (policy := self.rng_for("policy")).random() < 0.5:
+            self.strict_until_ms = policy.uniform(0, self.plan.safety_ms)
         self.pull_events = rng.choice([3, 20, 500])
         self.writing_ms = self.plan.safety_ms * rng.uniform(0.5, 0.9)
         self.pace_ms = rng.choice([100, 400, 2_000])

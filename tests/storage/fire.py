@@ -9,15 +9,18 @@ few tries. Needs strace for everything but kills, flips and full disks.
 from __future__ import annotations
 
 import argparse
+import math
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
+from tests.sim.mutation import FOUND, words_for
 from tests.storage.flips import flips
 from tests.storage.syscalls import SYNCS, Call, Disk, Run, lay_out, run_traced
 from tests.storage.witness import CHECKS, Told, read_lines
@@ -32,7 +35,12 @@ def program(
     kind: str, root: Path, seed: int, steps: int, variant: str = "", first: int = 0
 ) -> list[str]:
     """Arguments for python: a writer of ``root / "data"``."""
-    return ["-m", MODULE, kind, str(root / "data"), str(seed), str(first), str(steps), variant]
+    arguments = [kind, str(root / "data"), str(seed), str(first), str(steps), variant]
+    return [*words_for(MODULE), *arguments]
+
+
+class WriterBroke(Exception):
+    """The writer ended for no reason that the fire gave it: nothing is known of the store."""
 
 
 class Replay:
@@ -57,7 +65,8 @@ class Replay:
 def power_cuts(kind: str, root: Path, seed: int, steps: int, cuts: int, variant: str = "") -> int:
     """Cut the power at random moments of a run; the number of moments with something in doubt."""
     run = run_traced(program(kind, root, seed, steps, variant), root / "calls")
-    assert run.code == 0, run.errors
+    if run.code:
+        raise WriterBroke(run.errors)
     rng = Random(seed)
     replay = Replay(run, root / "data", rng)
     done = in_doubt = 0
@@ -101,9 +110,11 @@ def failing_calls(kind: str, root: Path, seed: int, steps: int, inject: str) -> 
     replay = Replay(run, root / "data", rng)
     replay.to(0, len(run.calls))
     told = replay.told
+    if run.code and not told.failed:
+        raise WriterBroke(run.errors)
     if run.code:
-        assert told.failed.startswith(("DiskFailed", "Unknown")), told.failed or run.errors
-        _assert_not_used_again(run)
+        assert told.failed.startswith(("DiskFailed", "Unknown")), told.failed
+    _assert_not_used_again(run)
     for _ in range(3):
         lay_out(replay.disk.after_cut(), root / "cut")
         CHECKS[kind](root / "cut", seed, told)
@@ -144,10 +155,20 @@ def full_disk(kind: str, root: Path, seed: int, steps: int, room: int) -> Told:
 # -- for long --------------------------------------------------------------------------------------
 
 
-def _one_seed(kind: str, seed: int, fresh: Callable[[], Path]) -> None:
-    rng = Random(seed)
+Fresh = Callable[[], Path]
+"""Makes an empty directory."""
+
+
+def _cut_power(kind: str, seed: int, fresh: Fresh) -> None:
     power_cuts(kind, fresh(), seed, 250, 60)
+
+
+def _kill(kind: str, seed: int, fresh: Fresh) -> None:
     kills(kind, fresh(), seed, 6, 200)
+
+
+def _fail_calls(kind: str, seed: int, fresh: Fresh) -> None:
+    rng = Random(seed)
     for call, error in (
         ("fdatasync", "EIO"),
         ("fsync", "EIO"),
@@ -157,35 +178,73 @@ def _one_seed(kind: str, seed: int, fresh: Callable[[], Path]) -> None:
         when = rng.randrange(1, 200 if call != "fsync" else 12)
         failing_calls(kind, fresh(), seed, 120, f"{call}:error={error}:when={when}+")
         failing_calls(kind, fresh(), seed, 120, f"{call}:error={error}:when={when}")
-    full_disk(kind, fresh(), seed, 1 << 20, rng.randrange(60_000, ROOM_MAX[kind]))
-    root = fresh()
-    kills(kind, root, seed, 1, 80)
-    # A client's rows have no checksums of their own: of it only the log is looked at.
-    for flip in flips(kind, root, Random(seed), 4, "-wal" if kind == "client" else ""):
-        assert flip.outcome != "wrong", flip
 
 
-def main() -> None:
+def _fill_disk(kind: str, seed: int, fresh: Fresh) -> None:
+    full_disk(kind, fresh(), seed, 1 << 20, Random(seed).randrange(60_000, ROOM_MAX[kind]))
+
+
+def _flip_bits(kind: str, seed: int, fresh: Fresh) -> None:
+    """In the logs that a killed store leaves, and in the files of one that was closed."""
+    killed, closed = fresh(), fresh()
+    kills(kind, killed, seed, 1, 80)
+    command = [sys.executable, *program(kind, closed, seed, 90)]
+    subprocess.run(command, stdout=subprocess.DEVNULL, check=True, timeout=60)
+    for root, suffix in ((killed, "-wal"), (closed, "")):
+        for flip in flips(kind, root, Random(seed), 8, suffix):
+            assert flip.outcome != "wrong", flip
+
+
+PARTS: dict[str, Callable[[str, int, Fresh], None]] = {
+    "power-cuts": _cut_power,
+    "kills": _kill,
+    "failing-calls": _fail_calls,
+    "full-disk": _fill_disk,
+    "flips": _flip_bits,
+}
+
+
+def _one_seed(kind: str, seed: int, parts: list[str]) -> None:
+    with tempfile.TemporaryDirectory(prefix="fire-") as top:
+        for part in parts:
+            PARTS[part](kind, seed, lambda: Path(tempfile.mkdtemp(dir=top)))
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.storage.fire", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=1.0)
+    parser.add_argument("--minutes", type=float, help="run for so long (default 1)")
+    parser.add_argument("--seeds", type=int, help="run so many seeds")
     parser.add_argument("--first", type=int, default=1, help="the first seed")
     parser.add_argument("--kind", choices=KINDS, help="one kind of store only")
+    parser.add_argument("--part", choices=PARTS, help="one kind of fire only")
     arguments = parser.parse_args()
-    end = time.monotonic() + 60 * arguments.minutes
-    seed = arguments.first
-    while time.monotonic() < end:
-        for kind in (arguments.kind,) if arguments.kind else KINDS:
-            with tempfile.TemporaryDirectory(prefix="fire-") as top:
-                try:
-                    _one_seed(kind, seed, lambda top=top: Path(tempfile.mkdtemp(dir=top)))
-                except BaseException:
-                    again = f"--minutes 0.01 --first {seed} --kind {kind}"
-                    print(f"failed; again: python -m tests.storage.fire {again}", flush=True)
+    minutes = arguments.minutes or (1.0 if arguments.seeds is None else math.inf)
+    seeds = range(arguments.first, arguments.first + (arguments.seeds or 10**9))
+    kinds = [arguments.kind] if arguments.kind else list(KINDS)
+    parts = [arguments.part] if arguments.part else list(PARTS)
+    end = time.monotonic() + 60 * minutes
+    passed = 0
+    for seed in seeds:
+        if time.monotonic() > end:
+            break
+        for kind in kinds:
+            try:
+                _one_seed(kind, seed, parts)
+            except BaseException as error:
+                again = f"--seeds 1 --first {seed} --kind {kind}"
+                again += f" --part {arguments.part}" if arguments.part else ""
+                print(f"failed; again: python -m tests.storage.fire {again}", flush=True)
+                if not isinstance(error, AssertionError):
                     raise
+                # What a check says is a finding; anything else says that the fire is broken.
+                traceback.print_exc()
+                print(f"{passed} passed, 1 failed: {str(error).partition(chr(10))[0]}")
+                return FOUND
+        passed += 1
         print(f"seed {seed} passed", flush=True)
-        seed += 1
-    print(f"{seed - arguments.first} passed, 0 failed")
+    print(f"{passed} passed, 0 failed")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

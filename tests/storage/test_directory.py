@@ -63,13 +63,22 @@ def test_a_stranger_is_refused(path: Path, cluster: str, replica: str, told: str
 
 def test_newer_format_is_refused(path: Path) -> None:
     opened(path).close()
-    edit_identity(path, format=2, something="new")
-    with pytest.raises(NewerFormat, match="format 2"):
+    edit_identity(path, format=3, something="new")
+    with pytest.raises(NewerFormat, match="format 3"):
         opened(path)
 
 
+def test_a_format_that_is_no_longer_read_is_refused_and_left_alone(path: Path) -> None:
+    opened(path).close()
+    edit_identity(path, format=1)
+    before = (path / "identity.json").read_bytes()
+    with pytest.raises(WrongDirectory, match=r"format 1.*name an empty directory"):
+        opened(path)
+    assert (path / "identity.json").read_bytes() == before
+
+
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"format": "1"}', '{"format": 1, "cluster": "c1"}', "\x00" * 40]
+    "text", ["", "{", "[]", '{"format": "1"}', '{"format": 2, "cluster": "c1"}', "\x00" * 40]
 )
 def test_unreadable_identity_is_refused(path: Path, text: str) -> None:
     opened(path).close()
@@ -143,11 +152,11 @@ def test_lost_files_do_not_come_back_empty(path: Path) -> None:
     directory.open_history().close()
     directory.close()
     (path / "journal.db").unlink()
-    (path / "history" / "state.db").unlink()
+    (path / "history" / "index.db").unlink()
     again = opened(path)
     with pytest.raises(CorruptData, match=r"journal\.db is missing"):
         again.open_journal()
-    with pytest.raises(CorruptData, match=r"state\.db is missing"):
+    with pytest.raises(CorruptData, match=r"index\.db is missing"):
         again.open_history()
     again.close()
 
@@ -162,7 +171,7 @@ def test_quarantine_gives_a_new_disk(path: Path) -> None:
     assert (target / "reason.txt").read_text() == "a test says so\n"
     assert json.loads((target / "identity.json").read_text())["disk"] == old
     assert (target / "journal.db").exists()
-    assert (target / "history" / "state.db").exists()
+    assert (target / "history" / "index.db").exists()
     with pytest.raises(DiskFailed):
         journal.commit([])
     fresh = directory.open_journal()

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+import sqlite3
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from im_actors.core.model import (
 from im_actors.errors import CorruptData, DiskFailed, InvariantBroken, NewerFormat
 from im_actors.storage import history as history_module
 from im_actors.storage.history import History
+from im_actors.storage.index import SessionEntry, _run_rows
 from im_actors.storage.months import MonthFile, month_name, month_of
+from im_actors.storage.runs import Run
 from im_actors.storage.scan import SlotScan
 
 MONTH_MS = 31 * 24 * 3600 * 1000
@@ -29,6 +32,12 @@ BIG = 1 << 30
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "history"
+
+
+@pytest.fixture
+def long_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows as long as the model's, which knows all events."""
+    monkeypatch.setattr("im_actors.storage.index.RECENT_EVENTS", 1000)
 
 
 def seqs(history: History, session: str, after: int, before: int, limit: int) -> list[int]:
@@ -182,6 +191,7 @@ def test_records_are_bounded(path: Path, log: Any) -> None:
     history.close()
 
 
+@pytest.mark.usefixtures("long_windows")
 def test_any_order_gives_the_same(path: Path, tmp_path: Path, log: Any) -> None:
     """Backfill: the end first, then the beginning in pieces, some of it twice."""
     fill(log, 1, 400, months=3)
@@ -226,19 +236,19 @@ def test_holes_are_never_skipped(path: Path, log: Any) -> None:
     history.close()
 
 
-def test_a_crash_between_month_and_state(
+def test_a_crash_between_month_and_index(
     path: Path, log: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The months are written before the state: what comes again must change nothing."""
+    """The months are written before the index: what comes again must change nothing."""
     fill(log, 1, 40)
     last = len(log.logs[1])
     history = History(path)
     history.apply(log.batch(1, 1, 20), {1: 20})
 
-    def crash(applied: dict[int, int]) -> None:
+    def crash(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(history.states, "write", crash)
+    monkeypatch.setattr(history.index, "write", crash)
     with pytest.raises(KeyboardInterrupt):
         history.apply(log.batch(1, 21, last), {1: last})
     with pytest.raises(DiskFailed):
@@ -255,6 +265,33 @@ def test_a_crash_between_month_and_state(
     again.close()
 
 
+@pytest.mark.parametrize("applied", [{}, {1: 30}])
+def test_a_crash_between_month_and_index_of_what_backfill_brings(
+    path: Path, log: Any, applied: dict[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Records that ``applied`` does not tell from the others are in a month and not in the index:
+    that is no damage, and they come again."""
+    for _ in range(30):
+        log.record(1, ("s", "u/d"))
+    history = History(path)
+    history.apply(log.batch(1, 21, 30) if applied else [], applied)
+    with monkeypatch.context() as patch:
+        patch.setattr(history.index, "write", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            history.apply(log.batch(1, 1, 20), {})
+    history.abandon()
+    again = History(path, create=False)
+    assert again.records(1, 1, 20, BIG) == log.logs[1][:20]
+    assert seqs(again, "s", 0, 0, 100) == []
+    assert scans(again)[0].problems == []
+    again.apply(log.batch(1, 1, 20), {})
+    assert seqs(again, "s", 0, 0, 20) == list(range(1, 21))
+    again.index.db.connection.execute("DELETE FROM runs")
+    assert scans(again)[0].problems
+    again.abandon()
+
+
+@pytest.mark.usefixtures("long_windows")
 def test_the_window_holds_the_newest_and_find_the_rest(path: Path, log: Any) -> None:
     for number in range(400):
         log.record(1, ("s", "u/d"), ("s", f"other{number % 3}/d"), body=b"%d" % number)
@@ -278,15 +315,126 @@ def test_the_window_holds_the_newest_and_find_the_rest(path: Path, log: Any) -> 
     history.close()
 
 
+def staged_and_stored(path: Path, log: Any) -> Iterator[History]:
+    """The same history: half of it in memory only, all of it, and from the disk."""
+    history = History(path)
+    half = len(log.logs[1]) // 2
+    history.apply(log.batch(1, 1, half), {1: half})
+    history.stage(log.batch(1, half + 1), {1: len(log.logs[1])})
+    assert history.applied() == {1: half}
+    yield history
+    history.write()
+    assert history.applied() == {1: len(log.logs[1])}
+    yield history
+    history.close()
+    history = History(path, create=False)
+    assert scans(history)[0].problems == []
+    yield history
+    history.close()
+
+
+def test_what_is_staged_is_read_like_what_is_stored(path: Path, log: Any) -> None:
+    fill(log, 1, 120, months=3)
+    for history in staged_and_stored(path, log):
+        for session, events in log.events.items():
+            last = len(events)
+            for after in range(-1, last + 1, 7):
+                for before in range(0, last + 2, 5):
+                    page = history.read(session, after, before, 9)
+                    there = [e for e in events if max(after, 0) < e.seq < (before or last + 1)]
+                    newest = before > 0 or after < 0
+                    expected = there[-9:] if newest else there[:9]
+                    assert [decode_event(event) for event in page.events] == expected
+                    assert page.last_seq == last
+            assert history.whole_states([session]) == [image_of(log, session)]
+            for event in events[:: max(1, last // 9)]:
+                assert history.find(session, event.device, event.n) == event
+            assert history.find(session, "u0/phone", last + 1) is None
+
+
+def test_late_records_are_written_before_they_are_read(path: Path, log: Any) -> None:
+    fill(log, 1, 60)
+    last = len(log.logs[1])
+    history = History(path)
+    history.apply(log.batch(1, 31), {1: last})
+    for first in (1, 11, 21):
+        history.stage(log.batch(1, first, first + 12), {})
+        page = history.read("s1-0", 0, 0, 1000)
+        assert [decode_event(e).seq for e in page.events] == list(range(1, len(page.events) + 1))
+    assert history.whole_states(sorted(log.events)) == [
+        image_of(log, name) for name in sorted(log.events)
+    ]
+    assert scans(history)[0].problems == []
+    history.close()
+
+
+def test_a_dropped_slot_is_not_staged_any_more(path: Path, log: Any) -> None:
+    fill(log, 1, 30)
+    fill(log, 2, 30)
+    history = History(path)
+    history.stage(log.batch(1) + log.batch(2), {1: len(log.logs[1]), 2: len(log.logs[2])})
+    history.drop(1)
+    history.write()
+    assert history.applied() == {2: len(log.logs[2])}
+    assert history.records(1, 1, BIG, BIG) == []
+    assert history.session_states(["s1-0"]) == [SessionImage("s1-0", 0, ())]
+    assert [found.problems for found in scans(history)] == [[]]
+    history.close()
+
+
+@pytest.mark.usefixtures("long_windows")
+@pytest.mark.parametrize("fold", [1, 7, 40, 1000])
+def test_counters_are_the_same_however_often_they_are_folded(
+    path: Path, log: Any, fold: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("im_actors.storage.index.FOLD_EVENTS", fold)
+    for module in ("index", "runs"):
+        monkeypatch.setattr(f"im_actors.storage.{module}.RUN_EVENTS_MAX", 8)
+    fill(log, 1, 200, months=2)
+    last = len(log.logs[1])
+    history = History(path)
+    # The end first, as when backfill brings the rest.
+    history.apply(log.batch(1, 121, 160), {1: 160})
+    history.apply(log.batch(1, 1, 70), {})
+    history.apply(log.batch(1, 161), {1: last})
+    history.apply(log.batch(1, 50, 120), {})
+    for name in log.events:
+        assert history.whole_states([name]) == [image_of(log, name)]
+    assert scans(history)[0].problems == []
+    history.close()
+
+
+def test_the_window_is_of_the_newest_events(
+    path: Path, log: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device that sent long ago has its counter and no window: history is asked for its keys."""
+    monkeypatch.setattr("im_actors.storage.index.RECENT_EVENTS", 20)
+    monkeypatch.setattr("im_actors.storage.index.FOLD_EVENTS", 50)
+    for number in range(300):
+        log.record(1, ("s", "old/d" if number < 100 else "new/d"))
+    history = History(path)
+    for first in range(1, 301, 30):
+        history.apply(log.batch(1, first, first + 29), {1: first + 29})
+    whole = history.whole_states(["s"])
+    assert whole is not None
+    new, old = whole[0].devices
+    assert (old.last_n, old.recent) == (100, ())
+    assert new.last_n == 200
+    assert 20 <= len(new.recent) < 100
+    assert [seq for seq, _ in new.recent] == list(range(301 - len(new.recent), 301))
+    assert history.find("s", "old/d", 37) == log.events["s"][36]
+    history.close()
+
+
 def test_states_survive_eviction(path: Path, log: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("im_actors.storage.states.DEVICES_CACHED_MAX", 5)
+    monkeypatch.setattr("im_actors.storage.index.SESSIONS_CACHED_MAX", 5)
     history = History(path)
     for turn in range(10):
         first = len(log.logs[1]) + 1
         for number in range(20):
             log.record(1, (f"s{number}", f"u{turn % 3}/d"))
         history.apply(log.batch(1, first), {1: len(log.logs[1])})
-        assert history.states._devices_cached <= 5
+        assert len(history.index._cache) <= 5
     names = sorted(log.events)
     assert history.session_states(names) == [image_of(log, name) for name in names]
     assert scans(history)[0].problems == []
@@ -349,7 +497,7 @@ def test_a_crash_in_the_middle_of_a_drop(
     if crash_in == "month":
         monkeypatch.setattr(MonthFile, "drop", crash)
     else:
-        monkeypatch.setattr(history.states, "finish_drop", crash)
+        monkeypatch.setattr(history.index, "finish_drop", crash)
     with pytest.raises(KeyboardInterrupt):
         history.drop(1)
     history.abandon()
@@ -358,7 +506,7 @@ def test_a_crash_in_the_middle_of_a_drop(
     assert again.applied() == {}
     assert again.records(1, 1, BIG, BIG) == []
     assert again.session_states(["s1-0"])[0].last_seq == 0
-    assert again.states.dropping() == []
+    assert again.index.dropping() == []
     again.close()
 
 
@@ -366,12 +514,16 @@ def test_a_crash_in_the_middle_of_a_drop(
 
 
 @pytest.fixture
-def stored(path: Path, log: Any) -> Path:
-    """A closed history with a slot of many single events."""
+def stored(path: Path, log: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A closed history with a slot of many single events, of which the first are folded."""
+    monkeypatch.setattr("im_actors.storage.index.FOLD_EVENTS", 15)
+    monkeypatch.setattr("im_actors.storage.index.RECENT_EVENTS", 3)
     for number in range(60):
-        log.record(1, (f"s{number % 3}", "u/d"), body=b"marked body %03d" % number)
+        device = "v/d" if number < 45 else "u/d"
+        log.record(1, (f"s{number % 3}", device), body=b"marked body %03d" % number)
     history = History(path)
-    history.apply(log.batch(1), {1: 60})
+    history.apply(log.batch(1, 1, 45), {1: 45})
+    history.apply(log.batch(1, 46), {1: 60})
     history.close()
     return path
 
@@ -410,23 +562,55 @@ def test_flip_under_a_running_replica_is_found(
     history.abandon()
 
 
+def change_run(history: History, session: int, at: int, fields: dict[str, Any]) -> None:
+    """Change the run that begins at a seq as a defect would, with a good checksum."""
+    run = history.index.run_at(session, at)
+    assert run is not None
+    assert run.first_seq == at
+    for name, value in fields.items():
+        setattr(run, name, value)
+    (row,) = _run_rows([_entry_with(session, run)])
+    connection = history.index.db.connection
+    connection.execute("DELETE FROM runs WHERE session=? AND first_seq=?", (session, at))
+    connection.execute("INSERT INTO runs VALUES(?,?,?,?,?,?)", row)
+
+
+def _entry_with(session: int, run: Run) -> SessionEntry:
+    entry = SessionEntry(session, 1, "", 0, 0)
+    entry.runs.append(run)
+    return entry
+
+
 @pytest.mark.parametrize(
-    ("statement", "kind", "told"),
+    ("fields", "told"),
     [
-        ("UPDATE timeline SET position=1 WHERE seq=5 AND session=1", "tables", "timeline says"),
-        ("UPDATE timeline SET lsn=2 WHERE seq=5 AND session=1", "tables", "timeline says"),
-        ("DELETE FROM timeline WHERE seq=5 AND session=2", "tables", "nothing"),
-        ("INSERT INTO timeline VALUES(1,99,3,0)", "tables", "timeline rows"),
+        ({"month": 202401}, "index says"),
+        ({"first_seq": 17, "last_seq": 21}, "index says"),
+        ({"last_seq": 21}, "events disagree"),
+        ({"parts": "another's"}, "index says"),
+        ({"parts": "another's"}, "devices disagree"),
     ],
 )
-def test_wrong_timeline_is_found(stored: Path, statement: str, kind: str, told: str) -> None:
+def test_an_index_that_is_wrong_is_found(stored: Path, fields: dict[str, Any], told: str) -> None:
     history = History(stored)
-    file = history.month(history.months()[0])
-    file.db.connection.execute(statement)
+    if "parts" in fields:
+        other = history.index.run_at(2, 1)
+        assert other is not None
+        fields = {"parts": other.parts[:10]}
+    change_run(history, 1, 16, fields)
     problems = scans(history)[0].problems
-    assert problems
-    assert {p.kind for p in problems} == {kind}
+    assert {p.kind for p in problems} == {"tables"}
     assert any(told in p.text for p in problems)
+    history.abandon()
+
+
+def test_an_index_that_leads_to_another_event_is_not_served(stored: Path) -> None:
+    history = History(stored)
+    other = history.index.run_at(2, 16)
+    assert other is not None
+    change_run(history, 1, 16, {"parts": other.parts})
+    with pytest.raises(CorruptData, match="another event"):
+        history.read("s0", 0, 0, 100)
     history.abandon()
 
 
@@ -434,27 +618,49 @@ def test_wrong_timeline_is_found(stored: Path, statement: str, kind: str, told: 
     "statement",
     [
         "UPDATE sessions SET last_seq=last_seq+1 WHERE id=1",
+        "UPDATE sessions SET folded_seq=folded_seq+1 WHERE id=1",
         "UPDATE sessions SET session='s0x' WHERE session='s0'",
-        "UPDATE sessions SET last_key='x' WHERE id=2",
+        "UPDATE sessions SET folded_seq='x' WHERE id=2",
         "UPDATE devices SET last_n=last_n-1 WHERE session=1",
-        "UPDATE devices SET recent=zeroblob(12) WHERE session=1",
-        "UPDATE devices SET recent='text' WHERE session=1",
+        "UPDATE devices SET last_n='text' WHERE session=1",
         "UPDATE devices SET device=CAST(x'ff' AS TEXT) WHERE session=1",
+        "UPDATE runs SET month=month+1 WHERE session=1",
+        "UPDATE runs SET last_seq=last_seq+1 WHERE session=2",
+        "UPDATE runs SET first_seq=first_seq+1 WHERE session=2",
+        "UPDATE runs SET parts=zeroblob(12) WHERE session=3",
+        "UPDATE runs SET parts='text' WHERE session=3",
+        "UPDATE runs SET session=NULL WHERE session=3",
     ],
 )
-def test_changed_state_rows_are_found_and_not_served(stored: Path, statement: str) -> None:
+def test_changed_rows_are_found_and_not_served(stored: Path, statement: str) -> None:
     history = History(stored)
-    history.states.db.connection.execute(statement)
+    try:
+        history.index.db.connection.execute(statement)
+    except sqlite3.IntegrityError:
+        return  # A key cannot be changed to this.
     assert any(p.kind in ("corrupt", "tables") for p in scans(history)[0].problems)
     with pytest.raises(CorruptData):
         history.session_states(["s0", "s1", "s2", "s0x"])
     history.abandon()
 
 
+@pytest.mark.parametrize("first_seq", [1, 16])
+def test_a_lost_run_is_a_hole_and_no_shorter_session(stored: Path, first_seq: int) -> None:
+    history = History(stored)
+    connection = history.index.db.connection
+    connection.execute("DELETE FROM runs WHERE session=1 AND first_seq=?", (first_seq,))
+    assert history.read("s0", -1, 0, 100).last_seq == 20
+    assert seqs(history, "s0", 0 if first_seq == 1 else -1, 0, 100) == []
+    # The state is whole without the first one: its devices are folded.
+    assert (history.whole_states(["s0"]) is None) == (first_seq == 16)
+    assert scans(history)[0].problems
+    history.abandon()
+
+
 def test_a_lost_device_is_no_device_that_never_sent(stored: Path) -> None:
     history = History(stored)
     assert history.whole_states(["s0", "s1"]) == history.session_states(["s0", "s1"])
-    history.states.db.connection.execute("DELETE FROM devices WHERE session=1")
+    history.index.db.connection.execute("DELETE FROM devices WHERE session=1")
     assert history.whole_states(["s0"]) is None
     assert history.whole_states(["s1", "nobody's"]) is not None
     history.abandon()
@@ -469,7 +675,7 @@ def test_a_name_that_changed_in_the_index_is_no_new_session(
     find_bytes: Callable[[Path, bytes], int],
 ) -> None:
     """The row is intact and cannot be found; taken for absent, its seqs would be given again."""
-    states = stored / "state.db"
+    states = stored / "index.db"
     # In the index the id follows the name; in the table it is the last seq, 20.
     flip(states, find_bytes(states, name.encode() + bytes([identity])), 0x02)
     history = History(stored)
@@ -483,14 +689,14 @@ def test_a_name_that_changed_in_the_index_is_no_new_session(
     [
         "DELETE FROM devices WHERE session=1",
         "DELETE FROM sessions WHERE id=2",
-        "UPDATE spans SET first_seq=4 WHERE session=1",
-        "DELETE FROM spans WHERE session=3",
-        "INSERT INTO devices SELECT session, 'x/y', last_n, recent, guard FROM devices LIMIT 1",
+        "DELETE FROM runs WHERE session=1",
+        "DELETE FROM runs WHERE session=3 AND first_seq=16",
+        "INSERT INTO devices SELECT session, 'x/y', last_n, guard FROM devices LIMIT 1",
     ],
 )
-def test_lost_state_rows_are_found(stored: Path, statement: str) -> None:
+def test_lost_rows_are_found(stored: Path, statement: str) -> None:
     history = History(stored)
-    history.states.db.connection.execute(statement)
+    history.index.db.connection.execute(statement)
     assert scans(history)[0].problems
     history.abandon()
 
@@ -521,7 +727,7 @@ def test_missing_month_is_found_at_the_opening(stored: Path) -> None:
 
 def test_damaged_applied_is_found_at_the_opening(stored: Path) -> None:
     history = History(stored)
-    history.states.db.connection.execute("UPDATE applied SET lsn=lsn+64")
+    history.index.db.connection.execute("UPDATE applied SET lsn=lsn+64")
     history.abandon()
     with pytest.raises(CorruptData, match="applied"):
         History(stored)
@@ -534,7 +740,7 @@ def test_flip_in_a_wal_is_found(
     for _ in range(20):
         record = log.record(1, ("s", "u/d"))
         history.apply([(1, record)], {1: record.lsn})
-    for name in ("state.db-wal", month_path(path).name + "-wal"):
+    for name in ("index.db-wal", month_path(path).name + "-wal"):
         copy = tmp_path / f"copy-{name}"
         copy.mkdir()
         for file in path.iterdir():
@@ -552,7 +758,7 @@ def open_all(path: Path) -> None:
 
 def test_newer_format_is_refused(stored: Path) -> None:
     history = History(stored)
-    history.states.db.connection.execute("PRAGMA user_version=7")
+    history.index.db.connection.execute("PRAGMA user_version=7")
     history.close()
     with pytest.raises(NewerFormat):
         History(stored)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from im_actors.core.model import make_record
+from im_actors.core.model import Record, sealed_record
 from im_actors.core.storage_ops import CutRecords, DropSlot, StoreMeta, StoreRecords
 from im_actors.errors import (
     CorruptData,
@@ -20,9 +20,14 @@ from im_actors.errors import (
 from im_actors.storage.journal import Journal, RecordHead, SlotImage
 
 
+def record_of(slot: int, lsn: int, epoch: int, payload: bytes) -> Record:
+    """A journal does not look into what it keeps."""
+    return sealed_record(slot, lsn, epoch, payload)
+
+
 def some_records(slot: int, first: int, last: int, epoch: int = 1) -> tuple[Any, ...]:
     return tuple(
-        make_record(slot, lsn, epoch, [b"body of %d in %d" % (lsn, slot)])
+        record_of(slot, lsn, epoch, b"body of %d in %d" % (lsn, slot))
         for lsn in range(first, last + 1)
     )
 
@@ -103,7 +108,7 @@ def test_space_of_trimmed_records_is_used_again(path: Path) -> None:
     sizes = []
     for round_number in range(20):
         first = round_number * 20 + 1
-        records = tuple(make_record(1, lsn, 1, [bytes(4000)]) for lsn in range(first, first + 20))
+        records = tuple(record_of(1, lsn, 1, bytes(4000)) for lsn in range(first, first + 20))
         journal.commit([StoreRecords(1, records, first)])
         journal.trim({1: first + 19})
         journal.checkpoint()
@@ -233,7 +238,7 @@ def test_torn_tail_is_dropped_and_does_not_come_back(path: Path) -> None:
     for lsn in range(1, 6):
         journal.commit([StoreRecords(1, some_records(1, lsn, lsn), 0)])
     before = wal.stat().st_size
-    journal.commit([StoreRecords(1, (make_record(1, 6, 1, [b"\xff" * 60_000]),), 0)])
+    journal.commit([StoreRecords(1, (record_of(1, 6, 1, b"\xff" * 60_000),), 0)])
     copy = path.with_name("copy.db")
     for round_number in range(3):
         copy.write_bytes(path.read_bytes())
@@ -251,13 +256,22 @@ def test_torn_tail_is_dropped_and_does_not_come_back(path: Path) -> None:
     journal.close()
 
 
-@pytest.mark.parametrize("version", [2, 99])
+@pytest.mark.parametrize("version", [3, 99])
 def test_newer_format_is_refused(path: Path, version: int) -> None:
     Journal(path).close()
     connection = sqlite3.connect(path)
     connection.execute(f"PRAGMA user_version={version}")
     connection.close()
     with pytest.raises(NewerFormat, match="newer"):
+        Journal(path)
+
+
+def test_an_older_format_is_refused(path: Path) -> None:
+    Journal(path).close()
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA user_version=1")
+    connection.close()
+    with pytest.raises(WrongDirectory, match=r"format 1.*it reads 2"):
         Journal(path)
 
 
@@ -310,7 +324,7 @@ def test_full_disk_loses_nothing_acknowledged(mounted: Callable[..., Path]) -> N
     def fill() -> None:
         nonlocal acknowledged
         for lsn in range(1, 10_000):
-            journal.commit([StoreRecords(1, (make_record(1, lsn, 1, [bytes(3000)]),), 0)])
+            journal.commit([StoreRecords(1, (record_of(1, lsn, 1, bytes(3000)),), 0)])
             acknowledged = lsn
 
     with pytest.raises(DiskFailed, match="free some space"):

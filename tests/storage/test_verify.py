@@ -8,7 +8,7 @@ from typing import Any
 import msgpack
 import pytest
 
-from im_actors.core.model import make_record
+from im_actors.core.model import epoch_start, make_record
 from im_actors.core.storage_ops import StoreRecords
 from im_actors.errors import WrongDirectory
 from im_actors.storage import verify
@@ -85,7 +85,7 @@ def test_report_survives_json_and_msgpack(replicas: Replicas, log: Any) -> None:
 
 def test_uncommitted_tails_are_no_divergence(replicas: Replicas, log: Any) -> None:
     records = fill(log, 20)
-    deposed = [*records[:18], make_record(4, 19, 1, [b"never"]), make_record(4, 20, 1, [b"x"])]
+    deposed = [*records[:18], make_record(4, 19, 1, []), epoch_start(4, 20, 1, 1)]
     replicas.store(0, 4, records, 15, commit=20)
     replicas.store(1, 4, deposed, 15, commit=18)
     replicas.store(2, 4, records[:19], 15, commit=19)
@@ -144,7 +144,7 @@ def test_unreadable_files_are_reported(replicas: Replicas, log: Any) -> None:
     replicas.store(0, 4, fill(log, 30), 20)
     path = replicas.paths[0]
     (path / "journal.db").write_bytes(b"not a database, but of some length" * 100)
-    (path / "history" / "state.db").unlink()
+    (path / "history" / "index.db").unlink()
     report = scan_directory(path, held={4: [(1, 30)]}, commit={4: 30})
     assert report.corrupt == 2
     assert report.slots[0].missing == [(1, 30)]

@@ -36,6 +36,7 @@ PULLS_MAX = 8
 PULL_AGAIN_S = 0.1
 DEVICE_BITS = 20
 SLOW_BUFFER_BYTES = 4_096
+BUFFER_BYTES = 4 * 1024 * 1024
 
 _read_length = Struct(">I").unpack_from
 _read_stamp = Struct(">Q").unpack_from
@@ -174,9 +175,7 @@ class Follower(Wire):
     def stop_reading(self) -> None:
         self.slow = True
         # Else the kernel takes megabytes for it, and the gateway does not notice for a while.
-        with contextlib.suppress(OSError):
-            sock = self._transport.get_extra_info("socket")
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SLOW_BUFFER_BYTES)
+        self._set_buffer(SLOW_BUFFER_BYTES)
         self._transport.pause_reading()
 
     def successor(self) -> Follower:
@@ -188,7 +187,13 @@ class Follower(Wire):
 
     def go_on_reading(self) -> None:
         if self.slow and not self._transport.is_closing():
+            self._set_buffer(BUFFER_BYTES)
             self._transport.resume_reading()
+
+    def _set_buffer(self, size: int) -> None:
+        with contextlib.suppress(OSError):
+            sock = self._transport.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
 
     @property
     def followed(self) -> bool:

@@ -49,6 +49,8 @@ class Phase:
     rate: float | None
     """None: closed loop."""
     window: int
+    burst: int = 1
+    """Open loop: messages that one connection sends at once, when so many are due."""
     slow: int = 0
     """Followers that do not read meanwhile."""
 
@@ -71,7 +73,7 @@ class Generator:
         """Of readers that did not read for so long that they were cut."""
         self.problems: list[str] = []
         self.wrong = 0
-        self.ack, self.delivery = Latencies(), Latencies()
+        self.ack, self.delivery, self.late = Latencies(), Latencies(), Latencies()
         self.since = self.ends = 0
         self.closed_loop = False
         self.copies = 0
@@ -81,6 +83,7 @@ class Generator:
         self.followers: list[Follower] = []
         self._tell = tell
         self._turn = 0
+        self._burst = 1
         self._sampled: dict[str, Any] = {}
         self._refused_before: Counter[int] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -115,8 +118,8 @@ class Generator:
 
     async def phase(self, phase: Phase) -> int:
         """Make load, and return when all of it is answered: how many messages are ACKed by now."""
-        self.ack, self.delivery = Latencies(), Latencies()
-        self.since, self.ends = phase.since, phase.ends
+        self.ack, self.delivery, self.late = Latencies(), Latencies(), Latencies()
+        self.since, self.ends, self._burst = phase.since, phase.ends, phase.burst
         self._refused_before = Counter(self.refused)
         for follower in self.followers[: phase.slow]:
             follower.stop_reading()
@@ -147,6 +150,7 @@ class Generator:
             "refused": dict(self.refused - self._refused_before),
             "ack": self.ack.counts(),
             "delivery": self.delivery.counts(),
+            "late": self.late.counts(),
             "wrong": self.wrong,
         }
 
@@ -216,13 +220,16 @@ class Generator:
     def _offer(self, count: int, at: int) -> None:
         """What is due at one point of the grid, dealt to the connections in turn."""
         senders = self.senders
+        if at >= self.since:
+            self.late.raw.append(micros() - at)
         each, more = divmod(count, len(senders))
         if each:
             for sender in senders:
                 sender.submit(each, at)
-        for _ in range(more):
+        while more > 0:
             self._turn = (self._turn + 1) % len(senders)
-            senders[self._turn].submit(1, at)
+            senders[self._turn].submit(min(more, self._burst), at)
+            more -= self._burst
 
     async def _sample(self, phase: Phase) -> dict[str, Any]:
         """Count what happens between the end of the warm-up and the end."""
@@ -252,6 +259,7 @@ class Generator:
             await asyncio.sleep(FOLD_S)
             self.ack.fold()
             self.delivery.fold()
+            self.late.fold()
 
     async def _report(self) -> None:
         while True:

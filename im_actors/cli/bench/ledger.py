@@ -4,6 +4,7 @@ void."""
 from __future__ import annotations
 
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -52,6 +53,7 @@ def check_timelines(ledger: Ledger, contents: Mapping[str, array[int]]) -> None:
     """Each timeline by itself: once each, and those of one device in the order of n."""
     for timeline in contents.values():
         last: dict[int, int] = {}
+        counts: Counter[int] = Counter()
         for content in timeline:
             if content == 0:
                 continue
@@ -59,7 +61,9 @@ def check_timelines(ledger: Ledger, contents: Mapping[str, array[int]]) -> None:
             before = last.get(device, 0)
             if n > before:
                 last[device] = n
-            elif timeline.count(content) > 1:
+                continue
+            counts = counts or Counter(timeline)
+            if counts[content] > 1:
                 ledger.duplicated += 1
             else:
                 ledger.reordered += 1

@@ -10,7 +10,7 @@ from typing import Any
 
 from im_actors.cli.bench.plan import Load
 from im_actors.cli.bench.processes import Figures, Generators, Outcome
-from im_actors.cli.bench.report import Curves, checked, described, measured
+from im_actors.cli.bench.report import Curves, checked, described, measured, server_cpu
 from im_actors.cli.bench.server_side import ServerSide
 from im_actors.errors import OutOfOrder, Overloaded, RateLimited
 
@@ -35,6 +35,8 @@ class Overload:
     load: Load
     window: int
     seconds: float
+    burst: int
+    """Messages that one connection sends at once: the closed loop, too, sends several."""
 
     @property
     def expected_s(self) -> float:
@@ -55,21 +57,29 @@ async def overload(
         say("closed loop: how much it takes")
         best = await generators.phase(CLOSED_S, WARMUP_S, window=asked.window)
         say(f"{best.msgs_per_s:,.0f} msg/s; some of that, to know the latency")
-        before = await generators.phase(CALM_S, CALM_WARMUP_S, CALM * best.msgs_per_s)
+        before = await generators.phase(
+            CALM_S, CALM_WARMUP_S, CALM * best.msgs_per_s, burst=asked.burst
+        )
         say(f"twice as much for {asked.seconds:g} s, then what was refused is sent again")
         memory = Memory(server)
         async with memory:
-            during = await generators.phase(asked.seconds, 0.0, OVER * best.msgs_per_s)
+            during = await generators.phase(
+                asked.seconds, 0.0, OVER * best.msgs_per_s, burst=asked.burst
+            )
         say("the same as before")
-        after = await generators.phase(CALM_S, CALM_WARMUP_S, CALM * best.msgs_per_s)
+        after = await generators.phase(
+            CALM_S, CALM_WARMUP_S, CALM * best.msgs_per_s, burst=asked.burst
+        )
         outcome = await generators.finish()
     report = {
         "mode": "overload",
         **described(load),
         "window": asked.window,
+        "burst": asked.burst,
         "rate": round(OVER * best.msgs_per_s, 1),
         "seconds": asked.seconds,
         "best_msgs_per_s": round(best.msgs_per_s, 1),
+        "best_server_cpu": server_cpu(best),
         **measured(during),
         "share_of_best": round(during.msgs_per_s / best.msgs_per_s, 3),
         "settled_s": round(during.settled_s, 1),

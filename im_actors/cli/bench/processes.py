@@ -43,6 +43,8 @@ class Figures:
     refused: Counter[int] = field(default_factory=Counter)
     ack: Latencies = field(default_factory=Latencies)
     delivery: Latencies = field(default_factory=Latencies)
+    late: Latencies = field(default_factory=Latencies)
+    """How late the generators were with what was due, in an open loop: part of the latencies."""
     server_cpu: dict[str, int] | None = None
     """Microseconds per kind of process; None when the cluster is not on this machine."""
 
@@ -58,6 +60,7 @@ class Figures:
         self.refused.update({int(code): count for code, count in answer["refused"].items()})
         self.ack.add(answer["ack"])
         self.delivery.add(answer["delivery"])
+        self.late.add(answer["late"])
 
     @property
     def msgs_per_s(self) -> float:
@@ -88,7 +91,8 @@ class Outcome:
         self.problems += answer["problems"]
         self.digests.add(answer["digest"])
         for name in ("wrong", "without_wait", "pulled", "reconnects"):
-            setattr(self, name, getattr(self, name) + answer[name])
+            # Generators of other systems know nothing of some of them.
+            setattr(self, name, getattr(self, name) + answer.get(name, 0))
 
 
 class Generators:
@@ -143,15 +147,17 @@ class Generators:
         warmup_s: float,
         rate: float | None = None,
         window: int = 1,
+        burst: int = 1,
         slow: int = 0,
     ) -> Figures:
-        """One phase; ``rate`` None: closed loop with this window; ``slow``: followers of each
-        generator that do not read meanwhile."""
+        """One phase; ``rate`` None: closed loop with this window; ``burst``: messages that one
+        connection sends at once in an open loop; ``slow``: followers of each generator that do not
+        read meanwhile."""
         begins = micros() + LEAD_US
         since = begins + int(warmup_s * 1e6)
         phase = Phase(
             begins=begins, since=since, ends=since + int(seconds * 1e6), rate=None, window=window,
-            slow=slow,
+            burst=burst, slow=slow,
         )  # fmt: skip
         phases = [
             phase if rate is None else replace(phase, rate=rate * load.share)

@@ -13,6 +13,8 @@ Curves = dict[str, Latencies]
 """What a plot shows, by name."""
 BUSY = 0.9
 """A generator that takes more of a core than this may be what limits the figures."""
+LATE_MS = 5.0
+"""So is one that sends half of its messages later than this after they were due."""
 PROBLEMS_SHOWN = 10
 
 
@@ -24,10 +26,18 @@ def measured(figures: Figures) -> dict[str, Any]:
         "delivered_per_s": round(figures.received / figures.elapsed_s, 1),
         "ack_ms": figures.ack.summary(),
         "delivery_ms": figures.delivery.summary(),
+        "generator_late_ms": figures.late.summary(),
         "generator_cpu": figures.generator_cpu,
+        "generator_busy": busy(figures),
         "generator_us_per_msg": round(figures.generator_us / acked, 2),
         "server_cpu": server_cpu(figures),
     }
+
+
+def busy(figures: Figures) -> bool:
+    """Whether a generator took all of a core, or got too little of one to be on time."""
+    late = figures.late.summary()
+    return max(figures.generator_cpu) > BUSY or (late is not None and late["p50"] > LATE_MS)
 
 
 def server_cpu(figures: Figures) -> dict[str, Any] | None:
@@ -104,7 +114,9 @@ def figure_lines(figures: dict[str, Any]) -> Iterator[str]:
     if figures["delivery_ms"] is not None:
         yield f"  delivered     {figures['delivered_per_s']:>12,.0f} events/s"
     yield f"  {'ms':<12}" + "".join(f"{name:>10}" for name in ("p50", "p90", "p99", "p99.9", "max"))
-    for title, name in (("ack", "ack_ms"), ("delivery", "delivery_ms")):
+    for title, name in (
+        ("ack", "ack_ms"), ("delivery", "delivery_ms"), ("sent late by", "generator_late_ms"),
+    ):  # fmt: skip
         if figures[name] is not None:
             yield f"  {title:<12}" + "".join(f"{ms:>10,.2f}" for ms in figures[name].values())
     yield from cpu_lines(figures)
@@ -116,6 +128,9 @@ def overload_lines(report: dict[str, Any]) -> Iterator[str]:
         f"  of the best   {report['share_of_best']:>12.1%} of {best:,.0f} msg/s;"
         f" all of it was ACKed {settled_s:,.1f} s after the end"
     )
+    if report["best_server_cpu"] is not None:
+        best_us = report["best_server_cpu"]["us_per_msg"]
+        yield f"  server CPU    {best_us:>12.1f} µs per message at the best"
     calm = report["calm_ack_ms"]
     if calm["before"] and calm["after"]:
         yield (
@@ -143,8 +158,8 @@ def cpu_lines(report: dict[str, Any]) -> Iterator[str]:
     shares = ", ".join(f"{share:.2f}" for share in report["generator_cpu"])
     generator_us = report["generator_us_per_msg"]
     yield f"  generator     {generator_us:>12.1f} µs per message, {shares} of a core"
-    if max(report["generator_cpu"]) > BUSY:
-        yield "  the generator may be what limits these figures: try more --processes"
+    if report["generator_busy"]:
+        yield "  the generator, or this machine, may be what limits these figures"
 
 
 def ledger_lines(report: dict[str, Any]) -> Iterator[str]:

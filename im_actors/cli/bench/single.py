@@ -22,6 +22,7 @@ class Single:
     window: int
     seconds: float
     warmup_s: float
+    burst: int = 1
 
 
 async def single(
@@ -31,12 +32,15 @@ async def single(
     load = asked.load
     parts = [load.part(number) for number in range(load.processes)]
     async with Generators(parts, server, moved) as generators:
-        figures = await generators.phase(asked.seconds, asked.warmup_s, asked.rate, asked.window)
+        figures = await generators.phase(
+            asked.seconds, asked.warmup_s, asked.rate, asked.window, asked.burst
+        )
         outcome = await generators.finish()
     report = {
         "mode": "closed" if asked.rate is None else "open",
         "window": asked.window,
         "rate": asked.rate,
+        "burst": asked.burst,
         "seconds": asked.seconds,
         "warmup_s": asked.warmup_s,
         **described(load),

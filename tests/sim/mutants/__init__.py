@@ -1,8 +1,8 @@
 """The safety rules of design section 5, each with the sources in which it is missing.
 
 Read it as a list of what must not be forgotten: ``python -m tests.sim --mutants`` shows that every
-one of these rules matters: without it the simulation or, for what that hardly meets, a directed
-test finds something broken. ``redundant`` has those that another rule makes up for.
+one of these rules matters: without it the simulation, the exhaustive check or storage under fire
+finds something broken. ``redundant`` has those that another rule makes up for.
 """
 
 from __future__ import annotations

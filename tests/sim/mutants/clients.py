@@ -58,7 +58,7 @@ CLIENTS = (
             "        effects.append(StoreRow(row.row, replaces=row.row.n))\n\n"
             "    def _void_refused",
         ),
-        by="test tests/core/test_outbox.py -k on_disk_first",
+        faults=("refusal=0.2", "slow_save=1", "crash_client=0.5"),
     ),
     mutant(
         "numbers-start-anew",

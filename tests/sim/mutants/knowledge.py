@@ -37,7 +37,9 @@ KNOWLEDGE = (
         "deleted-is-complete",
         "5.3, I9: a replica that was told to forget a slot does not know that it is empty",
         Edit(REPLICA, "return self.complete and bool(self.epochs)", "return self.complete"),
-        by="test tests/core/test_replica.py -k dropped_slot_is_unknown",
+        # Whoever is asked by a gateway that has not heard of the view without it.
+        known=38,
+        faults=("pause_controller=0.8", "pause_replica=0.6", "partition"),
     ),
     mutant(
         "not-ready-is-absent",
@@ -78,7 +80,7 @@ KNOWLEDGE = (
             "            self._effects.append(Answered([refused(send.token, Unknown.code)]))\n",
             "            self._effects.append(Answered([refused(send.token, KeyConflict.code)]))\n",
         ),
-        by="test tests/core/test_owner.py -k does_not_have_yet",
+        faults=("stray=1", "slow_apply=1", "crash_shard", "needless_take"),
     ),
     mutant(
         "key-looked-for-too-early",
@@ -111,6 +113,7 @@ KNOWLEDGE = (
         "evicts-while-loading",
         "5.4: a session whose state is being loaded is not forgotten",
         Edit(SERVING, "if settled and idle and name not in busy:", "if settled and idle:"),
+        # The answer has to be later than history, a word of it, and the look at idle sessions.
         by="test tests/core/test_owner.py -k not_forgotten_while",
     ),
     mutant(

@@ -7,7 +7,6 @@ SESSIONS = "im_actors.core.sessions"
 TAKEOVER = "im_actors.core.takeover"
 OUTBOX = "im_actors.core.outbox"
 INBOX = "im_actors.core.inbox"
-INVARIANTS = "im_actors.core.invariants"
 
 # The simulation's own shells: what a shell owes to its machine is a rule too.
 SIM_REPLICA = "tests.sim.replicas"

@@ -4,7 +4,7 @@ They are kept, as second lines: most of them turn another defect into an alarm i
 ``NAME`` takes out both rules, and has to be noticed; ``NAME-alone`` only the one.
 """
 
-from tests.sim.mutants.modules import OWNER, REPLICA, SIM_STORE, TAKEOVER
+from tests.sim.mutants.modules import OWNER, REPLICA, SIM_REPLICA, SIM_STORE, TAKEOVER
 from tests.sim.mutation import Edit, Redundant
 
 _ORDER = "return epoch_at(answer.epochs, answer.last_lsn), answer.last_lsn"
@@ -14,6 +14,13 @@ _SPARES_COUNT = Edit(
     "best = choose_log({m: usable[m] for m in view.members if m in usable})",
     "best = choose_log(usable)",
 )
+_DELETED_LATER = Edit(
+    SIM_REPLICA,
+    "self._in_history(lambda: self._drop_history(slot))",
+    "delete = lambda: self.later(self.rng.uniform(0, 3_000), lambda: self._drop_history(slot))\n"
+    "                self._in_history(delete)",
+)
+"""A deletion that things asked for later may overtake."""
 _DROP_REFUSED = (
     "if request.epoch < log.promised or any(m.disk == self.disk for m in request.view.members):"
 )
@@ -147,5 +154,63 @@ REDUNDANT = (
         " promise under which the replica became a member again.",
         edits=(Edit(REPLICA, _DROP_REFUSED, "if request.epoch < log.promised:"),),
         others=(Edit(OWNER, "self._spares(self.view.members):", "self._spares(()):"),),
+    ),
+    Redundant(
+        "second-drop",
+        "5.3: a second Drop waits for the deletion that is under way",
+        "A replica's history does one thing after the other, in the order in which it was asked: a"
+        " second deletion is done before anything of the slot's next life here, and finds nothing.",
+        edits=(
+            Edit(
+                REPLICA,
+                "        if log.dropping is not None:\n"
+                "            return  # The first request's answer is coming; a second deletion"
+                " could hit new data.\n",
+                "",
+            ),
+            Edit(
+                REPLICA,
+                "self._send(log.dropping, Dropped(slot, log.promised))",
+                "log.dropping and self._send(log.dropping, Dropped(slot, log.promised))",
+            ),
+        ),
+        others=(_DELETED_LATER,),
+        faults=("late=0.5", "duplicate=0.3", "partition=0.6", "pause_replica=0.6", "needless_take"),
+    ),
+    Redundant(
+        "joins-while-dropping",
+        "5.3: a slot is not prepared while its old data is being deleted",
+        "History does one thing after the other: what is applied or backfilled after the Prepare is"
+        " written after the deletion. What a crash before the deletion leaves is committed, of the"
+        " same log.",
+        edits=(
+            Edit(
+                REPLICA,
+                "        if log.dropping is not None:\n"
+                "            self._refuse(peer, request, log, \"the slot's old data is being"
+                ' deleted")\n'
+                "            return\n",
+                "",
+            ),
+        ),
+        others=(_DELETED_LATER,),
+        faults=("partition", "pause_replica", "needless_take", "crash_replica"),
+    ),
+    Redundant(
+        "backfill-of-another-log",
+        "5.3: backfilled records are of the epochs of this log",
+        "Backfill brings committed records only, and there is one committed log. Of uncommitted"
+        " ones, those of the epochs of this log are the same as those that were committed. Only a"
+        " deposed owner's tail at the source, in the hole of the one that asks, shows the lack of"
+        " both.",
+        edits=(
+            Edit(
+                REPLICA, "fits = fits and epoch_at(log.epochs, record.lsn) == record.epoch", "pass"
+            ),
+        ),
+        others=(
+            Edit(REPLICA, "last = min(last, log.commit_lsn)", "last = min(last, log.last_lsn)"),
+        ),
+        faults=("partition=0.8", "one_way=0.8", "pause_replica=0.8", "needless_take"),
     ),
 )
