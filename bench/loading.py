@@ -7,10 +7,13 @@ from dataclasses import replace
 
 from bench.running import say
 from im_actors.cli.bench.plan import Load
-from im_actors.cli.bench.processes import Figures, Generators
+from im_actors.cli.bench.processes import Generators
 
 PHASE_S = 5.0
+PHASE_S_FIRST = 1.0
 PHASE_S_MIN = 0.2
+EMPTY_MAX = 10
+"""Phases in a row without an ACK after which it is given up; a short one may well have none."""
 WINDOW = 64
 
 
@@ -27,19 +30,15 @@ async def fill(address: tuple[str, int], messages: int, **settings: object) -> i
 
 
 async def fill_by(generators: Generators, messages: int) -> int:
-    acked = 0
-    seconds = min(PHASE_S, 1.0)
+    acked = empty = 0
+    seconds = PHASE_S_FIRST
     while acked < messages:
         figures = await generators.phase(seconds, 0.0, window=WINDOW)
-        check(figures)
+        empty = 0 if figures.acked else empty + 1
+        if empty == EMPTY_MAX:
+            raise RuntimeError("nothing is acknowledged any more")
         acked += figures.acked
         left_s = (messages - acked) / max(1.0, figures.msgs_per_s)
         seconds = min(PHASE_S, max(PHASE_S_MIN, left_s))
         say(f"{acked:,} messages, {figures.msgs_per_s:,.0f} a second")
     return acked
-
-
-def check(figures: Figures) -> None:
-    """RuntimeError when nothing goes on."""
-    if not figures.acked:
-        raise RuntimeError("nothing is acknowledged")
