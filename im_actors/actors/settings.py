@@ -16,7 +16,7 @@ SPARE_WORKERS = 2
 start of a Python process. One such worker is about 43 MB."""
 SHARDS_MIN = 2
 """As many shards run at least, so that a killed one is replaced by one that is there. An idle one
-takes about 70 MB."""
+takes about 95 MB."""
 ACTOR_CALLS_MAX = 1_000
 """Calls at a time in one actor, so that control calls never wait behind others."""
 
