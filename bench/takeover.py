@@ -26,6 +26,7 @@ from typing import Any
 from bench.machine import describe, fsync_us
 from bench.probe import Probe, Probed
 from bench.running import Cluster, say, until_quiet
+from im_actors.cli.cluster_commands import EXIT_INTERRUPTED, EXIT_TERMINATED
 from im_actors.errors import ImError
 
 KINDS = ("shard", "replica", "gateway")
@@ -195,9 +196,12 @@ def run(
     bench: Callable[[argparse.Namespace], dict[str, Any]],
     shown: Callable[[dict[str, Any]], str],
 ) -> int:
-    """Run a bench and print what it found."""
+    """Run a bench and print what it found. SIGTERM ends it as Ctrl-C does: its cluster goes, too."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))
     try:
         report = bench(args)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
     except (RuntimeError, ImError) as error:
         say(str(error))
         return 2
