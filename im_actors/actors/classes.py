@@ -15,6 +15,7 @@ import resource
 import signal
 import socket
 import sys
+import time
 import uuid
 from typing import Any
 
@@ -51,6 +52,8 @@ class Actor:
         self._name = name
         self._life = uuid.uuid4().hex
         self._node: Any = None
+        self._start_ms = 0
+        """How long the start took: for a replica the opening of its files and the journal."""
         self._starting: asyncio.Task[Any] | None = None
         self._watched: asyncio.Future[str] | None = None
         log_to_file(settings.directory, name)
@@ -72,6 +75,7 @@ class Actor:
         return Started(self._life, os.getpid(), self._node_address(), address)
 
     async def _start(self, view_store: str) -> Any:
+        begun = time.monotonic()
         name_thread("loop")
         try:
             address = await self._open(view_store)
@@ -80,7 +84,8 @@ class Actor:
             logger.error("%s does not start: %s", self._name, error)
             self._start_failed()
             raise
-        logger.info("%s serves as %s", self._name, address)
+        self._start_ms = round((time.monotonic() - begun) * 1000)
+        logger.info("%s serves after %d ms as %s", self._name, self._start_ms, address)
         return address
 
     async def _open(self, view_store: str) -> Any:
@@ -125,7 +130,7 @@ class Actor:
 
     async def status(self) -> dict[str, Any]:
         status: dict[str, Any] = self._running().status()
-        return {**status, "pid": os.getpid()}
+        return {**status, "pid": os.getpid(), "start_ms": self._start_ms}
 
     async def stop(self) -> None:
         """Close in order. The process stays until its cluster ends it."""

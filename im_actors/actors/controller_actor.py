@@ -74,7 +74,9 @@ class ControllerActor:
         try:
             platform = RayPlatform(settings, self._calls, self._place)
             platform.view_store = views.identity
-            node = ControllerNode(settings.slots, settings.desired(), platform, views)
+            node = ControllerNode(
+                settings.slots, settings.desired(), platform, views, shards=settings.shards
+            )
             admin = AdminServer(CONTROLLER, settings.secret_bytes, self._methods(node))
             await admin.start(settings.admin_address, settings.admin_port)
         except BaseException:
@@ -130,9 +132,10 @@ class ControllerActor:
             raise NotReachable("the controller is starting") from None
         return self._views
 
-    async def activated(self, view: View) -> None:
+    async def activated(self, views: list[View]) -> None:
         if self._open.is_set():
-            self._node.activated(view)
+            for view in views:
+                self._node.activated(view)
 
     # -- the operator's door -------------------------------------------------------------------
 

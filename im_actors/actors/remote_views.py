@@ -46,6 +46,8 @@ class ControllerViews:
         self._finding = asyncio.Lock()
         self._waiting: list[tuple[asyncio.Future[Any], Question]] = []
         self._asking: asyncio.Task[None] | None = None
+        self._activated: list[View] = []
+        """What the controller has not been told."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def read(self, slot: int) -> View | None:
@@ -57,17 +59,21 @@ class ControllerViews:
         return view
 
     def activated(self, view: View) -> None:
-        """Tell the controller, which finds it out by itself when the word is lost."""
-        task = asyncio.get_running_loop().create_task(self._tell(view))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        """Tell the controller, which finds it out by itself when the word is lost. What one turn of
+        the loop brings is one word."""
+        self._activated.append(view)
+        if len(self._activated) == 1:
+            task = asyncio.get_running_loop().create_task(self._tell())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
-    async def _tell(self, view: View) -> None:
+    async def _tell(self) -> None:
+        views, self._activated = self._activated, []
         try:
             async with asyncio.timeout(self._call_s):
-                self._calls.tell(await self._controller(), "activated", view)
+                self._calls.tell(await self._controller(), "activated", views)
         except Exception as error:
-            logger.info("the controller did not hear of slot %d: %s", view.slot, error)
+            logger.info("the controller did not hear of %d slots: %s", len(views), error)
 
     async def _ask(self, *question: Any) -> Any:
         loop = asyncio.get_running_loop()

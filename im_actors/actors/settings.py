@@ -14,6 +14,9 @@ CONTROLLER = "controller"
 SPARE_WORKERS = 2
 """Idle workers that a local cluster keeps: a restarted actor takes one of them, which saves it the
 start of a Python process. One such worker is about 43 MB."""
+SHARDS_MIN = 2
+"""As many shards run at least, so that a killed one is replaced by one that is there. An idle one
+takes about 95 MB."""
 ACTOR_CALLS_MAX = 1_000
 """Calls at a time in one actor, so that control calls never wait behind others."""
 
@@ -68,15 +71,21 @@ class ActorSettings:
         """The actors that should run, replicas first: everything else waits for them."""
         for kind, count in (
             ("replica", self.replicas),
-            ("shard", self.shards),
+            ("shard", self.shards_running),
             ("gateway", self.gateways),
         ):
             yield from (Desired(kind, f"{kind}-{number}") for number in range(1, count + 1))
 
     @property
+    def shards_running(self) -> int:
+        """Several take over from each other. A single one has another that stands by: it is linked
+        to everybody, and takes the slots at once where a new process would have to start first."""
+        return max(self.shards, SHARDS_MIN)
+
+    @property
     def actors(self) -> int:
         """All of them, the controller too."""
-        return 1 + self.replicas + self.shards + self.gateways
+        return 1 + self.replicas + self.shards_running + self.gateways
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

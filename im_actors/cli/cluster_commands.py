@@ -64,7 +64,12 @@ def _register_up(add: AddCommand) -> None:
     )
     by_cores = max(1, min(ACTORS_BY_CORES_MAX, (os.cpu_count() or 1) // 2))
     for name, count, what, why in (
-        ("shards", by_cores, "actors that order messages", " by the cores of this machine,"),
+        (
+            "shards",
+            by_cores,
+            "actors that order messages; beside a single one another stands by",
+            " by the cores of this machine,",
+        ),
         ("replicas", 3, "actors that keep them, each with its own directory", ""),
         ("gateways", by_cores, "actors that clients connect to", " by the cores of this machine,"),
     ):

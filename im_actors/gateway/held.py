@@ -126,6 +126,10 @@ class HeldSlot:
         self.offered_at_ms = now_ms
         return rows
 
+    def start_over(self, delay_ms: int) -> None:
+        """Let the wait after the next offer be so short again."""
+        self._delay_ms = delay_ms // 2
+
     def back_off(self, delay_ms_max: int, now_ms: int) -> None:
         self._delay_ms = min(2 * self._delay_ms, delay_ms_max)
         self.try_at_ms = now_ms + self._delay_ms

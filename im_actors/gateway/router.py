@@ -326,6 +326,9 @@ class Router:
             held_slot = self._held.get(slot)
             if held_slot is not None and held_slot.waiting:
                 count = len(held_slot.waiting) if change.serves else PROBE_ROWS
+                if change.serves:
+                    # The directory may know it a moment before the shard itself does.
+                    held_slot.start_over(self._config.retry_ms_min)
                 self._offer(held_slot, count, now_ms)
             self._reopen(slot)
 

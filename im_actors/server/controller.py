@@ -87,8 +87,12 @@ class ControllerNode:
         platform: Platform,
         views: ViewStore,
         config: ControllerConfig | None = None,
+        shards: int | None = None,
     ) -> None:
+        """``shards``: how many of the desired ones have slots, the others stand by to take those
+        of one that ends; None: all of them."""
         self.slots = slots
+        self._shards = shards
         self._desired = list(desired)
         self._platform = platform
         self.store = views
@@ -287,10 +291,10 @@ class ControllerNode:
             self._changed.set() if directory[1:] != self.directory()[1:] else None
 
     def _assign(self) -> None:
-        shards = {o.address.name: o for o in self._observed.values() if o.kind == "shard"}
+        shards = self._working_shards()
         wanted = sum(desired.kind == "shard" for desired in self._desired)
         waited = (time.monotonic() - self._started) * 1000
-        if len(shards) < wanted and waited < self._config.gather_ms:
+        if len(self.running("shard")) < wanted and waited < self._config.gather_ms:
             return
         orphans: dict[str, list[int]] = {}
         for slot, view in self._views.items():
@@ -306,6 +310,13 @@ class ControllerNode:
             self._served.clear()
         for name, slots in orphans.items():
             self._ask(name, slots, "its owner does not run")
+
+    def _working_shards(self) -> dict[str, Observed]:
+        """Those that should have slots. One that has some keeps them: who comes back stands by."""
+        owners = {view.owner for view in self._views.values()}
+        running = [observed for observed in self._observed.values() if observed.kind == "shard"]
+        running.sort(key=lambda shard: (shard.address.incarnation not in owners, shard.since))
+        return {shard.address.name: shard for shard in running[: self._shards]}
 
     def _owner_shard(self, view: View) -> str | None:
         """A running shard that is already at work on the slot."""

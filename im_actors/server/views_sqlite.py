@@ -8,8 +8,9 @@ import os
 import sqlite3
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -52,10 +53,15 @@ FORMAT = Format(
 
 T = TypeVar("T")
 
+Change = tuple[View | None, View]
+"""(old, new); old is None for the first view of a slot."""
+
 
 class SqliteViewStore:
     """A ViewStore in one file. What was answered is on disk: WAL, synchronous=FULL, one connection,
-    one thread.
+    one thread. Changes that come while one is being written are the next transaction together: a
+    shard that takes over changes all of its slots at once, and an fsync for each would take longer
+    than all the rest.
 
     A lock on ``<path>.lock`` lets one process in: a paused controller that wakes up while another
     one is running would otherwise compare against what it read before.
@@ -68,6 +74,7 @@ class SqliteViewStore:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="views")
         self._lock: int | None = None
         self._database: Database | None = None
+        self._changes: deque[tuple[Change, Future[View]]] = deque()
         self._identity = ""
         self._closed = False
 
@@ -92,11 +99,11 @@ class SqliteViewStore:
 
     async def create(self, view: View) -> View:
         check_view(view)
-        return await self._run(lambda: self._create(view))
+        return await self._change(None, view)
 
     async def swap(self, old: View, new: View) -> View:
         check_swap(old, new)
-        return await self._run(lambda: self._swap(old, new))
+        return await self._change(old, new)
 
     async def close(self) -> None:
         if not self._closed:
@@ -106,9 +113,20 @@ class SqliteViewStore:
             await asyncio.wrap_future(closing)
 
     async def _run(self, call: Callable[[], T]) -> T:
+        self._check_open()
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+
+    async def _change(self, old: View | None, new: View) -> View:
+        self._check_open()
+        answer: Future[View] = Future()
+        self._changes.append(((old, new), answer))
+        # One of these calls takes all changes that wait, and the others find none.
+        self._thread.submit(self._make_changes)
+        return await asyncio.wrap_future(answer)
+
+    def _check_open(self) -> None:
         if self._closed:
             raise ShuttingDown(f"the view store {self.path} is closed")
-        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
 
     # -- in the thread -------------------------------------------------------------------------
 
@@ -169,28 +187,51 @@ class SqliteViewStore:
 
     # Nobody else writes between the read and the write: one process, one connection, one thread.
 
-    def _create(self, view: View) -> View:
-        held = self._read(view.slot)
-        if held is not None:
-            return held
-        with self._writing() as connection:
-            connection.execute("INSERT INTO views VALUES(?, ?)", (view.slot, encode_view(view)))
-        return self._put(view)
+    def _make_changes(self) -> None:
+        changes: list[tuple[Change, Future[View]]] = []
+        while self._changes:
+            change, answer = self._changes.popleft()
+            if answer.set_running_or_notify_cancel():
+                changes.append((change, answer))
+        fresh: dict[int, View] = {}
+        outcomes = [self._outcome(change, fresh) for change, _ in changes]
+        failure: Exception | None = None
+        try:
+            self._write([change for change, _ in outcomes if change])
+        except Exception as error:
+            failure = error
+        for ((_, new), answer), (_, outcome) in zip(changes, outcomes, strict=True):
+            # Who only compared with a view of this transaction may not be told of it either.
+            failed = failure if new.slot in fresh else None
+            _settle(answer, failed or outcome)
 
-    def _swap(self, old: View, new: View) -> View:
-        held = self._read(old.slot)
-        if held is None:
-            raise view_lost(str(self.path), old.slot)
-        if held != old or old == new:
-            return held
-        with self._writing() as connection:
-            statement = "UPDATE views SET record = ? WHERE slot = ? AND record = ?"
-            values = (encode_view(new), new.slot, encode_view(old))
-            changed = connection.execute(statement, values).rowcount
-            assert changed == 1, f"the view of slot {new.slot} changed under its only writer"
-        return self._put(new)
+    def _outcome(
+        self, change: Change, fresh: dict[int, View]
+    ) -> tuple[Change | None, View | Exception]:
+        """What has to be written, and the view that the store holds afterwards. ``fresh`` are the
+        views that will be written before."""
+        old, new = change
+        try:
+            held = fresh.get(new.slot) or self._read(new.slot)
+            if held is None and old is not None:
+                raise view_lost(str(self.path), new.slot)
+        except Exception as error:
+            return None, error
+        if held != old or held == new:
+            assert held is not None
+            return None, held
+        fresh[new.slot] = new
+        return change, new
 
-    def _put(self, view: View) -> View:
+    def _write(self, changes: list[Change]) -> None:
+        if not changes:
+            return
+        with self._writing() as connection:
+            for old, new in changes:
+                _write_one(connection, old, new)
+        self._keep_small()
+
+    def _keep_small(self) -> None:
         """After the commit: whatever goes wrong here concerns the next call, not this one."""
         database = self._open_database
         if database.wal_bytes() > WAL_BYTES_MAX:
@@ -199,7 +240,6 @@ class SqliteViewStore:
             except ImError:
                 # The object is dead and says so to the next caller; the view is in the WAL.
                 assert not _alive(database)
-        return view
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
@@ -240,6 +280,23 @@ class SqliteViewStore:
             if self._lock is not None:
                 os.close(self._lock)
                 self._lock = None
+
+
+def _write_one(connection: sqlite3.Connection, old: View | None, new: View) -> None:
+    if old is None:
+        connection.execute("INSERT INTO views VALUES(?, ?)", (new.slot, encode_view(new)))
+        return
+    statement = "UPDATE views SET record = ? WHERE slot = ? AND record = ?"
+    values = (encode_view(new), new.slot, encode_view(old))
+    changed = connection.execute(statement, values).rowcount
+    assert changed == 1, f"the view of slot {new.slot} changed under its only writer"
+
+
+def _settle(answer: Future[View], outcome: View | Exception) -> None:
+    if isinstance(outcome, Exception):
+        answer.set_exception(outcome)
+    else:
+        answer.set_result(outcome)
 
 
 _REBUILD = "bring back a good copy of the file; the replicas keep every message meanwhile"

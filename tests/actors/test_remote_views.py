@@ -119,11 +119,12 @@ async def test_a_question_that_was_given_up_is_not_asked_late() -> None:
 async def test_activations_are_told_and_a_lost_word_does_no_harm() -> None:
     calls = FakeCalls(lambda _: None)
     views = ControllerViews("im-c", calls)
+    views.activated(OLD)
     views.activated(NEW)
     async with asyncio.timeout(5):
         while not calls.told:
             await asyncio.sleep(0.001)
-    assert calls.told == [(1, "activated", NEW)]
+    assert calls.told == [(1, "activated", [OLD, NEW])], "in one word"
 
     def lost(*_: Any) -> Any:
         raise NotReachable("no controller")

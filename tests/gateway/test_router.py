@@ -294,6 +294,20 @@ def test_waits_between_offers_grow() -> None:
     assert waits[:6] == [50, 100, 200, 400, 500, 500]
 
 
+def test_a_shard_that_is_to_serve_at_any_moment_is_asked_again_soon() -> None:
+    """The directory can be ahead of the shard, which then refuses once more."""
+    gateway = Gateway().ready()
+    gateway.down("a")
+    gateway.send(1)
+    gateway.wait(2_000)
+    gateway.peers.epochs[0] = 1
+    gateway.peers.owners[0] = "b"
+    gateway.show()
+    gateway.answer("b", (tokens(gateway.arrived("b"))[0], SlotMoving.code, 0, 0))
+    gateway.wait(gateway.config.retry_ms_min)
+    assert numbers(gateway.arrived("b")) == [[1]]
+
+
 def test_a_link_that_comes_back_gets_what_it_may_have_lost() -> None:
     gateway = Gateway().ready()
     gateway.send(1, 2)

@@ -61,11 +61,14 @@ class Platform:
         self.down: dict[str, asyncio.Event] = {}
         self.broken: set[str] = set()
         self.silent: set[str] = set()
+        self.late: dict[str, asyncio.Event] = {}
         self.taken: list[tuple[str, tuple[int, ...], str]] = []
         self.directories: dict[str, Directory] = {}
 
     async def start(self, desired: Desired) -> Any:
         kind, name = desired
+        if name in self.late:
+            await self.late[name].wait()
         if name in self.broken or name in self.silent:
             raise NotReachable(f"{name} is broken")
         self.lives[name] = self.lives.get(name, 0) + 1
@@ -109,9 +112,12 @@ def desired(shards: int = 2, replicas: int = 3) -> list[Desired]:
 
 @asynccontextmanager
 async def running(
-    platform: Platform, wanted: list[Desired] | None = None, config: ControllerConfig = FAST
+    platform: Platform,
+    wanted: list[Desired] | None = None,
+    config: ControllerConfig = FAST,
+    shards: int | None = None,
 ) -> AsyncIterator[ControllerNode]:
-    node = ControllerNode(SLOTS, wanted or desired(), platform, platform.store, config)
+    node = ControllerNode(SLOTS, wanted or desired(), platform, platform.store, config, shards)
     platform.controller = node
     await node.start()
     try:
@@ -193,6 +199,44 @@ async def test_slots_move_back_little_by_little_once_a_shard_has_settled(
                 and node.starts["shard-1"] == 2
             )
         )
+
+
+async def test_a_shard_that_stands_by_takes_over_at_once_and_keeps_what_it_has(
+    platform: Platform,
+) -> None:
+    async with running(platform, shards=1) as node:
+        await node.wait_serving()
+        (first,) = owners(platform)
+        name = first.partition(".")[0]
+        other = ({"shard-1", "shard-2"} - {name}).pop()
+        platform.broken.add(name)
+        platform.down[name].set()
+        await until(lambda: owners(platform) == {f"{other}.1"})
+        platform.broken.clear()
+        await until(lambda: name in node.running_names()["shard"])
+        # Longer than a planned move takes to begin: who has come back stands by.
+        taken = len(platform.taken)
+        served = node._observed[name].since + 3 * FAST.settle_ms / 1000
+        await until(lambda: time.monotonic() > served)
+        assert owners(platform) == {f"{other}.1"}
+        assert len(platform.taken) == taken
+
+
+async def test_a_later_controller_leaves_the_slots_where_they_are(platform: Platform) -> None:
+    async with running(platform, shards=1) as node:
+        await node.wait_serving()
+        (first,) = owners(platform)
+        before = len(platform.taken)
+    platform.lives = {name: life - 1 for name, life in platform.lives.items()}
+    owner = first.partition(".")[0]
+    platform.late[owner] = asyncio.Event()
+    async with running(platform, shards=1) as node:
+        await until(lambda: len(node.running("shard")) == 1)
+        await node._reconcile()
+        platform.late[owner].set()
+        await node.wait_serving()
+        assert owners(platform) == {first}
+        assert len(platform.taken) == before
 
 
 async def test_a_silent_shard_is_treated_as_gone(platform: Platform) -> None:

@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from im_actors.server.views import (
 from im_actors.server.views_sqlite import WAL_BYTES_MAX, SqliteViewStore
 from tests.support_views import (
     SqlitePlace,
+    active,
     claim,
     first,
 )
@@ -276,6 +278,66 @@ async def test_a_failed_commit_is_unknown(tmp_path: Path) -> None:
     again = await place.open()
     assert await again.swap(old, claim(old)) == claim(old)
     await again.close()
+
+
+async def test_what_a_shard_changes_at_the_same_moment_shares_transactions(tmp_path: Path) -> None:
+    place = SqlitePlace(tmp_path / "views.db")
+    store = await place.open()
+    olds = [await store.create(first(slot)) for slot in range(32)]
+    database: Any = store._open_database
+    begun: list[int] = []
+    transaction = database.transaction
+
+    def counted() -> Any:
+        begun.append(1)
+        return transaction()
+
+    database.transaction = counted
+    held = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    go_on = threading.Event()
+    store._thread.submit(lambda: (loop.call_soon_threadsafe(held.set), go_on.wait()))
+    await held.wait()
+    changing = [asyncio.ensure_future(store.swap(old, claim(old))) for old in olds]
+    # Two more of the same slot: one that comes too late, and one that goes on from the first.
+    changing.append(asyncio.ensure_future(store.swap(olds[0], claim(olds[0], "shard-2.b"))))
+    changing.append(asyncio.ensure_future(store.swap(claim(olds[1]), active(claim(olds[1])))))
+    await asyncio.sleep(0)
+    go_on.set()
+    found = await asyncio.gather(*changing)
+    assert found == [*map(claim, olds), claim(olds[0]), active(claim(olds[1]))]
+    assert len(begun) == 1
+    await store.close()
+    again = await place.open()
+    assert await again.read_all() == {**dict(enumerate(found[:32])), 1: found[-1]}
+    await again.close()
+
+
+async def test_a_view_that_its_transaction_did_not_write_is_told_to_nobody(tmp_path: Path) -> None:
+    place = SqlitePlace(tmp_path / "views.db")
+    store = await place.open()
+    old = await store.create(first())
+    other = await store.create(first(8))
+    go_on = threading.Event()
+    store._thread.submit(go_on.wait)
+    changes = (
+        store.swap(old, claim(old)),
+        store.swap(old, claim(old, "shard-2.b")),
+        store.swap(claim(other), active(claim(other))),
+    )
+    changing = [asyncio.ensure_future(change) for change in changes]
+    await asyncio.sleep(0)
+    database: Any = store._open_database
+
+    def refuse() -> Any:
+        raise DiskFailed("no")
+
+    database.transaction = refuse
+    go_on.set()
+    found = await asyncio.gather(*changing, return_exceptions=True)
+    assert [type(outcome) for outcome in found] == [Unknown, Unknown, View]
+    assert found[2] == other, "it was not part of the transaction"
+    await store.close()
 
 
 async def test_the_wal_stays_small(tmp_path: Path) -> None:

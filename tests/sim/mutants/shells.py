@@ -33,7 +33,11 @@ SHELLS = (
     mutant(
         "store-compares-the-epoch",
         "5.1: the view store compares the whole record, not the epoch alone",
-        Edit(VIEWS, "if held != old or old == new:", "if held.epoch != old.epoch or old == new:"),
+        Edit(
+            VIEWS,
+            "if held != old or held == new:",
+            "if (held and held.epoch) != (old and old.epoch) or held == new:",
+        ),
         Edit(VIEWS, "WHERE slot = ? AND record = ?", "WHERE slot = ?"),
         Edit(
             VIEWS,
