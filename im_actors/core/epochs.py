@@ -13,7 +13,10 @@ from im_actors.core.messages import Epochs
 
 def epoch_at(epochs: Epochs, lsn: int) -> int:
     """The epoch of the record at ``lsn``; 0 before the first record."""
-    return epochs[_index_at(epochs, lsn)][0] if lsn > 0 and epochs else 0
+    if lsn <= 0 or not epochs:
+        return 0
+    epoch, first_lsn = epochs[-1]  # It is nearly always asked for the log's end.
+    return epoch if lsn >= first_lsn else epochs[_index_at(epochs, lsn)][0]
 
 
 def _index_at(epochs: Epochs, lsn: int) -> int:

@@ -76,6 +76,15 @@ class Append(NamedTuple):
     records: tuple[Record, ...]
 
 
+class Committed(NamedTuple):
+    """The commit point, for a slot that has no record to carry it. It is not answered: an owner
+    that hears nothing of it sends an empty Append after a while, which is."""
+
+    slot: int
+    epoch: int
+    commit_lsn: int
+
+
 class Appended(NamedTuple):
     """Everything up to ``durable_lsn`` is on disk here."""
 
@@ -193,7 +202,7 @@ class KeyFound(NamedTuple):
     checksum: int
 
 
-ReplicaRequest = Seal | Prepare | Append | Fetch | Drop | LoadSessions | FindKey
+ReplicaRequest = Seal | Prepare | Append | Committed | Fetch | Drop | LoadSessions | FindKey
 ReplicaAnswer = (
     Sealed | Refused | Prepared | Appended | Need | Fetched | Dropped | SessionsLoaded | KeyFound
 )
@@ -201,6 +210,7 @@ ReplicaAnswer = (
 __all__ = [
     "Append",
     "Appended",
+    "Committed",
     "DeviceImage",
     "Drop",
     "Dropped",

@@ -23,6 +23,7 @@ from im_actors.core.epochs import epoch_at
 from im_actors.core.messages import (
     Append,
     Appended,
+    Committed,
     Drop,
     Dropped,
     Fetch,
@@ -811,13 +812,8 @@ class SlotOwner:
     def _tell_commit(self) -> None:
         self._tell_commit_ms = None
         self._commit_told = self.commit_lsn
-        message = self._commit_point()
+        message = Committed(self.slot, self.epoch, self.commit_lsn)
         self._effects += [ToReplica(member, message) for member in self.members]
-
-    def _commit_point(self) -> Append:
-        """An append of nothing, behind the commit point, that only tells it."""
-        lsn = self.commit_lsn
-        return Append(self.slot, self.epoch, lsn, self.epoch, lsn, ())
 
     def _resend(self, member: Member) -> None:
         """Everything above the commit point, again; equal records again are fine."""
@@ -825,7 +821,9 @@ class SlotOwner:
         if records:
             self._append(member, records, self.epoch, self.commit_lsn)
         else:
-            self._effects.append(ToReplica(member, self._commit_point()))
+            lsn = self.commit_lsn
+            nothing = Append(self.slot, self.epoch, lsn, self.epoch, lsn, ())
+            self._effects.append(ToReplica(member, nothing))
 
     def _need(self, member: Member, answer: Need) -> None:
         if answer.epoch != self.epoch or member not in self.members:

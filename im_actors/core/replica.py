@@ -19,6 +19,7 @@ from im_actors.core.epochs import cut_epochs, epoch_at
 from im_actors.core.messages import (
     Append,
     Appended,
+    Committed,
     Drop,
     Dropped,
     Epochs,
@@ -366,6 +367,7 @@ class Replica:
             Seal: self._seal,
             Prepare: self._prepare,
             Append: self._append,
+            Committed: self._committed,
             Fetch: self._fetch,
             Drop: self._drop,
             LoadSessions: self._load_sessions,
@@ -461,6 +463,16 @@ class Replica:
             self._store_records(slot, log, fresh, commit_lsn)
         self._raise_commit(slot, log, min(commit_lsn, prev_lsn + len(records)))
         self._send(peer, self._appended(slot, epoch, log))
+
+    def _committed(self, _: Any, told: Committed) -> None:
+        slot, epoch, commit_lsn = told
+        log = self.logs.get(slot)
+        if log is None or log.promised != epoch or commit_lsn > log.last_lsn:
+            return
+        # An owner commits nothing before the first record of its epoch, so a record of this epoch
+        # there says that the log matches the sender's up to it.
+        if epoch_at(log.epochs, commit_lsn) == epoch:
+            self._raise_commit(slot, log, commit_lsn)
 
     @staticmethod
     def _appended(slot: int, epoch: int, log: SlotLog) -> Appended:

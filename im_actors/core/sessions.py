@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections import deque
+from array import array
+from collections.abc import Sequence
 from enum import IntEnum
+from itertools import chain
 
 from im_actors.core.messages import DeviceImage, SessionImage
 from im_actors.core.model import DEVICE_WINDOW, EventKind
@@ -34,18 +36,33 @@ next n."""
 
 
 class DeviceState:
-    """The dedup state of one device in one session."""
+    """The dedup state of one device in one session.
 
-    __slots__ = ("last_n", "recent")
+    ``sent`` has the seq and the body checksum of its last sends in turn, the newest at the end. An
+    owner has a hundred thousand of these and meets them in no order: in one piece they are an
+    eighth of what a deque of pairs is, and fewer cache lines.
+    """
 
-    def __init__(self, last_n: int = 0, recent: tuple[tuple[int, int], ...] = ()) -> None:
+    __slots__ = ("last_n", "sent")
+
+    def __init__(self, last_n: int = 0, recent: Sequence[tuple[int, int]] = ()) -> None:
         self.last_n = last_n
-        self.recent: deque[tuple[int, int]] = deque(recent, DEVICE_WINDOW)
+        self.sent = array("q", chain.from_iterable(recent[-DEVICE_WINDOW:]))
+
+    @property
+    def recent(self) -> tuple[tuple[int, int], ...]:
+        """(seq, body checksum) of the last sends."""
+        fields = iter(self.sent)
+        return tuple(zip(fields, fields, strict=True))
 
     def add(self, n: int, seq: int, checksum: int) -> None:
-        assert n == self.last_n + 1 or not self.recent, f"n {n} follows {self.last_n}"
+        sent = self.sent
+        assert n == self.last_n + 1 or not sent, f"n {n} follows {self.last_n}"
         self.last_n = n
-        self.recent.append((seq, checksum))
+        sent.append(seq)
+        sent.append(checksum)
+        if len(sent) > 2 * DEVICE_WINDOW:
+            del sent[:2]
 
 
 class SessionState:
@@ -79,17 +96,17 @@ class SessionState:
                 return GAP, last_n + 1
             if state is None:
                 state = self.devices[device] = DeviceState()
-            recent = state.recent
-            if len(recent) == DEVICE_WINDOW and recent[0][0] > self.committed_seq:
+            sent = state.sent
+            if len(sent) == 2 * DEVICE_WINDOW and sent[0] > self.committed_seq:
                 return FULL, 0
             self.last_seq += 1
             state.add(n, self.last_seq, checksum)
             return NEW, self.last_seq
         assert state is not None, f"n {n} of a device that sends its first"
-        back = state.last_n - n
-        if back >= len(state.recent):
+        sent, at = state.sent, 2 * (n - state.last_n - 1)
+        if len(sent) + at < 0:
             return ANCIENT, 0
-        seq, known_checksum = state.recent[-1 - back]
+        seq, known_checksum = sent[at], sent[at + 1]
         # A VOID asks what became of its n: whatever was accepted under it is the answer.
         if checksum != known_checksum and kind != EventKind.VOID:
             return CONFLICT, state.last_n + 1
@@ -118,7 +135,7 @@ class SessionState:
     def image(self) -> SessionImage:
         """The state as the tables would hold it."""
         devices = tuple(
-            DeviceImage(device, state.last_n, tuple(state.recent))
+            DeviceImage(device, state.last_n, state.recent)
             for device, state in sorted(self.devices.items())
             if state.last_n
         )
@@ -133,6 +150,6 @@ def _joined(
     newer = mine.last_n - last_n
     if newer >= DEVICE_WINDOW:
         return mine
-    assert newer <= len(mine.recent), "the replayed end does not join the tables"
-    tail = tuple(mine.recent)[len(mine.recent) - newer :]
-    return DeviceState(mine.last_n, (*recent, *tail))
+    replayed = mine.recent
+    assert newer <= len(replayed), "the replayed end does not join the tables"
+    return DeviceState(mine.last_n, (*recent, *replayed[len(replayed) - newer :]))

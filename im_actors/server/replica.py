@@ -42,8 +42,9 @@ READ = int(InsideType.READ)
 SCAN_TURN_S = 0.005
 """A scan holds a storage thread for so long at a time."""
 
-SLOW_DISK_S = 1.0
-"""After a commit that took long, the event loop leaves commits to the thread for so long."""
+MOVES_FOR = 10
+"""After a commit that held up the event loop for long, it leaves commits to the journal's thread
+for so many times as long."""
 
 T = TypeVar("T")
 
@@ -52,7 +53,7 @@ T = TypeVar("T")
 class ReplicaConfig:
     """How a replica paces its background work."""
 
-    apply_every_ms: int = 1_000
+    apply_every_ms: int = 4_000
     """Committed records are applied to history at least so often, in one transaction. It is what a
     new owner has to replay; the cost of applying falls with the events a session has in it."""
     apply_bytes: int = 8 * 1024 * 1024
@@ -335,9 +336,9 @@ class ReplicaNode:
         except BaseException as failure:
             error = failure
         ended = time.monotonic()
-        if (ended - started) * 1000 > self._config.commit_here_ms:
-            # The loop stood still for so long: once, and then not again for a while.
-            self._slow_until = ended + SLOW_DISK_S
+        stood_still = ended - started
+        if stood_still * 1000 > self._config.commit_here_ms:
+            self._slow_until = ended + stood_still * MOVES_FOR
         self._written(effects, error)
         return True
 

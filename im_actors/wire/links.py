@@ -61,6 +61,7 @@ _KINDS: tuple[type[Any], ...] = (
     m.SessionsLoaded,
     m.FindKey,
     m.KeyFound,
+    m.Committed,
 )
 _KIND_OF = {kind: number for number, kind in enumerate(_KINDS)}
 

@@ -573,6 +573,8 @@ def test_when_nothing_follows_the_commit_point_is_told_alone() -> None:
     assert bench.replicas["r1"].log.commit_lsn == 1
     settle(bench)
     assert bench.replicas["r1"].log.commit_lsn == 2
+    bench.wait(2_000)  # Once it is asked whether that was heard.
+    settle(bench)
     bench.wait(60_000)
     assert bench.out == []  # And then there is silence.
 

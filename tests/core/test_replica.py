@@ -11,6 +11,7 @@ from im_actors.core import replica as rep
 from im_actors.core.messages import (
     Append,
     Appended,
+    Committed,
     Drop,
     Dropped,
     Fetch,
@@ -163,6 +164,35 @@ def test_an_append_without_records_tells_the_commit_point() -> None:
     assert one(there.ask(append(3, 0, commit=3))).commit_lsn == 3
     assert stored(there) == []
     assert rep.Commit(SLOT, 3) in there.effects
+
+
+def test_a_commit_point_told_alone_is_believed_and_not_answered() -> None:
+    there = holding(4, commit=1)
+    assert there.ask(Committed(SLOT, 1, 3)) == []
+    assert there.log.commit_lsn == 3
+    assert there.effects == [rep.Commit(SLOT, 3)]
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        Committed(SLOT, 0, 3),
+        Committed(SLOT, 2, 3),
+        Committed(SLOT, 1, 5),
+        Committed(SLOT + 1, 1, 3),
+    ],
+)
+def test_a_commit_point_of_another_epoch_log_or_slot_changes_nothing(told: Committed) -> None:
+    there = holding(4, commit=1)
+    assert there.ask(told) == []
+    assert there.log.commit_lsn == 1
+
+
+def test_a_commit_point_before_the_first_record_of_its_epoch_is_not_believed() -> None:
+    there = holding(4, commit=1)
+    there.ask(seal(2))
+    assert there.ask(Committed(SLOT, 2, 4)) == []
+    assert there.log.commit_lsn == 1
 
 
 def test_the_commit_point_is_believed_only_where_the_logs_match() -> None:

@@ -7,6 +7,7 @@ equal trees behave alike, so the explorer keeps one of them.
 from __future__ import annotations
 
 import dataclasses
+from array import array
 from collections import deque
 from collections.abc import Mapping
 from enum import Enum
@@ -90,6 +91,8 @@ def _freeze(value: Any, names: Names, seen: dict[int, int]) -> Any:
         if kind is tuple and _by_member(value):
             items.sort(key=repr)
         return (kind, *items)
+    if kind is array:
+        return (kind, value.typecode, *value)
     if kind is deque:
         return (kind, value.maxlen, *[_freeze(item, names, seen) for item in value])
     if kind is dict:
@@ -119,6 +122,8 @@ def _thaw(tree: Any, seen: list[Any]) -> Any:
     kind = tree[0]
     if kind is _Again:
         return seen[tree[1]]
+    if kind is array:
+        return array(tree[1], tree[2:])
     if kind is deque:
         return deque([_thaw(item, seen) for item in tree[2:]], tree[1])
     if kind is dict:

@@ -75,8 +75,6 @@ def _sealed(x: m.Sealed) -> str:
 
 
 def _append(x: m.Append) -> str:
-    if not x.records:
-        return f"commit point {x.commit_lsn} (epoch {x.epoch})"
     after = f"after {x.prev_lsn}@{x.prev_epoch}, commit point {x.commit_lsn}"
     return f"append {records(x.records)} (epoch {x.epoch}, {after})"
 
@@ -105,6 +103,7 @@ _TEXTS: dict[type, Any] = {
     m.Prepare: _prepare,
     m.Prepared: lambda x: f"prepared, log to {x.last_lsn}",
     m.Append: _append,
+    m.Committed: lambda x: f"commit point {x.commit_lsn} (epoch {x.epoch})",
     m.Appended: lambda x: f"durable to {x.durable_lsn}" + ("" if x.complete else ", with a hole"),
     m.Need: lambda x: f"need from {x.from_lsn}",
     m.Fetch: lambda x: f"fetch {span(x.first_lsn, x.last_lsn)}" + " committed" * x.committed,

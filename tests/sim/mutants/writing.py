@@ -92,8 +92,7 @@ WRITING = (
         Edit(SESSIONS, "if n > last_n + 1:", "if n < 1:"),
         Edit(
             SESSIONS,
-            "        assert n == self.last_n + 1 or not self.recent,"
-            ' f"n {n} follows {self.last_n}"\n',
+            '        assert n == self.last_n + 1 or not sent, f"n {n} follows {self.last_n}"\n',
             "",
         ),
     ),
@@ -107,7 +106,7 @@ WRITING = (
         "5.4: a device's uncommitted sends stay within what the dedup state remembers",
         Edit(
             SESSIONS,
-            "if len(recent) == DEVICE_WINDOW and recent[0][0] > self.committed_seq:",
+            "if len(sent) == 2 * DEVICE_WINDOW and sent[0] > self.committed_seq:",
             "if False:",
         ),
     ),
