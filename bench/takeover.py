@@ -196,7 +196,7 @@ def run(
     bench: Callable[[argparse.Namespace], dict[str, Any]],
     shown: Callable[[dict[str, Any]], str],
 ) -> int:
-    """Run a bench and print what it found. SIGTERM ends it as Ctrl-C does, its cluster, too."""
+    """Run a bench and print what it found. SIGTERM ends it as Ctrl-C does, its cluster too."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))
     try:
         report = bench(args)
