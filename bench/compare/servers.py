@@ -25,6 +25,7 @@ from bench.compare.redis_load import words
 from im_actors.actors import deploy, processes
 from im_actors.cli.bench.processes import GENERATOR
 from im_actors.cli.bench.server_side import process_usage
+from im_actors.cli.cluster_commands import actors_by_cores
 from im_actors.cli.progress import Progress
 from im_actors.cli.replay_commands import deaf, end_demo
 from im_actors.cli.target import running_cluster
@@ -133,7 +134,8 @@ class ImActors(System):
         return __version__
 
     def start(self) -> None:
-        config = deploy.UpConfig(data=self.directory / "data", port=0)
+        count = actors_by_cores()
+        config = deploy.UpConfig(data=self.directory / "data", shards=count, gateways=count, port=0)
         self._run = deploy.up(config, lambda text: None)
 
     def stop(self) -> None:

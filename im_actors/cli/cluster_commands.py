@@ -41,6 +41,11 @@ def register(add: AddCommand) -> None:
     _register_token(add)
 
 
+def actors_by_cores() -> int:
+    """How many shards, and how many gateways, ``up`` starts when it is not told."""
+    return max(1, min(ACTORS_BY_CORES_MAX, (os.cpu_count() or 1) // 2))
+
+
 def _register_up(add: AddCommand) -> None:
     parser = add(
         "up",
@@ -62,7 +67,7 @@ def _register_up(add: AddCommand) -> None:
         type=positive_number,
         help="virtual shards, fixed when the cluster is made (default: 64)",
     )
-    by_cores = max(1, min(ACTORS_BY_CORES_MAX, (os.cpu_count() or 1) // 2))
+    by_cores = actors_by_cores()
     for name, count, what, why in (
         (
             "shards",
