@@ -93,6 +93,7 @@ class Disk:
             if record.lsn in history:
                 assert history[record.lsn] == record, "history is written twice, differently"
                 continue
+            assert record_intact(slot, record), "history is given a damaged record"
             history[record.lsn] = record
             for row in rows_of(record.payload):
                 event = row.event

@@ -16,6 +16,7 @@ COPIES_OF_OLD = (
             "        if self._all_complete():\n            self._dropped_for",
             "        if True:\n            self._dropped_for",
         ),
+        known=175,
     ),
     mutant(
         "drop-forgets-the-promise",
@@ -41,8 +42,15 @@ COPIES_OF_OLD = (
             " it.\n",
             "",
         ),
-        known=38,
-        faults=("slow_history", "slow_apply", "crash_replica", "partition"),
+        known=2,
+        faults=(
+            "slow_history",
+            "slow_apply",
+            "crash_replica",
+            "partition=0.5",
+            "needless_take",
+            "dead_disk",
+        ),
     ),
     mutant(
         "hole-not-remembered",

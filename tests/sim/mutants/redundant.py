@@ -211,6 +211,6 @@ REDUNDANT = (
         others=(
             Edit(REPLICA, "last = min(last, log.commit_lsn)", "last = min(last, log.last_lsn)"),
         ),
-        faults=("partition=0.8", "one_way=0.8", "pause_replica=0.8", "needless_take"),
+        known=568,
     ),
 )

@@ -279,6 +279,7 @@ TAKEOVERS = (
             "            assert self.attempt is not None\n"
             "            view = self._swap_of(self.attempt)[1]\n",
         ),
+        known=60,
     ),
     mutant(
         "lost-swap-is-won",
