@@ -53,7 +53,7 @@ T = TypeVar("T")
 class ReplicaConfig:
     """How a replica paces its background work."""
 
-    apply_every_ms: int = 4_000
+    apply_every_ms: int = 1_000
     """Committed records are applied to history at least so often, in one transaction. It is what a
     new owner has to replay; the cost of applying falls with the events a session has in it."""
     apply_bytes: int = 8 * 1024 * 1024
