@@ -22,6 +22,7 @@ from im_actors.errors import ImError
 
 POLL_S = 0.05
 SETTLE_S = 120.0
+SPARES_S = 8.0
 IDLE_WORKER = "ray::IDLE"
 
 
@@ -82,9 +83,17 @@ class Cluster:
         """Return when nothing is under repair and a next fault meets what the first one met."""
 
         async def trouble() -> str:
-            return await self.trouble() or self._lacks_spares() or also()
+            return await self.trouble() or also()
+
+        async def lacks_spares() -> str:
+            return self._lacks_spares()
 
         await until_quiet(trouble)
+        try:
+            await until_quiet(lacks_spares, SPARES_S)
+        except RuntimeError as error:
+            # Ray does not always start another one. Then the next actor may take longer.
+            say(f"  goes on {error}")
 
     def _lacks_spares(self) -> str:
         """A restarted actor takes an idle process that has done nothing yet. Those that were made
