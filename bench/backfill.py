@@ -21,8 +21,8 @@ from typing import Any
 
 from bench.loading import fill, load_to
 from bench.machine import describe, fsync_us
-from bench.running import Cluster, say
-from bench.takeover import run, until_started_again
+from bench.running import Cluster, run, say
+from bench.takeover import until_started_again
 from im_actors.cli.bench.latencies import Latencies
 from im_actors.cli.bench.processes import Generators
 from im_actors.errors import ImError

@@ -21,8 +21,7 @@ from typing import Any
 
 from bench.loading import fill, fill_by, load_to
 from bench.machine import describe, fsync_us
-from bench.running import Cluster, say, until_quiet
-from bench.takeover import run
+from bench.running import Cluster, run, say, until_quiet
 from im_actors.cli.bench.processes import Generators
 from im_actors.client import Client
 from im_actors.server.replica import ReplicaConfig

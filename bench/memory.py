@@ -20,8 +20,8 @@ from typing import Any
 
 from bench.loading import fill_by, load_to
 from bench.machine import describe
-from bench.running import Cluster, say, until_quiet
-from bench.takeover import aim, run, until_started_again
+from bench.running import Cluster, run, say, until_quiet
+from bench.takeover import aim, until_started_again
 from im_actors.cli.bench.processes import Generators
 from im_actors.cli.bench.server_side import ServerSide
 from im_actors.cli.target import running_cluster

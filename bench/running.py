@@ -1,10 +1,13 @@
-"""A cluster of its own for a bench: a local Ray and a directory, both gone afterwards."""
+"""What benches share: a cluster of their own, a local Ray and a directory, both gone afterwards."""
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
+import json
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -14,6 +17,7 @@ from typing import Any
 
 from im_actors.actors import deploy, processes
 from im_actors.actors.settings import SPARE_WORKERS
+from im_actors.cli.cluster_commands import EXIT_INTERRUPTED, EXIT_TERMINATED
 from im_actors.cli.progress import Progress
 from im_actors.cli.replay_commands import deaf, end_demo
 from im_actors.cli.target import running_cluster
@@ -120,3 +124,23 @@ async def until_quiet(trouble: Callable[[], Awaitable[str]], most_s: float = SET
 
 def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
+
+
+def run(
+    args: argparse.Namespace,
+    bench: Callable[[argparse.Namespace], dict[str, Any]],
+    shown: Callable[[dict[str, Any]], str],
+) -> int:
+    """Run a bench and print what it found. SIGTERM ends it as Ctrl-C does, its cluster too."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))
+    try:
+        report = bench(args)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except (RuntimeError, ImError) as error:
+        say(str(error))
+        return 2
+    print(shown(report), file=sys.stderr if args.json else sys.stdout)
+    if args.json:
+        print(json.dumps(report))
+    return 0

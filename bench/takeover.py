@@ -12,21 +12,19 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bench.machine import describe, fsync_us
 from bench.probe import Probe, Probed
-from bench.running import Cluster, say, until_quiet
-from im_actors.cli.cluster_commands import EXIT_INTERRUPTED, EXIT_TERMINATED
+from bench.running import Cluster, run, say, until_quiet
 from im_actors.errors import ImError
 
 KINDS = ("shard", "replica", "gateway")
@@ -189,26 +187,6 @@ def takeover(args: argparse.Namespace) -> dict[str, Any]:
         "fsync_us": fsync,
         "machine": describe(),
     }
-
-
-def run(
-    args: argparse.Namespace,
-    bench: Callable[[argparse.Namespace], dict[str, Any]],
-    shown: Callable[[dict[str, Any]], str],
-) -> int:
-    """Run a bench and print what it found. SIGTERM ends it as Ctrl-C does, its cluster too."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))
-    try:
-        report = bench(args)
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
-    except (RuntimeError, ImError) as error:
-        say(str(error))
-        return 2
-    print(shown(report), file=sys.stderr if args.json else sys.stdout)
-    if args.json:
-        print(json.dumps(report))
-    return 0
 
 
 def _kinds(text: str) -> list[str]:

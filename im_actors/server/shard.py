@@ -377,6 +377,8 @@ class ShardNode:
     def _flush(self) -> None:
         """One frame per peer for everything that this turn of the loop produced."""
         self._flush_planned = False
+        if self._stopping:
+            return  # It was planned before, and would start timers that nobody stops any more.
         self._begin_rounds()
         if self._to_replicas:
             self._say_what_is_untold()
