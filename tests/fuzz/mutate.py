@@ -22,9 +22,10 @@ def frame_of(message: Any) -> bytes:
 def mutated_message(rng: random.Random, message: list[Any]) -> list[Any]:
     """The message with one to three things wrong with it, or none of them."""
     wrong = copy.deepcopy(message)
-    for _ in range(rng.choice((0, 1, 1, 1, 2, 3))):
+    for number in range(rng.choice((0, 1, 1, 1, 2, 3))):
         place = _any_list(rng, wrong)
-        _change(rng, place)
+        # Many copies of many copies of many copies would be more than a length can say.
+        _change(rng, place, most_copies=1_001 if number == 0 else 2)
     return wrong
 
 
@@ -38,7 +39,7 @@ def _any_list(rng: random.Random, value: list[Any]) -> list[Any]:
     return rng.choice(lists)
 
 
-def _change(rng: random.Random, place: list[Any]) -> None:
+def _change(rng: random.Random, place: list[Any], most_copies: int) -> None:
     if not place:
         place.append(_odd(rng))
         return
@@ -49,7 +50,7 @@ def _change(rng: random.Random, place: list[Any]) -> None:
         case 1:
             place.insert(at, _odd(rng))
         case 2:
-            place[at:at] = [place[at]] * rng.choice((1, 2, 130, 1_001))
+            place[at:at] = [place[at]] * min(most_copies, rng.choice((1, 2, 130, 1_001)))
         case 3 if type(place[at]) is int:
             moved = place[at] + rng.choice((-1, 1, 64, 128))
             place[at] = max(-(2**63), min(2**64 - 1, moved))
