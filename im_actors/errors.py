@@ -8,6 +8,8 @@
     │   ├── KeyConflict         103
     │   ├── Unauthenticated     110
     │   ├── Forbidden           111
+    │   ├── NotFound            112
+    │   ├── TooLate             113
     │   ├── UnknownVersion      120
     │   └── ProtocolViolation   121
     ├── RetryableError          2xx  ours: try again, nothing is lost by it
@@ -97,6 +99,18 @@ class Forbidden(RequestError):
     """The token is good and does not allow this."""
 
     code = 111
+
+
+class NotFound(RequestError):
+    """What the request names does not exist: a group, a message to be recalled."""
+
+    code = 112
+
+
+class TooLate(RequestError):
+    """The time for it is over: a recall or an edit comes too long after the message."""
+
+    code = 113
 
 
 class UnknownVersion(RequestError):

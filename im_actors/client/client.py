@@ -14,7 +14,8 @@ from im_actors.client.connection import Token
 from im_actors.client.engine import Engine
 from im_actors.client.reader import Follower
 from im_actors.client.results import Page, Sent, SessionInfo, Status, Where
-from im_actors.core.model import Event, EventKind, check_name, check_session
+from im_actors.core.model import Event, EventKind, check_name
+from im_actors.core.names import check_session
 from im_actors.core.outbox_words import Key, RowView, SendState
 from im_actors.errors import BadRequest, ImError, NotReachable, RetryableError, error_for
 from im_actors.storage.client_store import open_store

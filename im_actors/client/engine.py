@@ -23,7 +23,8 @@ from im_actors.client.results import Sent
 from im_actors.core import inbox_words as i
 from im_actors.core import outbox_words as o
 from im_actors.core.inbox import Inbox
-from im_actors.core.model import Event, EventKind, check_session
+from im_actors.core.model import Event, EventKind
+from im_actors.core.names import check_session
 from im_actors.core.outbox import Outbox
 from im_actors.errors import (
     ImError,

@@ -24,7 +24,7 @@ DEVICE_WINDOW = 128
 """Most sends that a device may have un-ACKed in one session, and how many of its last seqs the
 dedup state remembers directly. One number: an honest resend is always within it."""
 BODY_BYTES_MAX = 65_536
-SESSION_BYTES_MAX = 256
+SESSION_BYTES_MAX = 320
 NAME_BYTES_MAX = 128
 
 KEY_EPOCH_MS = 1_577_836_800_000
@@ -35,12 +35,29 @@ _KEY_TIME_SHIFT = _KEY_COUNTER_BITS + _KEY_SLOT_BITS
 _KEY_COUNTER_MAX = (1 << _KEY_COUNTER_BITS) - 1
 
 
+SLOT_SESSION = "slot:"
+"""What the sessions begin with that lie in the slot which they name."""
+
+
 class EventKind(IntEnum):
     """What an event is. A VOID takes a seq and shows nothing: its sender withdrew its own counter
-    after a definite refusal, so that later sends are not held up by the hole."""
+    after a definite refusal, so that later sends are not held up by the hole. From GROUP on events
+    change a session's state (``core.facts``)."""
 
     VOID = 0
     MESSAGE = 1
+    RECALL = 2
+    """Takes an earlier message back. Body: msgpack [its seq]."""
+    EDIT = 3
+    """Gives an earlier message a new text. Body: msgpack [its seq, text bin]."""
+    GROUP = 4
+    """A group was made, or its members, their roles or its settings changed."""
+    MAILBOX = 5
+    """A user changed something in his own mailbox: read position, pin, a deleted message."""
+    NOTE = 6
+    """A server wrote down what follows from events elsewhere."""
+    BATCH = 7
+    """A batch message was ordered, or went on, or was stopped."""
 
 
 class Event(NamedTuple):
@@ -132,6 +149,8 @@ class RecordIndex(NamedTuple):
 
     first_key: int
     last_key: int
+    changes: list[int]
+    """Positions of the events that change their session's state."""
     parts: list[Part]
 
 
@@ -148,9 +167,14 @@ Indexed = tuple[str, int, str, int, int]
 """What the index needs of an event: session, seq, device, n, body checksum."""
 
 
-def pack_record(entries: Iterable[Indexed], keys: tuple[int, int], events: list[bytes]) -> bytes:
+def pack_record(
+    entries: Iterable[Indexed],
+    keys: tuple[int, int],
+    events: list[bytes],
+    changes: Sequence[int] = (),
+) -> bytes:
     """The payload of a record: ``entries`` in the order of ``events``, ``keys`` the first and the
-    last one."""
+    last one, ``changes`` the positions of state events."""
     latest: dict[str, list[Any]] = {}
     latest_of = latest.get
     parts: list[tuple[str, list[Any]]] = []
@@ -163,7 +187,7 @@ def pack_record(entries: Iterable[Indexed], keys: tuple[int, int], events: list[
             # the index tells like everything else.
             part = latest[session] = [seq, position, device, n, checksum]
             parts.append((session, part))
-    index: list[Any] = [*keys]
+    index: list[Any] = [*keys, changes]
     for session, part in parts:
         index += (session, part[0], len(part) >> 2, pack(part))
     return pack([index, *events])
@@ -173,9 +197,13 @@ def record_index(payload: bytes) -> RecordIndex:
     """The index of a record; that of an EpochStart has no parts."""
     index = msgpack.unpackb(payload)[0]
     if type(index) is int:
-        return RecordIndex(index, index, [])
-    fields = iter(index[2:])
-    return RecordIndex(index[0], index[1], list(zip(fields, fields, fields, fields, strict=True)))
+        return RecordIndex(index, index, [], [])
+    first_key, last_key, *rest = index
+    # Records of the first releases have no list of changes, and no state events.
+    changes = rest.pop(0) if rest and type(rest[0]) is list else []
+    fields = iter(rest)
+    parts = list(zip(fields, fields, fields, fields, strict=True))
+    return RecordIndex(first_key, last_key, changes, parts)
 
 
 def unpack_sends(sends: bytes) -> list[Sent]:
@@ -211,7 +239,8 @@ def make_record(slot: int, lsn: int, epoch: int, events: list[bytes]) -> Record:
     found = [decode_event(data) for data in events]
     entries = [(e.session, e.seq, e.device, e.n, body_checksum(e.kind, e.body)) for e in found]
     keys = (found[0].key, found[-1].key) if found else (0, 0)
-    return sealed_record(slot, lsn, epoch, pack_record(entries, keys, events))
+    changes = [at for at, event in enumerate(found) if event.kind >= EventKind.GROUP]
+    return sealed_record(slot, lsn, epoch, pack_record(entries, keys, events, changes))
 
 
 def sealed_record(slot: int, lsn: int, epoch: int, payload: bytes) -> Record:
@@ -232,6 +261,8 @@ def record_intact(slot: int, record: Record) -> bool:
 
 def slot_of(session: str, slots: int) -> int:
     """The slot that a session belongs to: fixed for the life of a cluster."""
+    if session.startswith(SLOT_SESSION) and session[len(SLOT_SESSION) :].isdecimal():
+        return int(session[len(SLOT_SESSION) :]) % slots
     return zlib.crc32(session.encode()) % slots
 
 
@@ -273,11 +304,6 @@ def body_checksum(kind: int, body: bytes) -> int:
 def check_name(what: str, name: object, bytes_max: int = NAME_BYTES_MAX) -> str:
     """``name`` if it may name a user or a device; otherwise BadRequest or TooLarge says why."""
     return check_text(what, name, bytes_max, forbidden="/")
-
-
-def check_session(session: object) -> str:
-    """``session`` if it may name a session; otherwise BadRequest or TooLarge says why."""
-    return check_text("session", session, SESSION_BYTES_MAX)
 
 
 def check_text(what: str, text: object, bytes_max: int, forbidden: str = "") -> str:

@@ -24,7 +24,8 @@ from enum import Enum, auto
 from random import Random
 
 from im_actors.core.backoff import Alarms, ladder_ms, stretched_ms
-from im_actors.core.model import DEVICE_WINDOW, EventKind, check_body, check_session
+from im_actors.core.model import DEVICE_WINDOW, EventKind, check_body
+from im_actors.core.names import check_session
 from im_actors.core.outbox_words import (
     Acked,
     AckRow,

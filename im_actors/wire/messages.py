@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
-from im_actors.core.model import EventKind, check_body, check_name, check_session, check_text
+from im_actors.core.model import EventKind, check_body, check_name, check_text
+from im_actors.core.names import check_session
 from im_actors.errors import BadRequest, ImError, ProtocolViolation, TooLarge, UnknownVersion
 from im_actors.wire.codec import Message
 from im_actors.wire.limits import (

@@ -3,7 +3,8 @@ from __future__ import annotations
 import unicodedata
 
 from im_actors.cli.generated import MESSAGES_DEFAULT, generate
-from im_actors.core.model import BODY_BYTES_MAX, check_name, check_session
+from im_actors.core.model import BODY_BYTES_MAX, check_name
+from im_actors.core.names import check_session
 
 
 def test_the_same_seed_gives_the_same_chat() -> None:
