@@ -104,7 +104,7 @@ def nested(depth: int) -> list[Any]:
 ODD_VALUES: tuple[Any, ...] = (
     *(None, True, False, 0, 1, -1, 127, 128, 255, 256, -129, 65_536),
     *(2**31, 2**32, 2**53, 2**63 - 1, 2**63, 2**64 - 1, -(2**63), 1.5, float("nan")),
-    *("", "x", "team", "/", "a\nb", "\x00", "\u202e", "👋" * 40, "x" * 129, "x" * 257, "x" * 1_025),
+    *("", "x", "team", "/", "a\nb", "\x00", "\u202e", "👋" * 40, "x" * 129, "x" * 321, "x" * 1_025),
     *(b"", b"x", b"\xff\xfe", b"x" * 65_536, b"x" * 65_537, EVENT),
     *([], {}, [[]], [[[]]], {"k": []}, [0] * 300, nested(20), nested(60)),
     *(msgpack.ExtType(5, b""), msgpack.ExtType(5, b"x" * 9), msgpack.Timestamp(1)),

@@ -198,7 +198,7 @@ async def odd_sends(a: Attacker) -> None:
     """Counters, sessions and bodies at and beyond their limits; what is good is committed."""
     await a.hello()
     numbers = [0, -1, 1, 1, 2, 5, 2**31, 2**63 - 1, 2**63, 2**64 - 1, -(2**63)]
-    names = [a.name, "", "x" * 256, "x" * 257, "a\nb", "\u202e"]
+    names = [a.name, "", "x" * 320, "x" * 321, "a\nb", "\u202e"]
     bodies: list[Any] = [b"", b"x", b"x" * 65_536, b"x" * 65_537, "text", None]
     for _ in range(10):
         entries = [

@@ -54,7 +54,7 @@ def test_what_is_wrong_is_refused_at_the_start(wrong: dict[str, Any]) -> None:
 
 
 def test_the_largest_of_each_fits_a_frame() -> None:
-    frame_bytes = 300_000
+    frame_bytes = 350_000
     limits = Limits(frame_bytes=frame_bytes).validate()
     top = 2**63 - 1
     session, echo = "s" * SESSION_BYTES_MAX, "e" * ECHO_BYTES_MAX
