@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from im_actors.core.facts import Fact
 from im_actors.core.model import Member, Record, View
 
 Epochs = tuple[tuple[int, int], ...]
@@ -202,9 +203,76 @@ class KeyFound(NamedTuple):
     checksum: int
 
 
-ReplicaRequest = Seal | Prepare | Append | Committed | Fetch | Drop | LoadSessions | FindKey
+class LoadFacts(NamedTuple):
+    """Read some facts of a session from tables that have applied at least ``floor_lsn``."""
+
+    slot: int
+    epoch: int
+    request: int
+    floor_lsn: int
+    session: str
+    keys: tuple[str, ...]
+
+
+class FactsLoaded(NamedTuple):
+    """The facts that there are, also those that are gone (value None); a key without a fact is in
+    no event. ``ready`` as in SessionsLoaded."""
+
+    slot: int
+    epoch: int
+    request: int
+    ready: bool
+    facts: tuple[Fact, ...]
+
+
+class FindEvent(NamedTuple):
+    """Read what an event is, without its body."""
+
+    slot: int
+    epoch: int
+    request: int
+    floor_lsn: int
+    session: str
+    seq: int
+
+
+class EventFound(NamedTuple):
+    """``seq`` 0 and ready: there is no such event. ``key`` is its message key."""
+
+    slot: int
+    epoch: int
+    request: int
+    ready: bool
+    seq: int
+    key: int
+    kind: int
+    device: str
+
+
+ReplicaRequest = (
+    Seal
+    | Prepare
+    | Append
+    | Committed
+    | Fetch
+    | Drop
+    | LoadSessions
+    | FindKey
+    | LoadFacts
+    | FindEvent
+)
 ReplicaAnswer = (
-    Sealed | Refused | Prepared | Appended | Need | Fetched | Dropped | SessionsLoaded | KeyFound
+    Sealed
+    | Refused
+    | Prepared
+    | Appended
+    | Need
+    | Fetched
+    | Dropped
+    | SessionsLoaded
+    | KeyFound
+    | FactsLoaded
+    | EventFound
 )
 
 __all__ = [
@@ -215,10 +283,14 @@ __all__ = [
     "Drop",
     "Dropped",
     "Epochs",
+    "EventFound",
+    "FactsLoaded",
     "Fetch",
     "Fetched",
+    "FindEvent",
     "FindKey",
     "KeyFound",
+    "LoadFacts",
     "LoadSessions",
     "Member",
     "Need",
