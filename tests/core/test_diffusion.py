@@ -111,11 +111,11 @@ class World:
                     self.check_cursor(lsn)
                     self.cursor = max(self.cursor, lsn)
             case Tell(token, _, _):
-                self.hear(effect)
-                if not lost:
-                    self.handle(Told(token, True))
-                elif self.rng.random() < 0.5:
-                    self.handle(Told(token, False))
+                refused = lost and self.rng.random() < 0.5
+                if not refused or self.rng.random() < 0.5:
+                    self.hear(effect)
+                if refused or not lost:
+                    self.handle(Told(token, not refused))
 
     def hear(self, effect: Tell) -> None:
         session, first, last = msgpack.unpackb(effect.body)
