@@ -125,24 +125,22 @@ def decide_group(lookup: Lookup, request: Request, settings: RuleSettings) -> Ac
 
 def _decide_change(lookup: Lookup, request: Request, settings: RuleSettings) -> Accept:
     what, args = read_operation(request.kind, request.body)
-    named = args[-1] if what in ("create", "add", "remove") else args[:1] * (what in _TO_ONE)
+    named = args[-1] if what in _TO_MANY else args[:1] if what in _TO_ONE else []
     if len(named) > settings.group_add_max:
         raise TooLarge(
             f"{what}: {len(named)} users, the limit is {settings.group_add_max} at a time: "
             "name fewer and the rest afterwards"
         )
+    if what == "create":
+        return Accept(request.kind, _packed(what, _create(lookup, request, settings, args), lookup))
     users = [request.user, *(user for user in named if user is not None)]
     lookup.want(GROUP_KEY, *map(member_key, users))
-    if what == "create":
-        change = _create(lookup, request, settings, args)
-    else:
-        acting = _acting(lookup, request, settings)
-        if (what, args[:1]) != ("mute", [None]):
-            acting.may(what)
-        change = _OPERATIONS[what](acting, args)
-    return Accept(request.kind, _packed(what, change, lookup))
+    acting = _acting(lookup, request, settings)
+    acting.may("mute all" if (what, named) == ("mute", [None]) else what)
+    return Accept(request.kind, _packed(what, _OPERATIONS[what](acting, args), lookup))
 
 
+_TO_MANY = ("create", "add", "remove")
 _TO_ONE = ("role", "mute")
 
 
@@ -285,7 +283,6 @@ def _role(acting: _Acting, args: list[Any]) -> _Change:
 def _mute(acting: _Acting, args: list[Any]) -> _Change:
     user, until_ms = args
     if user is None:
-        acting.may("mute all")
         return _Change(acting.group._replace(muted_until_ms=until_ms), args=tuple(args))
     row = _target(acting, "mute", user)
     return _Change(acting.group, {user: row._replace(muted_until_ms=until_ms)}, tuple(args))
