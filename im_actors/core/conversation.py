@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from im_actors.core.rows import pack_row, unpack_row
 from im_actors.core.skips import Skips
-from im_actors.core.spans import Preview, Range, Span, above
+from im_actors.core.spans import Preview, Span, above
 from im_actors.errors import CorruptData, OutOfOrder
 
 PINNED_RANK = 1 << 62
@@ -24,15 +24,16 @@ _PREFIX = "c/"
 
 
 class Unread(NamedTuple):
-    """How many events are unread, and why: those above ``read_seq`` up to ``last_seq``, without
-    ``skipped`` of them, which are the user's own sends, recalled messages and what is no message.
-    ``ranges`` are the skipped ones, except for the oldest when there are very many."""
+    """How many events are unread, and why: those above ``read_seq`` up to ``last_seq``, less
+    ``skipped`` and ``recalled``."""
 
     number: int
     last_seq: int
     read_seq: int
     skipped: int
-    ranges: tuple[Range, ...]
+    """The user's own sends and what is no message."""
+    recalled: int
+    """Messages of others that were recalled."""
 
 
 class Conversation(NamedTuple):
@@ -46,7 +47,9 @@ class Conversation(NamedTuple):
     read_seq: int = 0
     """May be ahead of ``last_seq``: a device sees an event before the mailbox has noted it."""
     skips: Skips = Skips()
-    """Above ``read_seq``."""
+    """Above ``read_seq``: the user's own sends and what is no message."""
+    recalled: Skips = Skips()
+    """Above ``read_seq``: messages of others that were recalled."""
     peer_read_seq: int = 0
     peer_delivered_seq: int = 0
     pinned: bool = False
@@ -72,16 +75,17 @@ class Conversation(NamedTuple):
             )
         if span.to_seq <= self.last_seq:
             return self
-        skips = self.skips.adding(above(span.skips, max(self.last_seq, self.read_seq)))
+        recalled = self.recalled
         for target, by in span.recalled:
             # A recall up to last_seq was taken with the span that brought it.
             if by > self.last_seq and target > self.read_seq:
-                skips = skips.recalled(target)
+                recalled = recalled.adding_one(target)
         return self._replace(
             last_seq=span.to_seq,
             last_key=max(self.last_key, span.last_key),
             preview=max(filter(None, (self.preview, span.preview)), default=None),
-            skips=skips,
+            skips=self.skips.adding(above(span.skips, max(self.last_seq, self.read_seq))),
+            recalled=recalled,
         )
 
     def joined(self, seq: int, key: int) -> Conversation:
@@ -106,11 +110,12 @@ class Conversation(NamedTuple):
 
     def read(self, upto: int) -> Conversation:
         """Read up to ``upto``; never backwards. A position among the folded skips, which are older
-        than hundreds of answers that the user gave, is taken as the end of them."""
+        than hundreds of answers that the user gave since, is taken as the end of them."""
         if upto <= self.read_seq:
             return self
-        read_seq = max(upto, self.skips.folded_to)
-        return self._replace(read_seq=read_seq, skips=self.skips.above(read_seq))
+        read_seq = max(upto, self.skips.folded_to, self.recalled.folded_to)
+        skips, recalled = self.skips.above(read_seq), self.recalled.above(read_seq)
+        return self._replace(read_seq=read_seq, skips=skips, recalled=recalled)
 
     def pin(self, pinned: bool) -> Conversation:
         return self._replace(pinned=pinned)
@@ -149,10 +154,10 @@ class Conversation(NamedTuple):
 
     def unread(self) -> Unread:
         """Of a conversation that is noted."""
-        skipped = self.skips.total
-        number = max(0, self.last_seq - self.read_seq) - skipped
+        skipped, recalled = self.skips.total, self.recalled.total
+        number = max(0, self.last_seq - self.read_seq) - skipped - recalled
         assert number >= 0, self
-        return Unread(number, self.last_seq, self.read_seq, skipped, self.skips.ranges)
+        return Unread(number, self.last_seq, self.read_seq, skipped, recalled)
 
     def rank(self) -> int:
         """The place in the list, the greatest first; 0: not in it. A hidden group keeps its place:
@@ -164,6 +169,7 @@ class Conversation(NamedTuple):
     def to_bytes(self) -> bytes:
         fields: dict[str, Any] = self._asdict()
         fields["skips"] = self.skips.packed(self.read_seq)
+        fields["recalled"] = self.recalled.packed(self.read_seq)
         return pack_row(fields.values())
 
     @classmethod
@@ -172,9 +178,9 @@ class Conversation(NamedTuple):
         row = cls(*fields)
         try:
             preview = Preview(*row.preview) if row.preview is not None else None
-            return row._replace(
-                preview=preview, skips=Skips.unpacked(list(row.skips), row.read_seq)
-            )
+            skips = Skips.unpacked(list(row.skips), row.read_seq)
+            recalled = Skips.unpacked(list(row.recalled), row.read_seq)
+            return row._replace(preview=preview, skips=skips, recalled=recalled)
         except (TypeError, ValueError):
             raise CorruptData("a conversation: the row has fields of a wrong form") from None
 

@@ -75,7 +75,7 @@ def _users(what: str, value: object) -> list[str]:
         raise BadRequest(f"{what} must be an array of users")
     if len(value) > USERS_MAX:
         raise TooLarge(f"{what} has {len(value)} names, the limit is {USERS_MAX}: name fewer")
-    return list(dict.fromkeys(check_name("user", user) for user in value))
+    return list(dict.fromkeys(check_name(what, user) for user in value))
 
 
 def _role(what: str, value: object) -> str:

@@ -1,4 +1,4 @@
-"""The events of a conversation that do not count as unread: own sends, recalls, edits and the like.
+"""Events of a conversation that do not count as unread, such as the user's own sends.
 
 Kept as ranges above the read position. Somebody who answers and answers and never reads would make
 them grow without end, so the oldest are folded: of them only the number is kept.
@@ -38,8 +38,8 @@ class Skips(NamedTuple):
             ranges[at:end] = [(first, last)]
         return self._folding(ranges)
 
-    def recalled(self, seq: int) -> Skips:
-        """With one more that used to count: it is known not to be there yet when it is folded."""
+    def adding_one(self, seq: int) -> Skips:
+        """With this one too. Where only the number is kept it must not be among them yet."""
         if seq <= self.folded_to:
             return self._replace(folded=self.folded + 1)
         return self.adding([(seq, seq)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 
+from im_actors.core.conversation import Unread
 from im_actors.core.model import Event, EventKind
 from im_actors.core.overlays import event_overlay
 
@@ -18,7 +19,15 @@ class Window:
     is not known. Only seqs are kept, no bodies.
     """
 
-    __slots__ = ("_all", "_by_sender", "_events_max", "_senders", "floor", "last_seq")
+    __slots__ = (
+        "_all",
+        "_by_sender",
+        "_events_max",
+        "_recalled",
+        "_senders",
+        "floor",
+        "last_seq",
+    )
 
     def __init__(self, floor: int = 0, events_max: int = EVENTS_MAX) -> None:
         assert events_max > 0
@@ -30,6 +39,7 @@ class Window:
         self._all: list[int] = []
         self._by_sender: dict[str, list[int]] = {}
         self._senders: dict[int, str] = {}
+        self._recalled: dict[int, str] = {}
 
     def add(self, event: Event) -> None:
         """Take the next event. One that is known already changes nothing; a gap makes the window
@@ -57,9 +67,19 @@ class Window:
         everything = len(self._all) - bisect_right(self._all, read_seq)
         return everything - (len(own) - bisect_right(own, read_seq))
 
+    def explain(self, user: str, read_seq: int) -> Unread | None:
+        """The same with its inputs, as the row of a conversation gives them."""
+        number = self.unread(user, read_seq)
+        if number is None:
+            return None
+        recalled = sum(seq > read_seq and sender != user for seq, sender in self._recalled.items())
+        skipped = max(0, self.last_seq - read_seq) - number - recalled
+        return Unread(number, self.last_seq, read_seq, skipped, recalled)
+
     def _recall(self, seq: int) -> None:
         sender = self._senders.pop(seq, None)
         if sender is not None:
+            self._recalled[seq] = sender
             for seqs in (self._all, self._by_sender[sender]):
                 del seqs[bisect_left(seqs, seq)]
 
@@ -70,4 +90,5 @@ class Window:
         for seqs in (self._all, *self._by_sender.values()):
             del seqs[: bisect_right(seqs, floor)]
         self._by_sender = {sender: seqs for sender, seqs in self._by_sender.items() if seqs}
+        self._recalled = {seq: user for seq, user in self._recalled.items() if seq > floor}
         self.floor = floor

@@ -61,6 +61,6 @@ def test_the_oldest_are_folded_and_their_number_stays(
 def test_a_folded_message_is_recalled() -> None:
     found = Skips().adding([(2 * at, 2 * at) for at in range(1, RANGES_MAX + 11)])
     assert (found.folded, found.folded_to) == (10, 20)
-    assert found.recalled(7).total == found.total + 1
-    assert found.recalled(23).total == found.total + 1
+    assert found.adding_one(7).total == found.total + 1
+    assert found.adding_one(23).total == found.total + 1
     assert found.above(20) == Skips(0, 0, found.ranges)
