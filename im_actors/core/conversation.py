@@ -90,15 +90,13 @@ class Conversation(NamedTuple):
 
     def joined(self, seq: int, key: int) -> Conversation:
         """The group's event ``seq`` let the user in. What came before is not his."""
-        if seq <= max(self.joined_seq, self.left_seq):
+        if seq <= self.joined_seq:
             return self
         return self._replace(joined_seq=seq, last_key=max(self.last_key, key)).read(seq)
 
     def left(self, seq: int) -> Conversation:
         """The group's event ``seq`` let the user out."""
-        if seq <= max(self.joined_seq, self.left_seq):
-            return self
-        return self._replace(left_seq=seq)
+        return self._replace(left_seq=max(self.left_seq, seq))
 
     def receipt(self, read_seq: int, delivered_seq: int) -> Conversation:
         """The peer has read, and received, up to there. What is read has been received."""
@@ -175,12 +173,17 @@ class Conversation(NamedTuple):
     @classmethod
     def from_bytes(cls, data: bytes) -> Conversation:
         fields = unpack_row("a conversation", data, len(cls._fields))
-        row = cls(*fields)
+        last_seq, last_key, preview, read_seq, skips, recalled, *rest = fields
         try:
-            preview = Preview(*row.preview) if row.preview is not None else None
-            skips = Skips.unpacked(list(row.skips), row.read_seq)
-            recalled = Skips.unpacked(list(row.recalled), row.read_seq)
-            return row._replace(preview=preview, skips=skips, recalled=recalled)
+            return cls(
+                last_seq,
+                last_key,
+                Preview(*preview) if preview is not None else None,
+                read_seq,
+                Skips.unpacked(skips, read_seq),
+                Skips.unpacked(recalled, read_seq),
+                *rest,
+            )
         except (TypeError, ValueError):
             raise CorruptData("a conversation: the row has fields of a wrong form") from None
 

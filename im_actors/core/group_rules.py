@@ -114,13 +114,14 @@ def decide_group(lookup: Lookup, request: Request, settings: RuleSettings) -> Ac
     lookup.want(GROUP_KEY, member_key(request.user))
     acting = _acting(lookup, request, settings)
     if request.kind == EventKind.RECALL:
+        # Also the muted may take back what they said.
         acting.may("send")
-        others = acting.role in RIGHTS["recall what others wrote"]
-        return decide_overlay(lookup, request, settings, others)
-    _check_voice(acting, request.now_ms)
-    if request.kind == EventKind.EDIT:
-        return decide_overlay(lookup, request, settings)
-    return Accept(request.kind, request.body)
+    else:
+        _check_voice(acting, request.now_ms)
+    if request.kind == EventKind.MESSAGE:
+        return Accept(request.kind, request.body)
+    others = acting.role in RIGHTS["recall what others wrote"]
+    return decide_overlay(lookup, request, settings, others)
 
 
 def _decide_change(lookup: Lookup, request: Request, settings: RuleSettings) -> Accept:

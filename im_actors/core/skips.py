@@ -67,6 +67,7 @@ class Skips(NamedTuple):
 
     @classmethod
     def unpacked(cls, packed: list[Any], base: int) -> Skips:
+        """TypeError or ValueError: it was not packed so."""
         distance, folded, *rest = packed
         ranges, at = [], base
         steps = iter(rest)

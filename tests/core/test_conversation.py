@@ -143,6 +143,24 @@ def test_somebody_who_answers_and_never_reads_keeps_a_small_row() -> None:
     assert max(sizes) < 4_096
 
 
+def test_reading_into_what_is_folded_reads_all_of_it() -> None:
+    found = Deciding(SESSION)
+    for _ in range(600):
+        found.say("alice/pc", "x")
+    for seq in range(1, 601, 2):
+        found.send("alice/pc", RECALL, recall_request(seq))
+    row = Conversation()
+    for span in spans_of("bob", found.events):
+        row = row.noted(span)
+    assert row.unread().number == 300
+    folded_to = row.recalled.folded_to
+    assert folded_to == 87
+    row = row.read(10)
+    assert row.read_seq == folded_to
+    check_row(row, found.events, "bob", folded_to)
+    check_row(row.read(300), found.events, "bob", 300)
+
+
 def test_a_gap_is_an_error_that_says_where_to_go_on() -> None:
     events = talk(random.Random(1), 20)
     row = Conversation().noted(span_of("bob", events[:5]))
@@ -233,7 +251,8 @@ def test_membership_notes_may_come_late_and_again() -> None:
             for what, seq in rng.sample([*said, *said], 2 * upto):
                 row = row.joined(seq, 10 * seq) if what == "joined" else row.left(seq)
             assert row.out == (said[-1][0] == "left")
-            assert max(row.joined_seq, row.left_seq) == said[-1][1]
+            joined = max(seq for what, seq in said if what == "joined")
+            assert (row.read_seq, row.last_key) == (joined, 10 * joined)
 
 
 def test_receipts_go_forward_and_what_is_read_was_received() -> None:

@@ -15,6 +15,7 @@ from im_actors.core.groups import Group, Membership, Role, may_read, readable
 from im_actors.core.model import BODY_BYTES_MAX, EventKind, pack
 from im_actors.core.overlays import edit_request, overlay_rank, recall_request
 from im_actors.core.rule_settings import RuleSettings
+from im_actors.core.rules import Refuse
 from im_actors.errors import (
     BadRequest,
     CorruptData,
@@ -77,8 +78,6 @@ def role_of(found: Deciding, user: str) -> Role:
 
 def refused(found: Deciding, user: str, kind: int, body: bytes) -> type[ImError] | None:
     """The error, None when it is taken."""
-    from im_actors.core.rules import Refuse
-
     decision = found.decide(f"{user}/pc", kind, body)
     return type(decision.error) if isinstance(decision, Refuse) else None
 
@@ -244,6 +243,15 @@ def test_the_muted_wait_until_their_time_is_over() -> None:
     found.say("mia/pc", "x")
     act(found, "ada", g.mute_request("mia", found.now_ms + 5_000))
     act(found, "ada", g.mute_request("mia", 0))
+    found.say("mia/pc", "x")
+
+
+def test_a_mute_of_all_ends_by_itself() -> None:
+    found = climbers()
+    act(found, "ada", g.mute_request(None, found.now_ms + 5_000))
+    found.now_ms += 4_999
+    assert type(found.refusal("mia/pc", MESSAGE, b"x")) is Forbidden
+    found.now_ms += 1
     found.say("mia/pc", "x")
 
 

@@ -81,6 +81,12 @@ def test_what_is_not_there_or_not_ones_own(
     assert type(talk().refusal(device, kind, body)) is error
 
 
+def test_what_is_not_there_is_not_asked_for() -> None:
+    found = talk()
+    found.refusal("alice/phone", RECALL, recall_request(3))
+    assert found.asked == []
+
+
 @pytest.mark.parametrize("kind", [RECALL, EDIT])
 def test_only_messages_are_recalled_or_edited(kind: EventKind) -> None:
     found = talk()

@@ -117,12 +117,18 @@ def test_a_rule_asks_for_all_that_it_needs_at_once() -> None:
     assert decide(known, ask) == Needs(("g", "m/alice"), ())
     ask = Request("alice/phone", int(EventKind.RECALL), recall_request(4), 0)
     assert decide(known._replace(session="team"), ask) == Needs(("x/0000000000000004",), (4,))
+    partly = Known("team", 9, {"x/0000000000000004": None}, {})
+    assert decide(partly, ask) == Needs((), (4,))
+    partly = Known("team", 9, {}, {4: None})
+    assert decide(partly, ask) == Needs(("x/0000000000000004",), ())
 
 
 def test_a_user_of_the_name_of_the_servers_is_not_one_of_them() -> None:
     for session, kind in (("user:alice", EventKind.NOTE), ("slot:3", EventKind.NOTE)):
         body = body_for(session, kind, 1)
         assert isinstance(Deciding(session).refusal("*/phone", kind, body), Forbidden)
+    body = body_for("user:*", EventKind.MAILBOX, 1)
+    assert isinstance(Deciding("user:*").refusal(SERVER, EventKind.MAILBOX, body), Forbidden)
     team = Deciding("team")
     team.say(SERVER, "maintenance at noon")
     assert isinstance(team.refusal("*/phone", EventKind.RECALL, recall_request(1)), Forbidden)
