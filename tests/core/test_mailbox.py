@@ -1,6 +1,10 @@
 """What a user changes in his own mailbox, his devices among it."""
 
+import random
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from im_actors.core import mailbox as m
 from im_actors.core.conversation import PINNED_RANK, Conversation, conversation_key
@@ -152,6 +156,46 @@ def test_only_own_conversations(session: str, error: type[Exception]) -> None:
         m.delete_request(session, 1),
     ):
         assert type(found.refusal("alice/phone", MAILBOX, body)) is error
+
+
+@given(st.integers(0, 10**9))
+def test_a_long_life_equals_dictionaries(seed: int) -> None:
+    rng = random.Random(seed)
+    found = Deciding("user:alice")
+    sessions = ("team", DIRECT, "group:g", "notice:system/alice")
+    fields = {name: dict.fromkeys(sessions, default) for name, default in DEFAULTS.items()}
+    deleted: set[tuple[str, int]] = set()
+    for _ in range(40):
+        session, what = rng.choice(sessions), rng.choice((*REQUESTS, "delete"))
+        if what == "delete":
+            seq = rng.choice((1, 1_023, 1_024, 5_000))
+            ask(found, m.delete_request(session, seq))
+            deleted.add((session, seq))
+            continue
+        name, request, values = REQUESTS[what]
+        value = rng.choice(values)
+        ask(found, request(session, value))
+        known = fields[name][session]
+        fields[name][session] = max(known, value) if what == "read" else value
+    for session in sessions:
+        row = Conversation.from_bytes(found.value(conversation_key(session)) or EMPTY)
+        assert {name: getattr(row, name) for name in fields} == {
+            name: of[session] for name, of in fields.items()
+        }
+        for seq in (1, 2, 1_023, 1_024, 5_000):
+            value = found.value(deleted_key(session, seq))
+            assert is_deleted(value, seq) == ((session, seq) in deleted)
+
+
+EMPTY = Conversation().to_bytes()
+DEFAULTS = {"read_seq": 0, "pinned": False, "muted": False, "hidden_seq": 0, "label": ""}
+REQUESTS = {
+    "read": ("read_seq", m.read_request, (1, 5, 9)),
+    "pin": ("pinned", m.pin_request, (True, False)),
+    "mute": ("muted", m.mute_request, (True, False)),
+    "hide": ("hidden_seq", m.hide_request, (0, 4, 9)),
+    "fold": ("label", m.fold_request, ("", "work", "play")),
+}
 
 
 # ---- devices
