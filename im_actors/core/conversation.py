@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from im_actors.core.rows import pack_row, unpack_row
 from im_actors.core.skips import Skips
-from im_actors.core.spans import Preview, Span, above
+from im_actors.core.spans import Preview, Range, Span, above
 from im_actors.errors import CorruptData, OutOfOrder
 
 PINNED_RANK = 1 << 62
@@ -156,6 +156,14 @@ class Conversation(NamedTuple):
         number = max(0, self.last_seq - self.read_seq) - skipped - recalled
         assert number >= 0, self
         return Unread(number, self.last_seq, self.read_seq, skipped, recalled)
+
+    def uncounted(self) -> tuple[Range, ...]:
+        """The newest events above ``read_seq`` that do not count, as (first, last), ascending and
+        none left out above the first: what is unread above a later position can be told from it.
+        All of them, unless they are very many."""
+        floor = max(self.skips.folded_to, self.recalled.folded_to)
+        ranges = (*self.skips.ranges, *self.recalled.ranges)
+        return Skips().adding(above(ranges, floor)).ranges
 
     def rank(self) -> int:
         """The place in the list, the greatest first; 0: not in it. A hidden group keeps its place:

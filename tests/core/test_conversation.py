@@ -62,6 +62,11 @@ def counted(events: list[Event], user: str, read_seq: int) -> int:
     return len(unread)
 
 
+def uncounted(events: list[Event], user: str, among: list[Event]) -> list[int]:
+    recalled = {read_state(e.body).args[0] for e in events if e.kind == RECALL}
+    return [e.seq for e in among if e.kind != MESSAGE or e.sender == user or e.seq in recalled]
+
+
 def shown(events: list[Event]) -> tuple[int, int, str] | None:
     """(seq, kind, text) of the last message, as it is after all of these events."""
     messages = [e for e in events if e.kind == MESSAGE]
@@ -83,6 +88,15 @@ def check_row(row: Conversation, events: list[Event], user: str, read_seq: int) 
     skipped = sum(e.kind != MESSAGE or e.sender == user for e in told)
     assert (unread.skipped, unread.recalled) == (skipped, len(told) - skipped - unread.number)
     assert (unread.last_seq, unread.read_seq) == (len(events), read_seq)
+    floor = max(row.skips.folded_to, row.recalled.folded_to)
+    unfolded = [e for e in told if e.seq > floor]
+    shown_seqs = [seq for first, last in row.uncounted() for seq in range(first, last + 1)]
+    # Both kinds together may have been too many again, and the oldest be left out.
+    expected = uncounted(events, user, unfolded)
+    assert shown_seqs == expected[len(expected) - len(shown_seqs) :]
+    ranges = len(row.skips.ranges) + len(row.recalled.ranges)
+    if not floor and ranges <= skips_module.RANGES_MAX:
+        assert len(shown_seqs) == unread.skipped + unread.recalled
     preview = row.preview and (row.preview.seq, row.preview.kind, row.preview.text)
     assert preview == shown(events)
     assert row.last_key == (events[-1].key if events else 0)
