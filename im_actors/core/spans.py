@@ -64,6 +64,24 @@ def span_of(user: str, events: Sequence[Event]) -> Span:
     return Span(first.seq, last.seq, last.key, newest, skips, recalled)
 
 
+def joined_spans(one: Span, following: Span) -> Span:
+    """A span and the one that begins where it ends, as one."""
+    assert following.from_seq == one.to_seq + 1, (one, following)
+    skips = list(one.skips)
+    for first, last in following.skips:
+        if skips and skips[-1][1] == first - 1:
+            first = skips.pop()[0]
+        skips.append((first, last))
+    return Span(
+        one.from_seq,
+        following.to_seq,
+        following.last_key,
+        max(filter(None, (one.preview, following.preview)), default=None),
+        tuple(skips),
+        one.recalled + following.recalled,
+    )
+
+
 def spans_of(user: str, events: Sequence[Event]) -> list[Span]:
     """The same of any number of events."""
     parts = range(0, len(events), SPAN_EVENTS_MAX)
