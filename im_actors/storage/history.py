@@ -315,12 +315,20 @@ class History:
                 return decode_event(self._load(known, [place], 0)[0])
         return None
 
-    def event(self, session: str, seq: int) -> Event | None:
-        """One event of a session, if it is here."""
-        found = self.read(session, seq - 1, seq + 1, 1).events
-        return decode_event(found[0]) if found else None
+    def event(self, session: str, seq: int) -> tuple[Event | None, int]:
+        """One event of a session, if it is here, and the session's last seq."""
+        last_seq = self.last_seq(session)
+        if not 0 < seq <= last_seq:
+            return None, last_seq
+        events = self.read(session, seq - 1, seq + 1, 1).events
+        return decode_event(events[0]) if events else None, last_seq
 
     # -- facts -----------------------------------------------------------------------------------
+
+    def last_seq(self, session: str) -> int:
+        """The newest event of a session in history; 0 when there is none."""
+        known = self.index.session(session)
+        return known.last_seq if known else 0
 
     def facts(self, session: str, query: FactQuery) -> tuple[int, FactPage]:
         """The session's last seq here, and the facts asked for as its events up to there say."""
