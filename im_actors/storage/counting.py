@@ -54,9 +54,11 @@ def count_messages(
 
 
 def recalled_seq(body: bytes) -> int:
-    """Which event a RECALL takes back; 0 when its body does not say."""
+    """Which event a RECALL takes back; 0 when its body does not say. The body is [seq], or, of one
+    that has facts, [what, [seq], facts]."""
     try:
-        (seq,) = msgpack.unpackb(body)
+        fields = msgpack.unpackb(body)
+        seq = fields[0] if len(fields) == 1 else fields[1][0]
     except Exception:
         return 0
     return seq if type(seq) is int else 0

@@ -59,6 +59,11 @@ _INDEXED = (
     " LEFT JOIN facts AS f ON f.session=i.session AND f.key=i.key"
     " WHERE {only}(i.session, i.{place}, i.key)"
 )
+_LED_TO = (
+    "SELECT count(DISTINCT i.key) FROM facts AS i INDEXED BY {index}"
+    " JOIN facts AS f ON f.session=i.session AND f.key=i.key AND f.{place}=i.{place}"
+    " WHERE i.session=?"
+)
 _UP = " ORDER BY i.session, i.{place}, i.key"
 _DOWN = " ORDER BY i.session DESC, i.{place} DESC, i.key DESC"
 
@@ -74,6 +79,11 @@ class Order(NamedTuple):
     place: Callable[[Fact], tuple[Any, ...]]
     """Where a fact is in it."""
     down: bool = False
+
+
+def after(key: str) -> str:
+    """The next key that there can be."""
+    return f"{key}\0"
 
 
 def _indexed(index: str, place: str, only: str = "") -> tuple[str, str]:
@@ -161,8 +171,7 @@ class FactTable:
                 at = (session, after_rank, after_key) if after_rank else (session + 1, 0, "")
                 return _cut(self._listed(session, BY_RANK, at), limit)
             case Prefixed(prefix, after_key, limit):
-                # The next key that there can be.
-                at = (session, max(prefix, f"{after_key}\0"))
+                at = (session, max(prefix, after(after_key)))
                 listed = self._listed(session, BY_KEY, at)
                 return _cut(_while_prefixed(listed, prefix), limit)
             case Since(seq, limit):
@@ -199,10 +208,17 @@ class FactTable:
         """The stored facts of a session from a place on."""
         for row in self._db.rows(order.behind, at):
             self._checked(row, order)
+        last: tuple[Any, ...] | None = None
         for row in self._db.rows(order.ahead, at):
             there, fact = self._checked(row, order)
             if there != session:
                 return
+            place = order.place(fact)
+            if last is not None and (place >= last if order.down else place <= last):
+                raise CorruptData(
+                    f"{self._db.path}: fact {fact.key!r} of session {session} is out of order"
+                )
+            last = place
             yield fact
 
     def _checked(self, row: Row, order: Order) -> tuple[int, Fact]:
@@ -219,16 +235,15 @@ class FactTable:
 
     # -- the whole -------------------------------------------------------------------------------
 
-    def counts(self, session: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        """How many rows of a session are in the table and in the list of all, and how many with a
-        rank in the table and in the list by rank."""
-        table = "FROM facts NOT INDEXED WHERE session=?"
-        rows, ranked = self._db.row(f"SELECT count(*), total(rank > 0) {table}", (session,))
-        listed = "SELECT count(*) FROM facts INDEXED BY {} WHERE session=?"
-        (in_all,) = self._db.row(listed.format("facts_since"), (session,))
-        by_rank = f"{listed.format('facts_ranked')} AND rank > 0"
+    def listed(self, session: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """How many rows of a session there are, and to how many of them the list by seq leads; how
+        many with a rank, and to how many the list by rank leads."""
+        rows = "SELECT count(*), total(rank > 0) FROM facts NOT INDEXED WHERE session=?"
+        in_all, ranked = self._db.row(rows, (session,))
+        (by_seq,) = self._db.row(_LED_TO.format(index="facts_since", place="seq"), (session,))
+        by_rank = f"{_LED_TO.format(index='facts_ranked', place='rank')} AND i.rank>0"
         (in_ranked,) = self._db.row(by_rank, (session,))
-        return (rows, in_all), (int(ranked), in_ranked)
+        return (in_all, by_seq), (int(ranked), in_ranked)
 
     @staticmethod
     def drop(connection: sqlite3.Connection, sessions: list[tuple[int]]) -> None:
