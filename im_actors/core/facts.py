@@ -23,7 +23,8 @@ RANK_MAX = (1 << 63) - 1
 
 class Fact(NamedTuple):
     """One row of a session's state. ``seq`` is that of the event that said it; ``rank`` is its
-    place in the session's ordered list, the greatest first, 0 for none; ``value`` None: gone."""
+    place in the session's ordered list, the greatest first, 0 for none; ``value`` None: gone, and
+    in no ordered list."""
 
     key: str
     seq: int
@@ -83,7 +84,10 @@ def event_facts(event: Event) -> list[Fact]:
     """What an event says of its session's state; nothing unless it is a state event."""
     if not is_state(event.kind):
         return []
-    return [Fact(key, event.seq, rank, value) for key, rank, value in read_state(event.body).facts]
+    return [
+        Fact(key, event.seq, 0 if value is None else rank, value)
+        for key, rank, value in read_state(event.body).facts
+    ]
 
 
 def record_facts(payload: bytes) -> Iterator[tuple[str, list[Fact]]]:
