@@ -23,10 +23,14 @@ from im_actors.core.messages import (
     Drop,
     Dropped,
     Epochs,
+    EventFound,
+    FactsLoaded,
     Fetch,
     Fetched,
+    FindEvent,
     FindKey,
     KeyFound,
+    LoadFacts,
     LoadSessions,
     Need,
     Prepare,
@@ -150,6 +154,22 @@ class SendKey:
     request: FindKey
 
 
+@dataclass(frozen=True, slots=True)
+class SendFacts:
+    """Read facts from the tables and answer with FactsLoaded."""
+
+    peer: Any
+    request: LoadFacts
+
+
+@dataclass(frozen=True, slots=True)
+class SendEvent:
+    """Look the event up in history and answer with EventFound."""
+
+    peer: Any
+    request: FindEvent
+
+
 @dataclass(slots=True)
 class Commit:
     """The slot's commit point rose: records up to ``lsn`` may be applied to history."""
@@ -205,6 +225,8 @@ ReplicaEffect = (
     | SendRecords
     | SendStates
     | SendKey
+    | SendFacts
+    | SendEvent
     | Commit
     | Forget
     | DropHistory
@@ -372,6 +394,8 @@ class Replica:
             Drop: self._drop,
             LoadSessions: self._load_sessions,
             FindKey: self._find_key,
+            LoadFacts: self._load_facts,
+            FindEvent: self._find_event,
         }
 
     def handle(self, event: ReplicaEvent, now_ms: int) -> list[ReplicaEffect]:
@@ -642,6 +666,20 @@ class Replica:
             return
         slot, epoch, number = request.slot, request.epoch, request.request
         self._send(peer, KeyFound(slot, epoch, number, False, 0, 0, 0))
+
+    def _load_facts(self, peer: Any, request: LoadFacts) -> None:
+        slot, epoch, number, floor_lsn = request[:4]
+        if self._tables_ready(slot, floor_lsn):
+            self._effects.append(SendFacts(peer, request))
+        else:
+            self._send(peer, FactsLoaded(slot, epoch, number, False, ()))
+
+    def _find_event(self, peer: Any, request: FindEvent) -> None:
+        slot, epoch, number, floor_lsn = request[:4]
+        if self._tables_ready(slot, floor_lsn):
+            self._effects.append(SendEvent(peer, request))
+        else:
+            self._send(peer, EventFound(slot, epoch, number, False, 0, 0, 0, ""))
 
     # -- backfill ------------------------------------------------------------------------------
 

@@ -9,14 +9,23 @@ from typing import Any, NamedTuple
 
 from im_actors.core import replica as rep
 from im_actors.core import sessions
-from im_actors.core.messages import DeviceImage, SessionImage
+from im_actors.core.facts import Fact, newest, record_facts
+from im_actors.core.messages import (
+    DeviceImage,
+    EventFound,
+    FactsLoaded,
+    FindEvent,
+    LoadFacts,
+    SessionImage,
+)
 from im_actors.core.model import (
     Event,
     Record,
-    body_checksum,
     decode_event,
     record_events,
+    record_index,
     record_intact,
+    unpack_sends,
 )
 from im_actors.core.storage_ops import CutRecords, DropSlot, StoreMeta, StoreRecords
 from im_actors.errors import CorruptData
@@ -37,16 +46,18 @@ class Row(NamedTuple):
     event: Event
     data: bytes
     checksum: int
+    """Of the body that was sent, which the owner may have changed."""
 
 
 @lru_cache(maxsize=20_000)
 def rows_of(payload: bytes) -> tuple[Row, ...]:
     """The events of a record. Three replicas read the same bytes, so they are decoded once."""
-    rows = []
-    for data in record_events(payload):
-        event = decode_event(data)
-        rows.append(Row(event, data, body_checksum(event.kind, event.body)))
-    return tuple(rows)
+    sends = [sent for part in record_index(payload).parts for sent in unpack_sends(part[3])]
+    checksums = {sent.position: sent.checksum for sent in sends}
+    return tuple(
+        Row(decode_event(data), data, checksums[position])
+        for position, data in enumerate(record_events(payload))
+    )
 
 
 class Disk:
@@ -61,6 +72,7 @@ class Disk:
         self.timelines: dict[str, dict[int, Row]] = {}
         self.devices: dict[str, dict[str, dict[int, Row]]] = {}
         """session -> device -> n -> row."""
+        self.facts: dict[str, dict[str, Fact]] = {}
         self.lives: dict[int, int] = {}
         """How often a slot began anew here, after a deletion: what is read of it may go back."""
         self._deleted: set[int] = set()
@@ -100,6 +112,9 @@ class Disk:
                 self.timelines.setdefault(event.session, {})[event.seq] = row
                 devices = self.devices.setdefault(event.session, {})
                 devices.setdefault(event.device, {})[event.n] = row
+            for session, facts in record_facts(record.payload):
+                for fact in facts:
+                    newest(self.facts.setdefault(session, {}), fact)
 
     def trim(self, slot: int, upto_lsn: int) -> None:
         rows = self.journal.get(slot, {})
@@ -112,6 +127,7 @@ class Disk:
         for session in [s for s in self.timelines if slot_of(s) == slot]:
             del self.timelines[session]
             del self.devices[session]
+            self.facts.pop(session, None)
 
     # -- reading -------------------------------------------------------------------------------
 
@@ -143,6 +159,19 @@ class Disk:
             recent = tuple((row.event.seq, row.checksum) for row in sent)
             images.append(DeviceImage(device, numbers[-1], recent))
         return SessionImage(session, last_seq, tuple(images))
+
+    def answer_facts(self, request: LoadFacts) -> FactsLoaded:
+        known = self.facts.get(request.session, {})
+        facts = tuple(known[key] for key in request.keys if key in known)
+        return FactsLoaded(request.slot, request.epoch, request.request, True, facts)
+
+    def answer_event(self, request: FindEvent) -> EventFound:
+        where = (request.slot, request.epoch, request.request, True)
+        row = self.timelines.get(request.session, {}).get(request.seq)
+        if row is None:
+            return EventFound(*where, 0, 0, 0, "")
+        event = row.event
+        return EventFound(*where, event.seq, event.key, event.kind, event.device)
 
     def page(self, session: str, after: int, before: int, limit: int) -> tuple[int, list[bytes]]:
         """The last seq, and the events of a READ."""
