@@ -33,6 +33,10 @@ class Knowledge:
     def __len__(self) -> int:
         return len(self._seqs)
 
+    def said_at(self, key: str) -> int:
+        """The seq of the event that said what is known of a key."""
+        return self._seqs[key]
+
     def said(self, facts: Iterable[Fact]) -> None:
         """Take in facts; of each key the newest holds, whichever comes first."""
         seqs = self._seqs

@@ -57,7 +57,8 @@ def asked_for(body: bytes) -> bytes | None:
         what, arguments, _ = _unpacked(body)
     except (TypeError, ValueError):
         return None
-    return msgpack.packb([what, arguments])
+    asked: bytes = msgpack.packb([what, arguments])
+    return asked
 
 
 def is_intact(slot: int, lsn: int, epoch: int, payload: bytes, checksum: int) -> bool:

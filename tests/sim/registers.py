@@ -39,6 +39,13 @@ KEYS = 4
 REFUSALS = (TooLate.code, NotFound.code)
 
 
+def asked_for(event: Event) -> bytes:
+    """What was sent."""
+    if not is_state(event.kind):
+        return event.body
+    return msgpack.packb(msgpack.unpackb(event.body)[:2])
+
+
 def is_register(session: str) -> bool:
     return session.startswith(PREFIX)
 
@@ -47,8 +54,8 @@ def is_register(session: str) -> bool:
 
 
 def decide(known: Known, request: Request) -> Decision:
-    """``add KEY AMOUNT``; ``take KEY AMOUNT``, if there is so much; ``recall SEQ``, of a change that
-    the user made; the servers' ``upto TOTAL``; and messages."""
+    """``add KEY AMOUNT``; ``take KEY AMOUNT``, if there is so much; ``recall SEQ``, of a change by
+    the user himself; the servers' ``upto TOTAL``; and messages."""
     if not is_register(known.session):
         return messages_only(known, request)
     try:
@@ -128,6 +135,12 @@ class Model:
         rows = [number for seq, number in self.numbers.get(key, ()) if seq <= upto_seq]
         return rows[-1] if rows else 0
 
+    def may_recall(self, device: str, target: int, last_seq: int) -> bool:
+        if not 0 < target <= min(last_seq, len(self.events)):
+            return False
+        kind, sender, _ = self.events[target - 1]
+        return kind >= EventKind.GROUP and sender == device
+
     def expected(self, what: str, args: list[Any]) -> list[list[Any]] | str:
         """The facts of the next event, or why it must not be there."""
         seq = len(self.events)
@@ -203,8 +216,8 @@ class Registers:
         if rng.random() < 0.15:
             last = len(self.models[session].events)
             return msgpack.packb(["recall", [rng.randint(1, last + 2), nonce]])
-        what = "add" if rng.random() < 0.6 else "take"
-        return msgpack.packb([what, [key, rng.randint(1, 5), nonce]])
+        what, most = ("add", 3) if rng.random() < 0.5 else ("take", 5)
+        return msgpack.packb([what, [key, rng.randint(1, most), nonce]])
 
     def committed(self, slot: int) -> None:
         """Take in what the ledger has got since the last time."""
@@ -217,7 +230,7 @@ class Registers:
                 if wrong := model.take_in(event):
                     key = (event.session, event.device, event.n)
                     self.world.fail("wrong-change", wrong, slot, key)
-                if (event.session, event.device, event.body) in self._told:
+                if (event.session, event.device, asked_for(event)) in self._told:
                     self.world.met("taken_after_refusal")
         self._taken[slot] = len(log)
 
@@ -226,30 +239,20 @@ class Registers:
         model = self.models[session]
         if not self.world.watched(session):
             return
+        self._told.add((session, device, body))
         what, args = msgpack.unpackb(body)
-        last_seq = len(model.events)
-        reasons = self._refused.get(body, [])
+        last_seq, reasons = len(model.events), self._refused.get(body, [])
         for seq, seen in reasons:
-            if what == "take" and seq <= last_seq and seen == model.number(args[0], seq):
-                break
-            if (
-                what == "recall"
-                and seq <= last_seq
-                and not self._may_recall(model, device, args[0], seq)
-            ):
-                break
-        else:
-            text = f"{what} {args[:2]} of {device} in {session!r}, seen {reasons}"
-            slot = self.world.slot_of(session)
-            self.world.fail("wrong-refusal", f"{text}, committed up to {last_seq}", slot)
-        self.world.met(f"refused_by_rule_{code}")
-
-    @staticmethod
-    def _may_recall(model: Model, device: str, target: int, last_seq: int) -> bool:
-        if not 0 < target <= last_seq:
-            return False
-        kind, sender, _ = model.events[target - 1]
-        return kind >= EventKind.GROUP and sender == device
+            if what == "take":
+                true = seen == model.number(args[0], seq)
+            else:
+                true = not model.may_recall(device, args[0], seq)
+            if true and seq <= last_seq:
+                self.world.met(f"refused_by_rule_{code}")
+                return
+        text = f"{what} {args[:2]} of {device} in {session!r}, seen {reasons}"
+        slot = self.world.slot_of(session)
+        self.world.fail("wrong-refusal", f"{text}, committed up to {last_seq}", slot)
 
     def unsettled(self) -> str | None:
         """What no owner has confirmed yet."""
