@@ -287,7 +287,8 @@ class Serving:
         asked: Needs | None = None
         while True:
             knowledge = state.knowledge
-            facts, events = (knowledge.facts, knowledge.events) if knowledge else ({}, {})
+            facts = {} if knowledge is None else knowledge.facts
+            events = {} if knowledge is None else knowledge.events
             try:
                 decision = self.decide(Known(state.name, state.last_seq, facts, events), request)
             except ImError as error:

@@ -87,6 +87,8 @@ class World:
         self.ledger = invariants.Ledger()
         self.serials = itertools.count()
         self.seen_conditions: dict[str, int] = {}
+        self.withdrawn: set[Key] = set()
+        """Numbers that their devices gave to a VOID, after a refusal."""
         self.healing = False
         self.rolled_back: int | None = None
         self.takeovers = 0
