@@ -1168,8 +1168,8 @@ class SlotOwner:
 
     def _forget_facts(self) -> None:
         self._forget_ms = self._now_ms + FORGET_FACTS_MS
-        floor = self.serving.forget_facts(self._applied_lsn())
-        self._floor_lsn = max(self._floor_lsn, floor)
+        forgotten_lsn = self.serving.forget_facts(self._applied_lsn())
+        self._floor_lsn = max(self._floor_lsn, forgotten_lsn)
 
     def _applied_lsn(self) -> int:
         """Up to where the tables of a complete member go."""

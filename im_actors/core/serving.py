@@ -292,8 +292,10 @@ class Serving:
             try:
                 decision = self.decide(Known(state.name, state.last_seq, facts, events), request)
             except ImError as error:
-                return Refuse(error)
+                decision = Refuse(error)
             if type(decision) is not Needs:
+                # Another send may ask for what was not there yet.
+                events.clear()
                 return decision
             assert decision != asked, f"a rule for {state.name!r} asks again for {asked}"
             asked = decision
@@ -305,9 +307,8 @@ class Serving:
     def _look_at_pending(self, state: SessionState, seqs: tuple[int, ...]) -> None:
         """Of events that no table can have: those that are not committed, and those to come."""
         for seq in seqs:
-            pending = self.pending.get((state.name, seq))
-            if pending is not None:
-                event = decode_event(pending.data)
+            if (state.name, seq) in self.pending:
+                event = decode_event(self.pending[state.name, seq].data)
                 head = EventHead(seq, event.kind, event.device, event.time_ms)
                 state.know().events[seq] = head
             elif not 0 < seq <= state.last_seq:
@@ -317,15 +318,13 @@ class Serving:
         self, state: SessionState, entry: Indexed, kind: int, body: bytes, token: Any, now_ms: int
     ) -> None:
         session, seq, device, n, _ = entry
-        self.last_key = key = next_key(self.last_key, now_ms, self.slot)
+        key = self.last_key = next_key(self.last_key, time_ms=now_ms, slot=self.slot)
         data = pack((session, seq, key, kind, device, n, body))
         made = PendingChange if is_state(kind) else PendingEvent
         event = made(state, entry, key, data, token)
         self.pending[session, seq] = event
         self.pending_bytes += len(data)
         self.open.append(event)
-        if state.knowledge is not None:
-            state.knowledge.events.clear()
         if event.changes_state:
             self.changes_open += 1
             self._said(state, event_facts(decode_event(data)))
@@ -342,8 +341,6 @@ class Serving:
     ) -> Answer | None:
         """The outcome of a send that takes no seq. It rests on what is known, and so it is told
         when all of that has committed."""
-        if state.knowledge is not None:
-            state.knowledge.events.clear()
         if state.last_seq == state.committed_seq:
             return _outcome(token, code, state.last_seq, epoch, now_ms)
         if self.postponed_answers >= POSTPONED_MAX:

@@ -74,6 +74,8 @@ def decide(known: Known, request: Request) -> Decision:
 
 def _changed(known: Known, request: Request, what: str, args: list[Any]) -> Decision:
     key, amount, _ = args
+    if what == "add" and not known.facts.keys() >= {key, "sum"}:
+        return Needs((key, "sum"))
     # One after the other: what is known by then must not be forgotten before both are.
     for needed in (key, "sum"):
         if needed not in known.facts:
