@@ -14,10 +14,14 @@ from im_actors.core.messages import (
     Committed,
     Drop,
     Dropped,
+    EventFound,
+    FactsLoaded,
     Fetch,
     Fetched,
+    FindEvent,
     FindKey,
     KeyFound,
+    LoadFacts,
     LoadSessions,
     Need,
     Prepare,
@@ -481,7 +485,12 @@ def test_a_slot_never_seen_has_no_records() -> None:
 
 @pytest.mark.parametrize(
     ("request_type", "answer_type", "rest"),
-    [(LoadSessions, SessionsLoaded, (("s",),)), (FindKey, KeyFound, ("s", "a/1", 2))],
+    [
+        (LoadSessions, SessionsLoaded, (("s",),)),
+        (FindKey, KeyFound, ("s", "a/1", 2)),
+        (LoadFacts, FactsLoaded, ("s", ("key",))),
+        (FindEvent, EventFound, ("s", 2)),
+    ],
 )
 def test_tables_answer_only_if_they_are_whole_and_far_enough(
     request_type: Any, answer_type: Any, rest: tuple[Any, ...]
