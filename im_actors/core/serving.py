@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 from zlib import crc32
 
-from im_actors.core.facts import Fact, event_facts, is_state, record_facts
+from im_actors.core.facts import Fact, event_facts, record_facts
 from im_actors.core.knowledge import FACTS_KNOWN_MAX
 from im_actors.core.messages import SessionImage
 from im_actors.core.model import (
@@ -143,6 +143,9 @@ _new = tuple.__new__
 """Makes a named tuple from a tuple in half the time of a call of its class."""
 
 
+_CHANGES_STATE = int(EventKind.GROUP)
+
+
 def refused(token: Any, code: int, expected_n: int = 0) -> Answer:
     return Answer(token, code, 0, 0, 0, expected_n)
 
@@ -219,16 +222,24 @@ class Serving:
         checksum = crc32(body, kind)
         if kind > state.free_kind or not n:
             n = n or state.next_n(device)
-            if state.admit(device, n, kind, checksum, room, take=False)[0] is NEW:
-                return self._decide(state, send, n, checksum, epoch, now_ms)
+            if kind and state.admit(device, n, kind, checksum, room, take=False)[0] is NEW:
+                decided = self._decide(state, send, epoch, now_ms)
+                if not isinstance(decided, Accept):
+                    return decided
+                # The checksum stays that of what was sent: a resend has to be known again.
+                kind, body = decided
         outcome, seq = state.admit(device, n, kind, checksum, room)
         if outcome is NEW:
             self.last_key = key = next_key(self.last_key, now_ms, self.slot)
             data = pack((session, seq, key, kind, device, n, body))
-            event = PendingEvent(state, (session, seq, device, n, checksum), key, data, token)
+            made = PendingEvent if kind < _CHANGES_STATE else PendingChange
+            event = made(state, (session, seq, device, n, checksum), key, data, token)
             self.pending[session, seq] = event
             self.pending_bytes += len(data)
             self.open.append(event)
+            if made is PendingChange:
+                self.changes_open += 1
+                self._said(state, event_facts(decode_event(data)))
             return None
         if outcome is KNOWN:
             pending = self.pending.get((session, seq))
@@ -260,27 +271,23 @@ class Serving:
     # -- what the rules decide -----------------------------------------------------------------
 
     def _decide(
-        self, state: SessionState, send: Send, n: int, checksum: int, epoch: int, now_ms: int
-    ) -> Answer | None:
-        """A send that is new, of a session or a kind for which there are rules. ``checksum`` is
-        that of what was sent, whatever becomes of it: a resend has to be known again."""
-        token, session, device, _, kind, body = send
-        if kind != EventKind.VOID:
-            match self._decision(state, Request(device, kind, body, now_ms)):
-                case Accept(kind, body):
-                    pass
-                case Refuse(error):
-                    return self._postpone(state, token, error.code, epoch, now_ms)
-                case Needs() as needs:
-                    self._wait(state, send, needs)
-                    return None
-                case _:
-                    assert device == SERVER, f"{device} asks for something and is told nothing"
-                    return self._postpone(state, token, OK, epoch, now_ms)
-        _, seq = state.admit(device, n, send.kind, checksum)
-        entry = (session, seq, device, n, checksum)
-        self._number(state, entry, kind, body, token, now_ms)
-        return None
+        self, state: SessionState, send: Send, epoch: int, now_ms: int
+    ) -> Accept | Answer | None:
+        """What the rules say of a send that is new; otherwise its answer, or None: it comes later.
+        VOIDs are nobody's affair but their sender's."""
+        token, _, device, _, kind, body = send
+        decision = self._decision(state, _new(Request, (device, kind, body, now_ms)))
+        if isinstance(decision, Accept):
+            return decision
+        match decision:
+            case Refuse(error):
+                return self._postpone(state, token, error.code, epoch, now_ms)
+            case Needs():
+                self._wait(state, send, decision)
+                return None
+            case _:
+                assert device == SERVER, f"{device} asks for something and is told nothing"
+                return self._postpone(state, token, OK, epoch, now_ms)
 
     def _decision(self, state: SessionState, request: Request) -> Decision:
         """What the rules say; Needs only what has to be loaded. A rule may raise its refusal."""
@@ -290,7 +297,8 @@ class Serving:
             facts = {} if knowledge is None else knowledge.facts
             events = {} if knowledge is None else knowledge.events
             try:
-                decision = self.decide(Known(state.name, state.last_seq, facts, events), request)
+                known = _new(Known, (state.name, state.last_seq, facts, events))
+                decision = self.decide(known, request)
             except ImError as error:
                 decision = Refuse(error)
             if type(decision) is not Needs:
@@ -313,21 +321,6 @@ class Serving:
                 state.know().events[seq] = head
             elif not 0 < seq <= state.last_seq:
                 state.know().events[seq] = None
-
-    def _number(
-        self, state: SessionState, entry: Indexed, kind: int, body: bytes, token: Any, now_ms: int
-    ) -> None:
-        session, seq, device, n, _ = entry
-        key = self.last_key = next_key(self.last_key, time_ms=now_ms, slot=self.slot)
-        data = pack((session, seq, key, kind, device, n, body))
-        made = PendingChange if is_state(kind) else PendingEvent
-        event = made(state, entry, key, data, token)
-        self.pending[session, seq] = event
-        self.pending_bytes += len(data)
-        self.open.append(event)
-        if event.changes_state:
-            self.changes_open += 1
-            self._said(state, event_facts(decode_event(data)))
 
     def _said(self, state: SessionState, facts: list[Fact]) -> None:
         """Facts of events that are newer than all that is known."""
@@ -547,6 +540,9 @@ class Serving:
         postponed = sum(map(len, self.postponed.values()))
         if (changes, postponed) != (self.changes_open, self.postponed_answers):
             raise InvariantBroken(f"slot {self.slot}: {changes} changes, {postponed} postponed")
+        waiting = sum(map(len, self.waiting.values()))
+        if waiting != self.waiting_events:
+            raise InvariantBroken(f"slot {self.slot}: {waiting} of {self.waiting_events} wait")
         if lost := self.postponed.keys() - self.pending.keys():
             raise InvariantBroken(f"slot {self.slot}: nothing will tell the outcomes at {lost}")
         for name, state in self.sessions.items():

@@ -62,8 +62,8 @@ RULED = (
         "9: a resend is compared with what was sent, and not with what the owner made of it",
         Edit(
             SERVING,
-            "entry = (session, seq, device, n, checksum)",
-            "entry = (session, seq, device, n, crc32(body, kind))",
+            "made(state, (session, seq, device, n, checksum), key",
+            "made(state, (session, seq, device, n, crc32(body, kind)), key",
         ),
     ),
     mutant(
@@ -71,11 +71,11 @@ RULED = (
         "9: a send that is refused leaves its number free",
         Edit(
             SERVING,
-            "                case Refuse(error):\n",
-            "                case Refuse(error):\n"
-            "                    from im_actors.core.sessions import DeviceState\n\n"
-            "                    its = state.devices.setdefault(device, DeviceState())\n"
-            "                    its.add(n, state.last_seq, checksum)\n",
+            "            case Refuse(error):\n",
+            "            case Refuse(error):\n"
+            "                from im_actors.core.sessions import DeviceState\n\n"
+            "                its = state.devices.setdefault(device, DeviceState())\n"
+            "                its.add(send.n, state.last_seq, crc32(body, kind))\n",
         ),
     ),
     mutant(
