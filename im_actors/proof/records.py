@@ -50,6 +50,17 @@ def read_payload(payload: bytes) -> Batch:
     return Batch(None, events)
 
 
+def asked_for(body: bytes) -> bytes | None:
+    """What a sender asked for, of which an owner made the body of a change of state: [what,
+    arguments, rows]. None for bytes that are no such body."""
+    try:
+        what, arguments, _ = _unpacked(body)
+    except (TypeError, ValueError):
+        return None
+    asked: bytes = msgpack.packb([what, arguments])
+    return asked
+
+
 def is_intact(slot: int, lsn: int, epoch: int, payload: bytes, checksum: int) -> bool:
     """Whether a record has its checksum: 4 bytes of CRC-32 over its place and its payload, then 4
     of Adler-32 over its payload."""

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from im_actors.core import model
+from im_actors.core import facts, model
 from im_actors.proof import records
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -44,6 +44,16 @@ def test_an_index_that_tells_other_events_is_no_payload() -> None:
             records.read_payload(model.pack_record([lie], (2, 2), data))
     with pytest.raises(ValueError, match="index"):
         records.read_payload(model.pack_record([], (2, 2), data))
+
+
+def test_what_was_asked_for_is_read_from_what_became_of_it() -> None:
+    body = facts.pack_state("add", ["bob", 3], [("m/bob", 0, None)])
+    assert records.asked_for(body) == facts.pack_request("add", "bob", 3)
+
+
+@pytest.mark.parametrize("body", [b"", b"text", b"\xc1", b"\x92\xa1a\x90", b"\x03"])
+def test_what_is_no_change_of_state_asks_for_nothing(body: bytes) -> None:
+    assert records.asked_for(body) is None
 
 
 @given(st.integers(0, 1023), numbers, numbers, numbers)

@@ -1,0 +1,103 @@
+"""Design 9 and 5.4: what an owner decides by rules rests on facts that it knows."""
+
+from tests.sim.mutants.modules import KNOWLEDGE, OWNER, SERVING
+from tests.sim.mutation import Edit, mutant
+
+_LACKS = "keys = [key for key in needs.keys if key not in self.facts]"
+_SETTLED = "        if lsn <= applied_lsn:\n"
+_COMMITTED = "if state.last_seq == state.committed_seq:"
+
+RULED = (
+    mutant(
+        "facts-not-replayed",
+        "5.4: a new owner takes the facts of the log's end, which the tables do not have yet",
+        Edit(SERVING, "            if index.changes:\n", "            if False:\n"),
+    ),
+    mutant(
+        "loaded-facts-win",
+        "9: of one key the fact of the newest event holds, whatever the tables say",
+        Edit(
+            KNOWLEDGE,
+            _LACKS,
+            "keys = list(needs.keys) if any(key not in self.facts for key in needs.keys) else []",
+        ),
+        Edit(KNOWLEDGE, "if fact.seq >= seqs.get(fact.key, 0):", "if True:"),
+    ),
+    mutant(
+        "unknown-is-absent",
+        "5.4, I9: what is not known is loaded before anything is decided by it",
+        Edit(
+            SERVING,
+            "            if any(lacking):\n                return lacking\n",
+            "            state.know().loaded(lacking.keys, ())\n"
+            "            state.know().events.update(dict.fromkeys(lacking.events))\n",
+        ),
+    ),
+    mutant(
+        "sends-behind-are-dropped",
+        "9: what comes while a send waits for facts is decided on after it",
+        Edit(SERVING, "self.waiting[state.name] += waiting[position:]", "pass"),
+    ),
+    mutant(
+        "facts-of-any-age",
+        "5.4: facts come from tables that have applied what was not replayed",
+        Edit(OWNER, "floor, of = self._floor_lsn, (session,)", "floor, of = 0, (session,)"),
+    ),
+    mutant(
+        "forgotten-facts-of-any-age",
+        "5.4: forgotten facts are loaded from tables that have what they were forgotten with",
+        Edit(
+            OWNER,
+            "        self._floor_lsn = max(self._floor_lsn, forgotten_lsn)\n",
+            "",
+        ),
+    ),
+    mutant(
+        "forgets-facts-before-they-are-applied",
+        "5.4: facts are forgotten only when the tables hold their events",
+        Edit(KNOWLEDGE, _SETTLED, "        if True:\n"),
+    ),
+    mutant(
+        "index-has-the-changed-body",
+        "9: a resend is compared with what was sent, and not with what the owner made of it",
+        Edit(
+            SERVING,
+            "made(state, (session, seq, device, n, checksum), key",
+            "made(state, (session, seq, device, n, crc32(body, kind)), key",
+        ),
+    ),
+    mutant(
+        "refusal-uses-up-the-number",
+        "9: a send that is refused leaves its number free",
+        Edit(
+            SERVING,
+            "            case Refuse(error):\n",
+            "            case Refuse(error):\n"
+            "                from im_actors.core.sessions import DeviceState\n\n"
+            "                its = state.devices.setdefault(device, DeviceState())\n"
+            "                its.add(send.n, state.last_seq, crc32(body, kind))\n",
+        ),
+    ),
+    mutant(
+        "refusal-before-commit",
+        "5.2.4, I7: a refusal, or that a note says nothing new, is told when what it rests on has"
+        " committed",
+        Edit(SERVING, _COMMITTED, "if True:"),
+    ),
+    mutant(
+        "recent-event-is-absent",
+        "5.4, I9: that there is no such event say only tables that have come so far",
+        Edit(OWNER, "if not answer.seq and lookup.floor_lsn < last_lsn:", "if False:"),
+    ),
+    mutant(
+        "event-to-come-is-absent",
+        "I9: that an event is not there yet says nothing later on",
+        Edit(SERVING, "                events.clear()\n", ""),
+    ),
+    mutant(
+        "changes-not-in-the-index",
+        "9: the index of a record names the events that change their session's state",
+        Edit(SERVING, "        if self.changes_open:\n", "        if False:\n"),
+        Edit(SERVING, "if (changes, postponed) != (", "if (self.changes_open, postponed) != ("),
+    ),
+)
