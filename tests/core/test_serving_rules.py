@@ -160,7 +160,7 @@ def test_rules_are_not_asked_about_messages_to_everybody() -> None:
 
     def rules(known: Known, request: Request) -> Decision:
         asked.append(known.session)
-        return Accept(request.kind, request.body)
+        return Accept(EventKind.MESSAGE, request.body)
 
     there = Serving(5, ServingLimits(), rules)
     for name in ("team", "direct:a/b"):
@@ -496,7 +496,7 @@ class Desk:
         needs, there.needs = there.needs, {}
         for session, (keys, seqs) in needs.items():
             request = LoadFacts(5, 1, 1, 0, session, keys)
-            there.facts_loaded(session, keys, self.tables.answer_facts(request).facts)
+            there.facts_loaded(session, keys, self.tables.facts_loaded(request).facts)
             for seq in seqs:
                 row = self.tables.timelines.get(session, {}).get(seq)
                 if row is None:
