@@ -65,8 +65,13 @@ def read_request(body: bytes) -> tuple[str, list[Any]]:
 def pack_state(
     what: str, args: Iterable[Any], facts: Iterable[tuple[str, int, bytes | None]]
 ) -> bytes:
-    """The body of a committed state event. TooLarge names a fact above its limits."""
+    """The body of a committed state event. TooLarge names a fact above its limits; BadRequest a key
+    that would have two of them, of which nobody could say which one holds."""
     rows = list(facts)
+    keys = [key for key, _, _ in rows]
+    if len(set(keys)) < len(keys):
+        twice = next(key for at, key in enumerate(keys) if key in keys[:at])
+        raise BadRequest(f"{twice!r} would be said twice")
     for key, rank, value in rows:
         assert 0 <= rank <= RANK_MAX, rank
         if len(key.encode()) > FACT_KEY_BYTES_MAX or len(value or b"") > FACT_VALUE_BYTES_MAX:

@@ -208,7 +208,7 @@ def _event(slot: int, lsn: int, size: int) -> bytes:
     kind, body = EventKind.MESSAGE, bytes(size)
     if lsn % 3 == 0:
         value = None if lsn % 4 == 0 else b"%d" % lsn
-        facts = [(f"k{lsn % 5}", lsn * 3 % 7, value), (f"k{lsn}", lsn % 2, b"")]
+        facts = [(f"k{lsn % 5}", lsn * 3 % 7, value), (f"x{lsn}", lsn % 2, b"")]
         kind, body = EventKind.GROUP, pack_state("put", [body], facts)
     return encode_event(Event(f"s{slot}", lsn, key, int(kind), "u/d", lsn, body))
 

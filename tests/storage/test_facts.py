@@ -25,8 +25,8 @@ from im_actors.core.fact_lists import (
     Since,
     check_query,
 )
-from im_actors.core.facts import RANK_MAX, Fact
-from im_actors.core.model import Event, EventKind, encode_event, make_record
+from im_actors.core.facts import RANK_MAX, Fact, pack_request
+from im_actors.core.model import Event, EventKind, body_checksum, encode_event, make_record
 from im_actors.errors import BadRequest, CorruptData, InvariantBroken
 from im_actors.storage import history as history_module
 from im_actors.storage.facts import SCHEMA
@@ -285,6 +285,21 @@ def test_a_file_from_before_there_were_facts_gets_them(path: Path, log: Any) -> 
     log.state(1, "s", ("k", 1, b"v"))
     history.apply(log.batch(1, 6), {1: 6})
     check(history, log, 2)
+    assert problems(history) == []
+    history.close()
+
+
+def test_what_was_sent_is_known_again_and_not_what_was_made_of_it(path: Path, log: Any) -> None:
+    """A resend has the body that was sent: its checksum has to be the one that owners are told."""
+    for number in range(200):
+        log.state(1, "s", ("k", number, b"%d" % number))
+    history = History(path)
+    history.apply(log.batch(1), {1: 200})
+    checksum = body_checksum(EventKind.GROUP, pack_request("put"))
+    for n in (1, 70, 200):
+        assert history.find("s", "u/d", n) == (n, log.events["s"][n - 1].key, checksum)
+    (image,) = history.session_states(["s"])
+    assert {known for _, known in image.devices[0].recent} == {checksum}
     assert problems(history) == []
     history.close()
 
