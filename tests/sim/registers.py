@@ -217,7 +217,9 @@ class Registers:
         key, nonce = f"c/{rng.randrange(KEYS)}", rng.randbytes(6)
         if rng.random() < 0.15:
             last = len(self.models[session].events)
-            return msgpack.packb(["recall", [rng.randint(1, last + 2), nonce]])
+            # Most of them of what is new, or not there yet.
+            first = 1 if rng.random() < 0.3 else max(1, last - 2)
+            return msgpack.packb(["recall", [rng.randint(first, last + 3), nonce]])
         what, most = ("add", 3) if rng.random() < 0.5 else ("take", 5)
         return msgpack.packb([what, [key, rng.randint(1, most), nonce]])
 
