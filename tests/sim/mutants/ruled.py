@@ -92,6 +92,11 @@ RULED = (
         ),
     ),
     mutant(
+        "refusal-is-taken-back",
+        "P6: a late copy of what was refused is refused too, whatever the rules say by then",
+        Edit(SERVING, "        if self.refused:\n", "        if False:\n"),
+    ),
+    mutant(
         "refusal-before-commit",
         "5.2.4, I7: a refusal, or that a note says nothing new, is told when what it rests on has"
         " committed",
