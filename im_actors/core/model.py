@@ -198,12 +198,11 @@ def record_index(payload: bytes) -> RecordIndex:
     index = msgpack.unpackb(payload)[0]
     if type(index) is int:
         return RecordIndex(index, index, [], [])
-    first_key, last_key, *rest = index
     # Records of the first releases have no list of changes, and no state events.
-    changes = rest.pop(0) if rest and type(rest[0]) is list else []
-    fields = iter(rest)
+    has_changes = len(index) > 2 and type(index[2]) is list
+    fields = iter(index[3:] if has_changes else index[2:])
     parts = list(zip(fields, fields, fields, fields, strict=True))
-    return RecordIndex(first_key, last_key, changes, parts)
+    return RecordIndex(index[0], index[1], index[2] if has_changes else [], parts)
 
 
 def unpack_sends(sends: bytes) -> list[Sent]:

@@ -156,7 +156,7 @@ class SendKey:
 
 @dataclass(frozen=True, slots=True)
 class SendFacts:
-    """Read facts from the tables and answer with FactsLoaded."""
+    """Read facts of a session from the tables and answer with FactsLoaded."""
 
     peer: Any
     request: LoadFacts
@@ -164,7 +164,7 @@ class SendFacts:
 
 @dataclass(frozen=True, slots=True)
 class SendEvent:
-    """Look the event up in history and answer with EventFound."""
+    """Read the event in history and answer with EventFound."""
 
     peer: Any
     request: FindEvent
@@ -668,18 +668,18 @@ class Replica:
         self._send(peer, KeyFound(slot, epoch, number, False, 0, 0, 0))
 
     def _load_facts(self, peer: Any, request: LoadFacts) -> None:
-        slot, epoch, number, floor_lsn = request[:4]
-        if self._tables_ready(slot, floor_lsn):
+        if self._tables_ready(request.slot, request.floor_lsn):
             self._effects.append(SendFacts(peer, request))
-        else:
-            self._send(peer, FactsLoaded(slot, epoch, number, False, ()))
+            return
+        slot, epoch, number = request.slot, request.epoch, request.request
+        self._send(peer, FactsLoaded(slot, epoch, number, False, ()))
 
     def _find_event(self, peer: Any, request: FindEvent) -> None:
-        slot, epoch, number, floor_lsn = request[:4]
-        if self._tables_ready(slot, floor_lsn):
+        if self._tables_ready(request.slot, request.floor_lsn):
             self._effects.append(SendEvent(peer, request))
-        else:
-            self._send(peer, EventFound(slot, epoch, number, False, 0, 0, 0, ""))
+            return
+        slot, epoch, number = request.slot, request.epoch, request.request
+        self._send(peer, EventFound(slot, epoch, number, False, 0, 0, 0, ""))
 
     # -- backfill ------------------------------------------------------------------------------
 

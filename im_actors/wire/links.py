@@ -7,12 +7,29 @@ which one is replaced by the next. One frame carries what one turn of the event 
     141 ANSWERS   [141, [[kind, ...fields], ...]]    and back
     142 READ      [142, request, session, after, before, limit, head]     gateway to a replica
     143 PAGE      [143, request, code, last_seq, [event bin, ...]]        and back
+    144 LIST_FACTS [144, request, session, head, what, args]              gateway to a replica
+    145 FACTS     [145, request, code, last_seq, [[key, seq, rank, value], ...], more]   and back
+    146 COUNT     [146, request, session, head, after, upto, user]        gateway to a replica
+    147 COUNTED   [147, request, code, last_seq, count]                   and back
     150 SUBMIT    [150, [[token, slot, session, device, n, kind, body], ...]]   gateway to a shard
     151 RESULTS   [151, [[token, code, seq, epoch, time_ms, expected_n], ...]]  and back
     152 WATCH     [152, [session, ...]]              gateway to a shard: push this session's events
     153 UNWATCH   [153, [session, ...]]
     154 WATCHED   [154, [[session, head], ...]]      the answer to WATCH, when the slot is served
     155 PUSHED    [155, [[session, event bin], ...]] committed events, per session in seq order
+
+READ, LIST_FACTS and COUNT ask a replica what it has of a session. ``head`` is the highest seq that
+the asker has heard of: the replica waits a moment for it, and then answers with what it has and its
+own ``last_seq``. ``code`` is 0, or says that it cannot answer: its copy has a hole (NOT_REACHABLE),
+or it has too much to do (OVERLOADED). What LIST_FACTS asks (core.fact_lists):
+
+    what 0, args [after_rank, after_key, limit]   those with a rank, the greatest first
+    what 1, args [prefix, after_key, limit]       those whose key begins so, by key
+    what 2, args [[key, ...]]                     those of these keys, at most 512
+    what 3, args [seq, limit]                     those said by events above seq, by seq and key
+
+The value of a fact is bin, or nil when it is gone. COUNT asks how many events after ``after`` and
+up to ``upto`` are messages, not of ``user``, and not recalled by an event up to ``last_seq``.
 """
 
 from __future__ import annotations
@@ -22,6 +39,7 @@ from enum import IntEnum
 from typing import Any, get_type_hints
 
 from im_actors.core import messages as m
+from im_actors.core.facts import Fact
 from im_actors.core.model import Record, View, view_of
 from im_actors.errors import ProtocolViolation
 from im_actors.wire.codec import encode_frame
@@ -36,6 +54,10 @@ class InsideType(IntEnum):
     ANSWERS = 141
     READ = 142
     PAGE = 143
+    LIST_FACTS = 144
+    FACTS = 145
+    COUNT = 146
+    COUNTED = 147
     SUBMIT = 150
     RESULTS = 151
     WATCH = 152
@@ -62,6 +84,10 @@ _KINDS: tuple[type[Any], ...] = (
     m.FindKey,
     m.KeyFound,
     m.Committed,
+    m.LoadFacts,
+    m.FactsLoaded,
+    m.FindEvent,
+    m.EventFound,
 )
 _KIND_OF = {kind: number for number, kind in enumerate(_KINDS)}
 
@@ -107,8 +133,22 @@ def _view(fields: list[Any]) -> View:
     return view
 
 
-def _names(rows: list[Any]) -> tuple[str, ...]:
+def read_names(rows: list[Any]) -> tuple[str, ...]:
     return tuple(map(_str, rows))
+
+
+def read_facts(rows: list[Any]) -> tuple[Fact, ...]:
+    """The facts of a FACTS frame."""
+    return tuple(
+        Fact(_str(key), _int(seq), _int(rank), value if value is None else _bytes(value))
+        for key, seq, rank, value in rows
+    )
+
+
+def _bytes(value: Any) -> bytes:
+    if type(value) is not bytes:
+        raise ValueError(f"{type(value).__name__} in the place of bytes")
+    return value
 
 
 def _int(value: Any) -> int:
@@ -131,8 +171,10 @@ _NESTED: dict[type[Any], tuple[tuple[int, Callable[[Any], Any]], ...]] = {
     m.Drop: ((2, _view),),
     m.Sealed: ((3, _epochs),),
     m.Prepare: ((4, _epochs),),
-    m.LoadSessions: ((4, _names),),
+    m.LoadSessions: ((4, read_names),),
     m.SessionsLoaded: ((4, _images),),
+    m.LoadFacts: ((5, read_names),),
+    m.FactsLoaded: ((4, read_facts),),
 }
 
 

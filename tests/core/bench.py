@@ -74,9 +74,9 @@ class BenchReplica:
             case rep.SendKey(_, request):
                 self.answers.append(self.found(request))
             case rep.SendFacts(_, request):
-                self.answers.append(self.disk.answer_facts(request))
+                self.answers.append(self.disk.facts_loaded(request))
             case rep.SendEvent(_, request):
-                self.answers.append(self.disk.answer_event(request))
+                self.answers.append(self.disk.event_found(request))
             case rep.DropHistory(slot):
                 self.disk.drop_history(slot, lambda _: slot)
                 self.run(self.machine.handle(rep.HistoryDropped(slot), START_MS))
@@ -87,7 +87,7 @@ class BenchReplica:
 
     def found(self, request: Any) -> KeyFound:
         where = (request.slot, request.epoch, request.request, True)
-        for event, _, checksum in self.disk.timelines.get(request.session, {}).values():
+        for event, _, checksum, _ in self.disk.timelines.get(request.session, {}).values():
             if (event.device, event.n) == (request.device, request.n):
                 return KeyFound(*where, event.seq, event.key, checksum)
         return KeyFound(*where, 0, 0, 0)

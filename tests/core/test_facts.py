@@ -52,6 +52,16 @@ def test_only_state_events_say_facts() -> None:
     assert event_facts(event._replace(kind=int(EventKind.MESSAGE))) == []
 
 
+def test_an_event_says_of_one_key_one_thing() -> None:
+    with pytest.raises(BadRequest, match="'b'"):
+        pack_state("put", [], [("a", 0, b""), ("b", 0, b"1"), ("c", 0, b""), ("b", 0, b"1")])
+
+
+def test_what_is_gone_is_in_no_ordered_list() -> None:
+    said = event_facts(state_event(7, ("gone", 5, None), ("here", 5, b"")))
+    assert said == [Fact("gone", 7, 0, None), Fact("here", 7, 5, b"")]
+
+
 def test_a_record_tells_the_facts_of_its_state_events() -> None:
     events = [
         Event("team", 1, 1, int(EventKind.MESSAGE), "bob/pc", 1, b"hello"),

@@ -403,6 +403,8 @@ def test_a_dropped_slot_is_unknown_and_not_empty() -> None:
     assert not there.log.answers_reads
     assert one(there.ask(LoadSessions(SLOT, 4, 1, 0, ("s",)))).ready is False
     assert one(there.ask(FindKey(SLOT, 4, 2, 0, "s", "a/1", 1))).ready is False
+    assert one(there.ask(LoadFacts(SLOT, 4, 3, 0, "s", ("k",)))).ready is False
+    assert one(there.ask(FindEvent(SLOT, 4, 4, 0, "s", 1))).ready is False
     there.restart()
     assert not there.log.answers_reads
 
@@ -488,7 +490,7 @@ def test_a_slot_never_seen_has_no_records() -> None:
     [
         (LoadSessions, SessionsLoaded, (("s",),)),
         (FindKey, KeyFound, ("s", "a/1", 2)),
-        (LoadFacts, FactsLoaded, ("s", ("key",))),
+        (LoadFacts, FactsLoaded, ("s", ("k",))),
         (FindEvent, EventFound, ("s", 2)),
     ],
 )

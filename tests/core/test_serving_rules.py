@@ -511,7 +511,7 @@ class Desk:
         needs, there.needs = there.needs, {}
         for session, (keys, seqs) in needs.items():
             request = LoadFacts(5, 1, 1, 0, session, keys)
-            there.facts_loaded(session, keys, self.tables.answer_facts(request).facts)
+            there.facts_loaded(session, keys, self.tables.facts_loaded(request).facts)
             for seq in seqs:
                 row = self.tables.timelines.get(session, {}).get(seq)
                 if row is None:

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from im_actors.core import replica as rep
 from im_actors.core import sessions
-from im_actors.core.facts import Fact, newest, record_facts
+from im_actors.core.fact_lists import FactQuery
+from im_actors.core.facts import Fact
 from im_actors.core.messages import (
     DeviceImage,
     EventFound,
@@ -29,6 +30,7 @@ from im_actors.core.model import (
 )
 from im_actors.core.storage_ops import CutRecords, DropSlot, StoreMeta, StoreRecords
 from im_actors.errors import CorruptData
+from tests import fact_model
 
 
 class Head(NamedTuple):
@@ -47,6 +49,7 @@ class Row(NamedTuple):
     data: bytes
     checksum: int
     """Of the body that was sent, which the owner may have changed."""
+    facts: tuple[Fact, ...]
 
 
 @lru_cache(maxsize=20_000)
@@ -54,10 +57,12 @@ def rows_of(payload: bytes) -> tuple[Row, ...]:
     """The events of a record. Three replicas read the same bytes, so they are decoded once."""
     sends = [sent for part in record_index(payload).parts for sent in unpack_sends(part[3])]
     checksums = {sent.position: sent.checksum for sent in sends}
-    return tuple(
-        Row(decode_event(data), data, checksums[position])
-        for position, data in enumerate(record_events(payload))
-    )
+    rows = []
+    for position, data in enumerate(record_events(payload)):
+        event = decode_event(data)
+        said = tuple(fact_model.said_by(event))
+        rows.append(Row(event, data, checksums[position], said))
+    return tuple(rows)
 
 
 class Disk:
@@ -73,6 +78,7 @@ class Disk:
         self.devices: dict[str, dict[str, dict[int, Row]]] = {}
         """session -> device -> n -> row."""
         self.facts: dict[str, dict[str, Fact]] = {}
+        """session -> key -> what the newest event says."""
         self.lives: dict[int, int] = {}
         """How often a slot began anew here, after a deletion: what is read of it may go back."""
         self._deleted: set[int] = set()
@@ -112,9 +118,10 @@ class Disk:
                 self.timelines.setdefault(event.session, {})[event.seq] = row
                 devices = self.devices.setdefault(event.session, {})
                 devices.setdefault(event.device, {})[event.n] = row
-            for session, facts in record_facts(record.payload):
-                for fact in facts:
-                    newest(self.facts.setdefault(session, {}), fact)
+                for fact in row.facts:
+                    facts = self.facts.setdefault(event.session, {})
+                    if fact.key not in facts or facts[fact.key].seq < fact.seq:
+                        facts[fact.key] = fact
 
     def trim(self, slot: int, upto_lsn: int) -> None:
         rows = self.journal.get(slot, {})
@@ -151,7 +158,7 @@ class Disk:
     def image(self, session: str) -> SessionImage:
         """A session as the tables have it: the windows go no further back than its last events."""
         images = []
-        last_seq = max(self.timelines.get(session, ()), default=0)
+        last_seq = self.last_seq(session)
         oldest = last_seq - 2 * sessions.DEVICE_WINDOW
         for device, rows in sorted(self.devices.get(session, {}).items()):
             numbers = sorted(rows)[-sessions.DEVICE_WINDOW :]
@@ -160,18 +167,25 @@ class Disk:
             images.append(DeviceImage(device, numbers[-1], recent))
         return SessionImage(session, last_seq, tuple(images))
 
-    def answer_facts(self, request: LoadFacts) -> FactsLoaded:
-        known = self.facts.get(request.session, {})
-        facts = tuple(known[key] for key in request.keys if key in known)
-        return FactsLoaded(request.slot, request.epoch, request.request, True, facts)
+    def facts_loaded(self, request: LoadFacts) -> FactsLoaded:
+        """The answer to an owner."""
+        slot, epoch, number, _, session, keys = request
+        known = self.facts.get(session, {})
+        facts = tuple(known[key] for key in keys if key in known)
+        return FactsLoaded(slot, epoch, number, True, facts)
 
-    def answer_event(self, request: FindEvent) -> EventFound:
-        where = (request.slot, request.epoch, request.request, True)
-        row = self.timelines.get(request.session, {}).get(request.seq)
-        if row is None:
-            return EventFound(*where, 0, 0, 0, "")
-        event = row.event
-        return EventFound(*where, event.seq, event.key, event.kind, event.device)
+    def event_found(self, request: FindEvent) -> EventFound:
+        """The answer to an owner; an event that it has no row of, is in no honest log."""
+        slot, epoch, number, _, session, seq = request
+        timeline = self.timelines.get(session, {})
+        if seq not in timeline:
+            whole = not 0 < seq <= max(timeline, default=0)
+            return EventFound(slot, epoch, number, whole, 0, 0, 0, "")
+        event = timeline[seq].event
+        return EventFound(slot, epoch, number, True, seq, event.key, event.kind, event.device)
+
+    def last_seq(self, session: str) -> int:
+        return max(self.timelines.get(session, ()), default=0)
 
     def page(self, session: str, after: int, before: int, limit: int) -> tuple[int, list[bytes]]:
         """The last seq, and the events of a READ."""
@@ -183,6 +197,15 @@ class Disk:
         else:
             wanted = range(after + 1, min(last, after + limit) + 1)
         return last, [timeline[seq].data for seq in wanted if seq in timeline]
+
+    def fact_page(self, session: str, query: FactQuery) -> tuple[list[Fact], bool]:
+        """The facts of a LIST_FACTS, and whether there are more."""
+        return fact_model.fact_page(self.facts.get(session, {}), query)
+
+    def count(self, session: str, after: int, upto: int, user: str) -> int:
+        """The messages of a COUNT."""
+        events = [row.event for row in self.timelines.get(session, {}).values()]
+        return fact_model.count_messages(events, after, upto, user)
 
     def load(self, slot_of: Callable[[str], int]) -> dict[int, rep.SlotLog]:
         """What a starting replica finds. Raises CorruptData."""

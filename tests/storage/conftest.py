@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from im_actors.core.facts import pack_state
 from im_actors.core.model import (
     Event,
+    EventKind,
     Record,
     encode_event,
     epoch_start,
@@ -33,7 +35,13 @@ class LogBuilder:
         self.epochs: dict[int, int] = defaultdict(lambda: 1)
         self.now_ms = START_MS
 
-    def record(self, slot: int, *sends: tuple[str, str], body: bytes = b"hello") -> Record:
+    def record(
+        self,
+        slot: int,
+        *sends: tuple[str, str],
+        body: bytes = b"hello",
+        kind: EventKind = EventKind.MESSAGE,
+    ) -> Record:
         """The next record of a slot, with one event for each (session, device address)."""
         encoded = []
         for session, device in sends:
@@ -43,7 +51,7 @@ class LogBuilder:
                 session,
                 len(self.events[session]) + 1,
                 self.keys[slot],
-                1,
+                int(kind),
                 device,
                 self.n[session, device],
                 body,
@@ -51,6 +59,12 @@ class LogBuilder:
             self.events[session].append(event)
             encoded.append(encode_event(event))
         return self._add(slot, make_record(slot, self._lsn(slot), self.epochs[slot], encoded))
+
+    def state(self, slot: int, session: str, *facts: tuple[str, int, bytes | None]) -> Record:
+        """The next record of a slot, with a state event of a session that says facts (key, rank,
+        value)."""
+        body = pack_state("put", [], facts)
+        return self.record(slot, (session, "u/d"), body=body, kind=EventKind.GROUP)
 
     def epoch(self, slot: int) -> Record:
         """An EpochStart."""

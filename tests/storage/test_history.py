@@ -779,7 +779,7 @@ def test_full_disk_loses_nothing_applied(mounted: Callable[..., Path], log: Any)
     assert applied >= 3
     with pytest.raises(DiskFailed):
         history.apply([], {})
-    history.close()
+    history.abandon()
     copy = small.parent / "copy"
     copy.mkdir()
     for file in (small / "history").iterdir():
