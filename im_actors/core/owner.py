@@ -1010,6 +1010,8 @@ class SlotOwner:
         if not answer.seq and lookup.floor_lsn < last_lsn:
             # Committed, perhaps only just: only tables that have come so far can say that there is
             # none. That is soon; and old events, which most are asked about, did not wait for it.
+            # Under a new number: another answer to the first question may be on its way.
+            lookup.number = self._next_lookup()
             lookup.floor_lsn, lookup.due_ms = last_lsn, self._now_ms + FIND_AGAIN_MS
             self._lookups[lookup.number] = lookup
             return

@@ -56,6 +56,8 @@ RECORD_BYTES_MAX = 256 * 1024
 RECORD_EVENTS_MAX = 2_048
 WAITERS_MAX = 8
 """Resends that wait for one uncommitted event; a further one takes the place of the oldest."""
+REFUSALS_MAX = 4_096
+"""Refusals that are remembered: as long as a copy of what was refused may be on its way."""
 POSTPONED_MAX = 1_024
 """Decisions that wait for what they rest on to commit; further ones are to be asked for later."""
 
@@ -173,6 +175,9 @@ class Serving:
         """(session, seq) -> (token, code): decided on what is known up to that event, and told
         when it has committed: nothing that is not committed ever leaves here."""
         self.postponed_answers = 0
+        self.refused: dict[tuple[str, str], tuple[int, int, int]] = {}
+        """(session, device) -> (n, checksum, code) of its last refusal, the newest at the end. A
+        copy that comes late is refused as well, whatever the rules would say by then."""
         self.crowded: set[str] = set()
         """Sessions of which more facts are known than are to be kept."""
         self.changes_open = 0
@@ -223,7 +228,7 @@ class Serving:
         if kind > state.free_kind or not n:
             n = n or state.next_n(device)
             if kind and state.admit(device, n, kind, checksum, room, take=False)[0] is NEW:
-                decided = self._decide(state, send, epoch, now_ms)
+                decided = self._decide(state, send, n, checksum, epoch, now_ms)
                 if not isinstance(decided, Accept):
                     return decided
                 # The checksum stays that of what was sent: a resend has to be known again.
@@ -271,16 +276,21 @@ class Serving:
     # -- what the rules decide -----------------------------------------------------------------
 
     def _decide(
-        self, state: SessionState, send: Send, epoch: int, now_ms: int
+        self, state: SessionState, send: Send, n: int, checksum: int, epoch: int, now_ms: int
     ) -> Accept | Answer | None:
         """What the rules say of a send that is new; otherwise its answer, or None: it comes later.
         VOIDs are nobody's affair but their sender's."""
-        token, _, device, _, kind, body = send
+        token, session, device, _, kind, body = send
+        if self.refused:
+            before = self.refused.get((session, device))
+            if before is not None and before[:2] == (n, checksum):
+                return self._postpone(state, token, before[2], epoch, now_ms)
         decision = self._decision(state, _new(Request, (device, kind, body, now_ms)))
         if isinstance(decision, Accept):
             return decision
         match decision:
             case Refuse(error):
+                self._remember_refusal((session, device), (n, checksum, error.code))
                 return self._postpone(state, token, error.code, epoch, now_ms)
             case Needs():
                 self._wait(state, send, decision)
@@ -288,6 +298,12 @@ class Serving:
             case _:
                 assert device == SERVER, f"{device} asks for something and is told nothing"
                 return self._postpone(state, token, OK, epoch, now_ms)
+
+    def _remember_refusal(self, who: tuple[str, str], what: tuple[int, int, int]) -> None:
+        self.refused.pop(who, None)
+        self.refused[who] = what
+        if len(self.refused) > REFUSALS_MAX:
+            del self.refused[next(iter(self.refused))]
 
     def _decision(self, state: SessionState, request: Request) -> Decision:
         """What the rules say; Needs only what has to be loaded. A rule may raise its refusal."""

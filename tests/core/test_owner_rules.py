@@ -255,6 +255,25 @@ def test_an_event_that_no_table_has_is_not_there() -> None:
     assert codes(bench) == [(NotFound.code, 0)]
 
 
+def test_a_late_answer_to_the_first_question_does_not_pass_for_one_to_the_second() -> None:
+    bench = serving()
+    add(bench, 1)
+    settle(bench)
+    ask(bench, 2, "recall", 1)
+    held = []
+    for _ in range(2):
+        held += hold(bench, FindEvent)
+        bench.wait(500)
+    bench.answers()
+    for member, request in held:
+        absent = EventFound(SLOT, bench.owner.epoch, request.request, True, 0, 0, 0, "")
+        bench.tell(own.ReplicaAnswered(member, absent))
+    assert codes(bench) == []
+    bench.apply()
+    settle(bench, 600)
+    assert codes(bench) == [(0, 2)]
+
+
 # -- the slot moves ----------------------------------------------------------------------------
 
 

@@ -139,6 +139,21 @@ def test_a_refusal_does_not_use_up_the_number() -> None:
     assert codes(commit(there)) == [(0, 1), (0, 2)]
 
 
+def test_a_late_copy_of_what_was_refused_is_refused_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = serving("x", "sum")
+    assert codes(submit(there, take(1))) == [(TooLate.code, 0)]
+    submit(there, add(1, device="b/1"))
+    commit(there)
+    # By now there is enough; but its sender was told, and withdraws the number.
+    assert codes(submit(there, take(1))) == [(TooLate.code, 0)]
+    assert submit(there, take(1, amount=4)) == []  # Another send.
+    commit(there, 2)
+    monkeypatch.setattr(module, "REFUSALS_MAX", 2)
+    for device in ("c/1", "d/1", "e/1"):
+        submit(there, take(1, device=device))
+    assert [device for _, device in there.refused] == ["d/1", "e/1"]
+
+
 def test_a_rule_may_raise_its_refusal() -> None:
     def rules(known: Known, request: Request) -> Decision:
         raise BadRequest("no")

@@ -60,7 +60,8 @@ def rows_of(payload: bytes) -> tuple[Row, ...]:
     rows = []
     for position, data in enumerate(record_events(payload)):
         event = decode_event(data)
-        rows.append(Row(event, data, checksums[position], tuple(fact_model.said_by(event))))
+        said = tuple(fact_model.said_by(event))
+        rows.append(Row(event, data, checksums[position], said))
     return tuple(rows)
 
 

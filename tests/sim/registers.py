@@ -8,12 +8,12 @@ told nothing but the committed events, in order.
 from __future__ import annotations
 
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgpack
 
 from im_actors.core.facts import is_state, pack_state, read_request
-from im_actors.core.model import Event, EventKind, decode_event, record_events
+from im_actors.core.model import Event, EventKind, Record, decode_event, record_events
 from im_actors.core.rules import (
     SERVER,
     Accept,
@@ -30,6 +30,7 @@ from im_actors.errors import BadRequest, NotFound, TooLate
 from tests.sim.network import Process
 
 if TYPE_CHECKING:
+    from tests.sim.shards import SimShard
     from tests.sim.world import World
 
 PREFIX = "group:register-"
@@ -182,6 +183,15 @@ class Model:
         return wrong
 
 
+class Reason(NamedTuple):
+    """What a refusal rested on."""
+
+    last_seq: int
+    number: int | None
+    """What there was to take from."""
+    epoch: int
+
+
 class Registers:
     """All of them: what owners decide, what was committed, and what was told."""
 
@@ -191,21 +201,23 @@ class Registers:
         self.models = {name: Model() for name in names}
         self.notes = {name: Notes(self, name) for name in names}
         self._taken = dict.fromkeys(range(world.slots), 0)
-        self._refused: dict[bytes, list[tuple[int, int | None]]] = {}
-        """Body -> (the last seq of then, the number that was seen) of each refusal."""
+        self._refused: dict[bytes, list[Reason]] = {}
+        """By body."""
         self._told: set[tuple[str, str, bytes]] = set()
+        """(session, device, body) of what clients know to be refused."""
 
     def start(self) -> None:
         for notes in self.notes.values():
             self.world.clock.later(self.rng.uniform(0, 2_000), notes.tell)
 
-    def decide(self, known: Known, request: Request) -> Decision:
+    def decide(self, shard: SimShard, slot: int, known: Known, request: Request) -> Decision:
         """The rules, and a memory of what they refused, and why."""
         decision = decide(known, request)
         if type(decision) is Refuse and is_register(known.session):
             what, args = msgpack.unpackb(request.body)
             seen = _number(known, args[0]) if what == "take" else None
-            self._refused.setdefault(request.body, []).append((known.last_seq, seen))
+            reason = Reason(known.last_seq, seen, shard.owners[slot].epoch)
+            self._refused.setdefault(request.body, []).append(reason)
         elif type(decision) is Needs:
             self.world.met("rule_needs")
         elif type(decision) is Nothing:
@@ -217,7 +229,9 @@ class Registers:
         key, nonce = f"c/{rng.randrange(KEYS)}", rng.randbytes(6)
         if rng.random() < 0.15:
             last = len(self.models[session].events)
-            return msgpack.packb(["recall", [rng.randint(1, last + 2), nonce]])
+            # Most of them of what is new, or not there yet.
+            first = 1 if rng.random() < 0.3 else max(1, last - 2)
+            return msgpack.packb(["recall", [rng.randint(first, last + 3), nonce]])
         what, most = ("add", 3) if rng.random() < 0.5 else ("take", 5)
         return msgpack.packb([what, [key, rng.randint(1, most), nonce]])
 
@@ -233,8 +247,17 @@ class Registers:
                     key = (event.session, event.device, event.n)
                     self.world.fail("wrong-change", wrong, slot, key)
                 if (event.session, event.device, asked_for(event)) in self._told:
-                    self.world.met("taken_after_refusal")
+                    self._taken_after_refusal(record, event)
         self._taken[slot] = len(log)
+
+    def _taken_after_refusal(self, record: Record, event: Event) -> None:
+        """A new owner does not know what the one before it refused: an early copy of that may be
+        taken before the VOID comes. An owner itself does not change its mind."""
+        if any(reason.epoch == record.epoch for reason in self._refused[asked_for(event)]):
+            key = (event.session, event.device, event.n)
+            text = f"{key} was refused for good, and is at seq {event.seq}"
+            self.world.fail("refused-write", text, self.world.slot_of(event.session), key)
+        self.world.met("taken_after_refusal")
 
     def refused(self, session: str, device: str, body: bytes, code: int) -> None:
         """A client was told so: it must be true of a state that was committed."""
@@ -244,7 +267,7 @@ class Registers:
         self._told.add((session, device, body))
         what, args = msgpack.unpackb(body)
         last_seq, reasons = len(model.events), self._refused.get(body, [])
-        for seq, seen in reasons:
+        for seq, seen, _ in reasons:
             if what == "take":
                 true = seen == model.number(args[0], seq)
             else:

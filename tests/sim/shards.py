@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgpack
@@ -59,9 +60,9 @@ class SimShard(Process):
         self.owners = {}
         for slot in range(world.slots):
             rng = random.Random(self.rng.random())
-            owner = own.SlotOwner(
-                slot, self.incarnation, rng, world.settings, world.limits, world.registers.decide
-            )
+            decide = partial(world.registers.decide, self, slot)
+            limits = world.limits
+            owner = own.SlotOwner(slot, self.incarnation, rng, world.settings, limits, decide)
             self.owners[slot] = owner
             world.stories.add(self.incarnation, owner.story.story, of_slots=True)
         self.later(self.rng.uniform(1, 20), self._watch_links)

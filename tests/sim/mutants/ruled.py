@@ -7,6 +7,8 @@ _LACKS = "keys = [key for key in needs.keys if key not in self.facts]"
 _SETTLED = "        if lsn <= applied_lsn:\n"
 _COMMITTED = "if state.last_seq == state.committed_seq:"
 
+_RAISE_FLOOR = "        self._floor_lsn = max(self._floor_lsn, forgotten_lsn)\n"
+
 RULED = (
     mutant(
         "facts-not-replayed",
@@ -42,20 +44,31 @@ RULED = (
         "facts-of-any-age",
         "5.4: facts come from tables that have applied what was not replayed",
         Edit(OWNER, "floor, of = self._floor_lsn, (session,)", "floor, of = 0, (session,)"),
+        # The member that is furthest is asked first: it has to be silent.
+        faults=("slow_load=0.8", "slow_apply=1", "crash_shard=1", "needless_take=0.3"),
     ),
     mutant(
         "forgotten-facts-of-any-age",
         "5.4: forgotten facts are loaded from tables that have what they were forgotten with",
-        Edit(
-            OWNER,
-            "        self._floor_lsn = max(self._floor_lsn, forgotten_lsn)\n",
-            "",
-        ),
+        Edit(OWNER, _RAISE_FLOOR, ""),
+        # The member that has applied most must be slow to answer, and one that lags asked then.
+        known=21,
+        faults=("slow_load=0.8", "slow_apply=1"),
     ),
     mutant(
         "forgets-facts-before-they-are-applied",
         "5.4: facts are forgotten only when the tables hold their events",
         Edit(KNOWLEDGE, _SETTLED, "        if True:\n"),
+        Edit(OWNER, _RAISE_FLOOR, ""),
+    ),
+    mutant(
+        "forgets-uncommitted-facts",
+        "5.4: facts of events that have not committed are not forgotten",
+        Edit(
+            KNOWLEDGE,
+            "[key for key, said in self._seqs.items() if said <= seq]",
+            "list(self._seqs)",
+        ),
     ),
     mutant(
         "index-has-the-changed-body",
@@ -79,6 +92,11 @@ RULED = (
         ),
     ),
     mutant(
+        "refusal-is-taken-back",
+        "P6: a late copy of what was refused is refused too, whatever the rules say by then",
+        Edit(SERVING, "        if self.refused:\n", "        if False:\n"),
+    ),
+    mutant(
         "refusal-before-commit",
         "5.2.4, I7: a refusal, or that a note says nothing new, is told when what it rests on has"
         " committed",
@@ -88,6 +106,12 @@ RULED = (
         "recent-event-is-absent",
         "5.4, I9: that there is no such event say only tables that have come so far",
         Edit(OWNER, "if not answer.seq and lookup.floor_lsn < last_lsn:", "if False:"),
+    ),
+    mutant(
+        "late-absence-is-believed",
+        "5.4, I9: an answer from before tables had to come so far says nothing later on",
+        Edit(OWNER, "            lookup.number = self._next_lookup()\n", ""),
+        faults=("slow_load=0.8", "slow_apply=1"),
     ),
     mutant(
         "event-to-come-is-absent",
