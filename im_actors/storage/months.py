@@ -11,6 +11,7 @@ from im_actors.core.model import Record, key_time_ms, make_key
 from im_actors.errors import InvariantBroken
 from im_actors.storage.database import Database, Format
 from im_actors.storage.journal import LSN_BITS, LSN_MAX, checked_record, row_id
+from im_actors.storage.steps import Rest, in_steps, no_rest
 
 FORMAT = Format(
     name="history month",
@@ -60,12 +61,15 @@ class MonthFile:
     def __init__(self, path: Path, create: bool) -> None:
         self.db = Database(path, FORMAT, create)
 
-    def write(self, records: list[RecordRow]) -> None:
+    def write(self, records: list[RecordRow], rest: Rest = no_rest) -> None:
         """Add records; the same ones again are fine. On disk when this returns."""
         records.sort()
+        insert = "INSERT OR IGNORE INTO records VALUES(?,?,?,?)"
         with self.db.transaction() as connection:
-            added = connection.executemany("INSERT OR IGNORE INTO records VALUES(?,?,?,?)", records)
-            if added.rowcount != len(records):
+            added = 0
+            for step in in_steps(records, rest):
+                added += connection.executemany(insert, step).rowcount
+            if added != len(records):
                 self._check_equal(records)
 
     def _check_equal(self, records: list[RecordRow]) -> None:

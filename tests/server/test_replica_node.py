@@ -147,16 +147,14 @@ async def test_a_slot_that_begins_anew_does_not_show_what_a_read_had_brought_in(
 
 async def test_a_slot_that_begins_anew_is_not_trimmed_by_its_past(tmp_path: Path) -> None:
     failures: list[Exception] = []
-    node = await started(tmp_path, failures, apply_every_ms=1)
-    node._trim_due = float("inf")
+    node = await started(tmp_path, failures, apply_every_ms=1, trim_every_ms=3_600_000)
     ask(node, [*life(1, 1), Append(SLOT, 1, 1, 1, 1, ())])
     await until(lambda: node._storage.history.applied() == {SLOT: 1} and not node._applying)
     ask(node, [Drop(SLOT, 1, View(SLOT, 1, 1, "o1", ELSEWHERE))])
     await until(lambda: node.machine.logs[SLOT].dropping is None)
     ask(node, life(2, 2))
     await until(lambda: node._storage.journal.lsns(SLOT) == [1] and not node._writing)
-    node._trim_due = 0
-    node._trim_if_due()
+    node._trim()
     await asyncio.gather(*node._tasks)
     assert node._storage.journal.lsns(SLOT) == [1]
     await node.stop()
