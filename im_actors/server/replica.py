@@ -47,6 +47,8 @@ MOVES_FOR = 10
 """After a commit that held up the event loop for long, it leaves commits to the journal's thread
 for so many times as long."""
 
+APPLY_SHARE_MIN = 0.7
+"""An apply comes after any part of ``apply_every_ms`` above this one."""
 TRIMS_MAX = 16
 """What the journal may delete is deleted in so many steps, more of it in a step if need be."""
 
@@ -495,7 +497,9 @@ class ReplicaNode:
             if self._stage_timer is None:
                 self._stage_timer = call_later(config.stage_every_ms / 1000, self._stage)
             if self._apply_timer is None and not self._applying:
-                self._apply_timer = call_later(config.apply_every_ms / 1000, self._apply)
+                # Not all replicas at the same time.
+                share = self._rng.uniform(APPLY_SHARE_MIN, 1.0)
+                self._apply_timer = call_later(config.apply_every_ms / 1000 * share, self._apply)
 
     def _stage(self) -> None:
         """Give history what is committed, to be written with the next transaction."""

@@ -24,6 +24,9 @@ FORMAT = Format(
     cache_kib=32_768,
 )
 
+WRITE_BYTES_MAX = 512 * 1024
+"""Payload bytes of one transaction, and one record more."""
+
 RecordRow = tuple[int, int, int, bytes]
 
 
@@ -62,8 +65,14 @@ class MonthFile:
         self.db = Database(path, FORMAT, create)
 
     def write(self, records: list[RecordRow], rest: Rest = no_rest) -> None:
-        """Add records; the same ones again are fine. On disk when this returns."""
+        """Add records; the same ones again are fine. On disk when this returns, but not in one
+        transaction: one fsync of many megabytes holds up all others on the same disk."""
         records.sort()
+        for part in _parts(records):
+            self._write(part, rest)
+            rest()
+
+    def _write(self, records: list[RecordRow], rest: Rest) -> None:
         insert = "INSERT OR IGNORE INTO records VALUES(?,?,?,?)"
         with self.db.transaction() as connection:
             added = 0
@@ -135,3 +144,13 @@ class MonthFile:
                 "DELETE FROM records WHERE id BETWEEN ? AND ?",
                 (row_id(slot, 0), row_id(slot, LSN_MAX)),
             )
+
+
+def _parts(records: list[RecordRow]) -> Iterator[list[RecordRow]]:
+    """The records in parts for one transaction each. Neighbours share pages, so their order stays."""
+    start = size = 0
+    for end, record in enumerate(records, start=1):
+        size += len(record[3])
+        if size >= WRITE_BYTES_MAX or end == len(records):
+            yield records[start:end]
+            start, size = end, 0
