@@ -147,7 +147,7 @@ class MonthFile:
 
 
 def _parts(records: list[RecordRow]) -> Iterator[list[RecordRow]]:
-    """The records in parts for one transaction each. Neighbours share pages, so their order stays."""
+    """The records in parts for one transaction each; neighbours, which share pages, together."""
     start = size = 0
     for end, record in enumerate(records, start=1):
         size += len(record[3])
