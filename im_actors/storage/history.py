@@ -38,8 +38,9 @@ from im_actors.storage.scan import SlotScan, scan_history
 from im_actors.storage.steps import Rest, in_steps, no_rest
 
 MONTHS_OPEN_MAX = 4
-WAL_BYTES_MAX = 64 << 20
-"""A WAL that has grown to this is checkpointed after the write that grew it."""
+WAL_BYTES_MAX = 8 << 20
+"""A WAL that has grown to this is checkpointed after the write that grew it. The disk is the
+journal's, too, and a checkpoint of many megabytes holds up its fsyncs."""
 READ_BYTES_MAX = 512 * 1024
 SEQ_MAX = 1 << 62
 
