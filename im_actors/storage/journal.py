@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 from collections.abc import Iterable
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -229,7 +230,8 @@ class Journal:
         gone: list[int] = []
         for slot, upto_lsn in upto.items():
             ids = self._ids.get(slot, {})
-            gone += [ids.pop(lsn) for lsn in [lsn for lsn in ids if lsn <= upto_lsn]]
+            # They are there by ascending lsn; one that is not goes with a later trim.
+            gone += [ids.pop(lsn) for lsn in list(takewhile(upto_lsn.__ge__, ids))]
         with self._db.transaction() as connection:
             # What is applied together was mostly written together.
             delete = "DELETE FROM records WHERE id BETWEEN ? AND ?"
