@@ -138,6 +138,9 @@ NEED_AGAIN_MS = 50
 NEEDS_MAX = 20
 """So often in a row a member may ask for what it has acknowledged before that is an alarm."""
 
+_new = tuple.__new__
+"""Makes a named tuple from a tuple in half the time of a call of its class."""
+
 
 class Phase(Enum):
     IDLE = "idle"
@@ -264,11 +267,14 @@ class SlotOwner:
         self._now_ms = now_ms
         effects: list[OwnerEffect] = []
         self._effects = effects
+        # Compared by type: what comes with each record need not wait for a match statement.
+        if type(event) is ReplicaAnswered:
+            self._replica_answered(event.member, event.answer)
+            return effects
+        if type(event) is Submitted:
+            self._submitted(event.sends)
+            return effects
         match event:
-            case Submitted(sends):
-                self._submitted(sends)
-            case ReplicaAnswered(member, answer):
-                self._replica_answered(member, answer)
             case FrameLeaves():
                 if self.untold:
                     self._tell_commit()
@@ -716,13 +722,12 @@ class SlotOwner:
     def _flush(self) -> None:
         """What is open becomes the next record, as soon as there is room in flight. No timer: what
         arrives while records are in flight is the next batch."""
-        while (record := self.serving.cut_record(self.last_lsn + 1, self.epoch)) is not None:
+        epoch = self.epoch
+        while (record := self.serving.cut_record(self.last_lsn + 1, epoch)) is not None:
             self.last_lsn = record.lsn
-            message = Append(
-                self.slot, self.epoch, record.lsn - 1, self.epoch, self.commit_lsn, (record,)
-            )
-            for member in self.members:
-                self._effects.append(ToReplica(member, message))
+            fields = (self.slot, epoch, record.lsn - 1, epoch, self.commit_lsn, (record,))
+            message = _new(Append, fields)
+            self._effects += [ToReplica(member, message) for member in self.members]
             self._commit_told = self.commit_lsn
             self._tell_commit_ms = None
             self._watch_members()
