@@ -269,7 +269,11 @@ class SlotOwner:
         self._effects = effects
         # Compared by type: what comes with each record need not wait for a match statement.
         if type(event) is ReplicaAnswered:
-            self._replica_answered(event.member, event.answer)
+            answer = event.answer
+            if type(answer) is Appended:
+                self._appended(event.member, answer)
+            else:
+                self._replica_answered(event.member, answer)
             return effects
         if type(event) is Submitted:
             self._submitted(event.sends)
@@ -733,9 +737,6 @@ class SlotOwner:
             self._watch_members()
 
     def _replica_answered(self, member: Member, answer: ReplicaAnswer) -> None:
-        if type(answer) is Appended:
-            self._appended(member, answer)
-            return
         match answer:
             case SessionsLoaded():
                 self._sessions_loaded(answer)
@@ -755,6 +756,8 @@ class SlotOwner:
                 pass
 
     def _appended(self, member: Member, answer: Appended) -> None:
+        """Without an effect it changes nothing that the shell asks about: deadline, ``flying`` and
+        ``untold`` stay as they were."""
         state = self.members.get(member)
         # Acks of former epochs count for nothing.
         if state is None or answer.epoch != self.epoch:

@@ -222,10 +222,11 @@ class ShardNode:
             for answer in read_inside(message[1]):
                 slot = answer[0]
                 effects = owners[slot].handle(own.ReplicaAnswered(member, answer), now)
-                # Two of three members' answers change nothing that anybody waits for.
+                # Of three members' answers to a record two change nothing but what the owner knows.
                 if effects or type(answer) is not Appended:
                     self._carry_out(slot, effects)
-        self._plan_flush()
+        if self._touched:
+            self._plan_flush()
 
     def _linked(self, peer: PeerInfo, connection: LinkConnection) -> LinkCallbacks:
         return LinkCallbacks(
