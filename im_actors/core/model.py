@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import struct
 import unicodedata
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple
-from zlib import adler32, crc32
 
 import msgpack
 
@@ -205,8 +205,8 @@ def record_checksum(slot: int, lsn: int, epoch: int, payload: bytes) -> int:
     """CRC-32 of the record's place and payload and Adler-32 of the payload: 64 bits, signed as
     SQLite stores integers. It is against disks and bugs, and computed four times a record; 64 bits
     of BLAKE2b took four times as long."""
-    crc = crc32(payload, crc32(_pack_head(slot, lsn, epoch)))
-    return (crc - (crc >> 31 << 32)) << 32 | adler32(payload)
+    crc = zlib.crc32(payload, zlib.crc32(_pack_head(slot, lsn, epoch)))
+    return (crc - (crc >> 31 << 32)) << 32 | zlib.adler32(payload)
 
 
 def make_record(slot: int, lsn: int, epoch: int, events: list[bytes]) -> Record:
@@ -235,7 +235,7 @@ def record_intact(slot: int, record: Record) -> bool:
 
 def slot_of(session: str, slots: int) -> int:
     """The slot that a session belongs to: fixed for the life of a cluster."""
-    return crc32(session.encode()) % slots
+    return zlib.crc32(session.encode()) % slots
 
 
 def make_key(time_ms: int, slot: int, counter: int) -> int:
@@ -270,7 +270,7 @@ def key_slot(key: int) -> int:
 
 def body_checksum(kind: int, body: bytes) -> int:
     """Tells a resend from another message under the same key."""
-    return crc32(body, kind)
+    return zlib.crc32(body, kind)
 
 
 def check_name(what: str, name: object, bytes_max: int = NAME_BYTES_MAX) -> str:
