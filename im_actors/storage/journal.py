@@ -147,7 +147,7 @@ class Journal:
         rows: list[Row] = []
         with self._db.transaction() as connection:
             for op in ops:
-                if isinstance(op, StoreRecords):
+                if type(op) is StoreRecords:
                     self._add_rows(rows, op)
                 elif isinstance(op, StoreMeta):
                     _put_meta(connection, op)
@@ -164,7 +164,9 @@ class Journal:
         slot, records, commit_lsn = op
         assert 0 <= slot < SLOTS_MAX, slot
         base = slot << LSN_BITS
-        ids = self._ids.setdefault(slot, {})
+        ids = self._ids.get(slot)
+        if ids is None:
+            ids = self._ids[slot] = {}
         identity = self._next_id
         for lsn, epoch, payload, checksum in records:
             assert 0 < lsn <= LSN_MAX, lsn
