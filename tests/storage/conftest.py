@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +26,13 @@ from im_actors.core.model import (
 )
 
 START_MS = 1_700_000_000_000
+
+
+def quick_directory() -> tempfile.TemporaryDirectory[str]:
+    """In memory where the system has a place for that: for many small stores whose syncs are not
+    what is tested."""
+    memory = Path("/dev/shm")
+    return tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None)
 
 
 class LogBuilder:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import shutil
 import sqlite3
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ from im_actors.storage import history as history_module
 from im_actors.storage.facts import SCHEMA
 from im_actors.storage.history import History
 from tests.fact_model import fact_page, facts_of
-from tests.storage.conftest import LogBuilder
+from tests.storage.conftest import LogBuilder, quick_directory
 
 BIG = 1 << 30
 
@@ -140,7 +139,7 @@ def test_lists_are_those_of_the_model(
     records = log.batch(1)
     shuffled = [*records, *records[:3]]
     order.shuffle(shuffled)
-    with tempfile.TemporaryDirectory() as root:
+    with quick_directory() as root:
         history = History(Path(root) / "history")
         history.apply(shuffled[:staged], {})
         history.stage(shuffled[staged:], {1: len(records)})
@@ -331,10 +330,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def stored(made: Path, path: Path) -> Path:
+def stored(made: Path) -> Iterator[Path]:
     """One of its own for each test."""
-    shutil.copytree(made, path)
-    return path
+    with quick_directory() as root:
+        yield Path(shutil.copytree(made, Path(root) / "history"))
 
 
 @pytest.mark.parametrize(
