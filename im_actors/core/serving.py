@@ -16,7 +16,7 @@ from im_actors.core.facts import Fact, event_facts, record_facts
 from im_actors.core.knowledge import FACTS_KNOWN_MAX
 from im_actors.core.messages import SessionImage
 from im_actors.core.model import (
-    EventKind,
+    STATE_KINDS_FROM,
     Indexed,
     Record,
     decode_event,
@@ -145,7 +145,7 @@ _new = tuple.__new__
 """Makes a named tuple from a tuple in half the time of a call of its class."""
 
 
-_CHANGES_STATE = int(EventKind.GROUP)
+_CHANGES_STATE = int(STATE_KINDS_FROM)
 
 
 def refused(token: Any, code: int, expected_n: int = 0) -> Answer:

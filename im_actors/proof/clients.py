@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from im_actors.proof.anomalies import Anomaly, Key, Tally
-from im_actors.proof.records import CHANGES_FROM, VOID, asked_for
+from im_actors.proof.records import CHANGES_FROM, VOID, came_of
 
 COPIES = 3
 SERVERS = "*"
@@ -303,7 +303,7 @@ class ClientHistory:
             text = f"nobody sent {_named(book.name, key)}, which is at seq {seq}"
         elif (kind, body) not in contents and not (
             (kind == VOID and key in book.refused)
-            or (kind >= CHANGES_FROM and asked_for(body) in [sent for _, sent in contents])
+            or (kind >= CHANGES_FROM and any(came_of(kind, body, sent) for _, sent in contents))
         ):
             text = f"{_named(book.name, key)} at seq {seq} is not what was sent"
         else:

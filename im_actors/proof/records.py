@@ -9,8 +9,12 @@ from typing import Any, NamedTuple
 import msgpack
 
 VOID = 0
-CHANGES_FROM = 4
+CHANGES_FROM = 2
 """Events of this kind and above change their session's state."""
+
+
+ABOUT_ONE = (2, 3)
+"""Recalls and edits."""
 
 
 class Event(NamedTuple):
@@ -50,15 +54,17 @@ def read_payload(payload: bytes) -> Batch:
     return Batch(None, events)
 
 
-def asked_for(body: bytes) -> bytes | None:
-    """What a sender asked for, of which an owner made the body of a change of state: [what,
-    arguments, rows]. None for bytes that are no such body."""
+def came_of(kind: int, body: bytes, sent: bytes) -> bool:
+    """Whether an owner may have made the body of a change of state, [what, arguments, rows], of
+    what was sent: [what, arguments], or of a recall or an edit [seq of the message, …]."""
     try:
         what, arguments, _ = _unpacked(body)
+        asked = _unpacked(sent)
     except (TypeError, ValueError):
-        return None
-    asked: bytes = msgpack.packb([what, arguments])
-    return asked
+        return False
+    if kind not in ABOUT_ONE:
+        return bool(asked == [what, arguments])
+    return isinstance(asked, list) and isinstance(arguments, list) and asked[:1] == arguments[:1]
 
 
 def is_intact(slot: int, lsn: int, epoch: int, payload: bytes, checksum: int) -> bool:

@@ -175,7 +175,7 @@ def test_rules_are_not_asked_about_messages_to_everybody() -> None:
 
     def rules(known: Known, request: Request) -> Decision:
         asked.append(known.session)
-        return Accept(request.kind, request.body)
+        return Accept(EventKind.MESSAGE, request.body)
 
     there = Serving(5, ServingLimits(), rules)
     for name in ("team", "direct:a/b"):

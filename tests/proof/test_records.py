@@ -48,12 +48,19 @@ def test_an_index_that_tells_other_events_is_no_payload() -> None:
 
 def test_what_was_asked_for_is_read_from_what_became_of_it() -> None:
     body = facts.pack_state("add", ["bob", 3], [("m/bob", 0, None)])
-    assert records.asked_for(body) == facts.pack_request("add", "bob", 3)
+    assert records.came_of(4, body, facts.pack_request("add", "bob", 3))
+    assert not records.came_of(4, body, facts.pack_request("add", "bob", 4))
+    assert not records.came_of(4, body, facts.pack_request("remove", "bob", 3))
+    recall = facts.pack_state("recall", [7], [("x/7", 7, b"row")])
+    assert records.came_of(2, recall, model.pack([7]))
+    assert not records.came_of(2, recall, model.pack([8]))
 
 
+@pytest.mark.parametrize("kind", [2, 4])
 @pytest.mark.parametrize("body", [b"", b"text", b"\xc1", b"\x92\xa1a\x90", b"\x03"])
-def test_what_is_no_change_of_state_asks_for_nothing(body: bytes) -> None:
-    assert records.asked_for(body) is None
+def test_what_is_no_change_of_state_came_of_nothing(kind: int, body: bytes) -> None:
+    assert not records.came_of(kind, body, body)
+    assert not records.came_of(kind, body, facts.pack_request("a"))
 
 
 @given(st.integers(0, 1023), numbers, numbers, numbers)
