@@ -26,7 +26,7 @@ from im_actors.core.messages import (
     LoadSessions,
     SessionsLoaded,
 )
-from im_actors.core.model import Record, body_checksum
+from im_actors.core.model import Record
 from im_actors.core.storage_ops import StorageOp, StoreMeta, StoreRecords
 from im_actors.errors import CorruptData, ImError
 from im_actors.net.link import Link, LinkConfig, PeerInfo
@@ -448,14 +448,13 @@ class ReplicaNode:
         peer.send(pack_inside(InsideType.ANSWERS, [answer]))
 
     async def _send_key(self, peer: LinkConnection, request: FindKey) -> None:
-        event = await self._storage.in_history(
+        found = await self._storage.in_history(
             self._storage.history.find, request.session, request.device, request.n
         )
         slot, epoch, number = request.slot, request.epoch, request.request
         answer = KeyFound(slot, epoch, number, True, 0, 0, 0)
-        if event is not None:
-            checksum = body_checksum(event.kind, event.body)
-            answer = KeyFound(slot, epoch, number, True, event.seq, event.key, checksum)
+        if found is not None:
+            answer = KeyFound(slot, epoch, number, True, *found)
         peer.send(pack_inside(InsideType.ANSWERS, [answer]))
 
     async def _send_facts(self, peer: LinkConnection, request: LoadFacts) -> None:

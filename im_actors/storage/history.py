@@ -53,6 +53,15 @@ class HistoryPage(NamedTuple):
     last_seq: int
 
 
+class Sent(NamedTuple):
+    """An event as its sender knows it: ``checksum`` is that of the body that was sent, of which the
+    owner may have made another."""
+
+    seq: int
+    key: int
+    checksum: int
+
+
 class History:
     """The directory ``history/``. Used from one thread. Dead after a failed write."""
 
@@ -299,7 +308,7 @@ class History:
         images = [self.index.image(name) for name in names]
         return [image for image, _ in images] if all(whole for _, whole in images) else None
 
-    def find(self, session: str, device: str, n: int) -> Event | None:
+    def find(self, session: str, device: str, n: int) -> Sent | None:
         """The event with this key. For a resend from before the window: reads backwards."""
         known = self._session(session)
         if known is None:
@@ -312,7 +321,8 @@ class History:
             if place is not None:
                 if place.n != n:
                     return None  # Newer than what the device has sent, or not here.
-                return decode_event(self._load(known, [place], 0)[0])
+                event = decode_event(self._load(known, [place], 0)[0])
+                return Sent(event.seq, event.key, place.checksum)
         return None
 
     def event(self, session: str, seq: int) -> tuple[Event | None, int]:

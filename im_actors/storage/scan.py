@@ -12,7 +12,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from im_actors.core.facts import is_state
-from im_actors.core.model import Event, Record, body_checksum, decode_event, record_events
+from im_actors.core.model import (
+    Event,
+    Record,
+    body_checksum,
+    decode_event,
+    record_events,
+    record_index,
+    unpack_sends,
+)
 from im_actors.errors import CorruptData
 from im_actors.storage.index import SessionEntry
 from im_actors.storage.journal import LSN_MAX, Journal, checked_record
@@ -177,13 +185,15 @@ class _SlotScanner:
         elif record.epoch > self._last_epoch:
             self.found.epochs.append((record.epoch, record.lsn))
         self._last_epoch = max(self._last_epoch, record.epoch)
+        sent = _sent_checksums(record)
         for position, data in enumerate(record_events(record.payload)):
             event = decode_event(data)
             self.found.events += 1
             session = self._take_event(record.lsn, event)
             if is_state(event.kind):
                 self._take_facts(record.lsn, event)
-            self._check_place(session, event, (month, record.lsn, position))
+            checksum = sent.get(position, body_checksum(event.kind, event.body))
+            self._check_place(session, event, (month, record.lsn, position), checksum)
 
     def _take_event(self, lsn: int, event: Event) -> _Session:
         session = self._sessions.get(event.session)
@@ -225,8 +235,9 @@ class _SlotScanner:
             self.found.problem(ORDER, lsn, text)
         session.last_n[event.device] = max(last_n, event.n)
 
-    def _check_place(self, session: _Session, event: Event, at: tuple[int, int, int]) -> None:
-        checksum = body_checksum(event.kind, event.body)
+    def _check_place(
+        self, session: _Session, event: Event, at: tuple[int, int, int], checksum: int
+    ) -> None:
         expected = Place(event.seq, *at, event.device, event.n, checksum)
         try:
             found = self._place(session, event.seq)
@@ -326,6 +337,16 @@ class _SlotScanner:
                 told = "" if what == "devices" else f": {tables} in the index, {records} by them"
                 text = f"session {row.name!r}: {what} disagree with the records{told}"
                 self.found.problem(TABLES, 0, text)
+
+
+def _sent_checksums(record: Record) -> dict[int, int]:
+    """The checksums of the bodies of which the owner has made those of the state events here, by
+    position: only the record itself says them."""
+    _, _, changes, parts = record_index(record.payload)
+    if not changes:
+        return {}
+    found = {s.position: s.checksum for part in parts for s in unpack_sends(part[3])}
+    return {position: found.get(position, 0) for position in changes}
 
 
 # -- the journal -----------------------------------------------------------------------------------

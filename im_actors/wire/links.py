@@ -1,7 +1,8 @@
 """Messages between actors, carried by the links of ``net`` (types from 140 on).
 
 They are inside: both ends know the cluster secret and run the same release, but for the minutes in
-which one is replaced by the next. One frame carries what one turn of the event loop produced.
+which one is replaced by the next. One frame carries what one turn of the event loop produced. What
+142 to 147 mean is in ``wire.questions``.
 
     140 REQUESTS  [140, [[kind, ...fields], ...]]    owner or replica to a replica (core.messages)
     141 ANSWERS   [141, [[kind, ...fields], ...]]    and back
@@ -17,19 +18,6 @@ which one is replaced by the next. One frame carries what one turn of the event 
     153 UNWATCH   [153, [session, ...]]
     154 WATCHED   [154, [[session, head], ...]]      the answer to WATCH, when the slot is served
     155 PUSHED    [155, [[session, event bin], ...]] committed events, per session in seq order
-
-READ, LIST_FACTS and COUNT ask a replica what it has of a session. ``head`` is the highest seq that
-the asker has heard of: the replica waits a moment for it, and then answers with what it has and its
-own ``last_seq``. ``code`` is 0, or says that it cannot answer: its copy has a hole (NOT_REACHABLE),
-or it has too much to do (OVERLOADED). What LIST_FACTS asks (core.fact_lists):
-
-    what 0, args [after_rank, after_key, limit]   those with a rank, the greatest first
-    what 1, args [prefix, after_key, limit]       those whose key begins so, by key
-    what 2, args [[key, ...]]                     those of these keys, at most 512
-    what 3, args [seq, limit]                     those said by events above seq, by seq and key
-
-The value of a fact is bin, or nil when it is gone. COUNT asks how many events after ``after`` and
-up to ``upto`` are messages, not of ``user``, and not recalled by an event up to ``last_seq``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,18 @@
-"""What gateways ask replicas: READ, LIST_FACTS and COUNT (``wire.links`` says what they mean)."""
+"""What gateways ask replicas, in frames of ``wire.links``.
+
+READ, LIST_FACTS and COUNT ask a replica what it has of a session. ``head`` is the highest seq that
+the asker has heard of: the replica waits a moment for it, and then answers with what it has and its
+own ``last_seq``. ``code`` is 0, or says that it cannot answer: its copy has a hole (NOT_REACHABLE),
+or it has too much to do (OVERLOADED). What LIST_FACTS asks (core.fact_lists):
+
+    what 0, args [after_rank, after_key, limit]   those with a rank, the greatest first
+    what 1, args [prefix, after_key, limit]       those whose key begins so, by key
+    what 2, args [[key, ...]]                     those of these keys, at most 512
+    what 3, args [seq, limit]                     those said by events above seq, by seq and key
+
+The value of a fact is bin, or nil when it is gone. COUNT asks how many events after ``after`` and
+up to ``upto`` are messages, not of ``user``, and not recalled by an event up to ``last_seq``.
+"""
 
 from __future__ import annotations
 

@@ -20,6 +20,8 @@ from im_actors.core.messages import (
     EventFound,
     FactsLoaded,
     FindEvent,
+    FindKey,
+    KeyFound,
     LoadFacts,
     Prepare,
     Seal,
@@ -33,7 +35,12 @@ from im_actors.core.model import (
     epoch_start,
     make_key,
     make_record,
+    pack_record,
+    record_events,
+    record_index,
+    sealed_record,
     slot_of,
+    unpack_sends,
 )
 from im_actors.errors import NotReachable, Overloaded
 from im_actors.net.link import Link, LinkConfig, PeerInfo
@@ -261,6 +268,24 @@ async def test_owners_are_told_facts_and_what_events_are(rig: Rig) -> None:
         none = EventFound(SLOT, EPOCH, 6, True, 0, 0, 0, "")
         assert await peer.request(find._replace(seq=seq)) == none
     assert (await peer.request(load._replace(session="group:other"))).facts == ()
+
+
+async def test_owners_are_told_the_checksum_of_what_was_sent(rig: Rig) -> None:
+    """The body that was committed is another one, made of it; a resend is not."""
+    await rig.owner.take()
+    record = rig.owner.append(EventKind.GROUP, pack_state("put", [], [("k", 1, b"")])).records[0]
+    (part,) = record_index(record.payload).parts
+    ((_, device, n, _),) = unpack_sends(part[3])
+    sent = [(SESSION, 1, device, n, 77)]
+    payload = pack_record(sent, (key_of(2), key_of(2)), record_events(record.payload), [0])
+    again = sealed_record(SLOT, 2, EPOCH, payload)
+    await rig.peer.request(Append(SLOT, EPOCH, 1, EPOCH, 2, (again,)))
+    rig.node._apply()
+    async with asyncio.timeout(WAIT_S):
+        while rig.node.machine.logs[SLOT].applied_lsn < 2:
+            await asyncio.sleep(0.001)
+    find = FindKey(SLOT, EPOCH, 6, 2, SESSION, device, n)
+    assert await rig.peer.request(find) == KeyFound(SLOT, EPOCH, 6, True, 1, key_of(2), 77)
 
 
 async def test_an_event_whose_row_is_lost_is_unknown_and_not_absent(rig: Rig) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from im_actors.storage import counting
 from im_actors.storage.counting import Count, count_messages, recalled_seq
 from im_actors.storage.history import History
 from tests import fact_model
-from tests.storage.conftest import LogBuilder
+from tests.storage.conftest import LogBuilder, quick_directory
 
 SENDS = st.lists(st.tuples(st.sampled_from("abr"), st.integers(1, 30)), min_size=1, max_size=30)
 
@@ -45,7 +44,7 @@ def count(history: History, after: int, upto: int, last: int, user: str) -> Coun
 def test_it_counts_what_the_model_counts(sends: list[tuple[str, int]], step: int, cut: int) -> None:
     log = written(sends)
     last = len(log.logs[1])
-    with tempfile.TemporaryDirectory() as root, pytest.MonkeyPatch.context() as patch:
+    with quick_directory() as root, pytest.MonkeyPatch.context() as patch:
         patch.setattr(counting, "STEP_EVENTS", step)
         history = History(Path(root) / "history")
         history.apply(log.batch(1, 1, cut), {1: min(cut, last)})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import shutil
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from im_actors.storage.directory import open_directory
 from im_actors.storage.journal import Journal
 from im_actors.storage.wal_check import check_wal
 from tests.fact_model import fact_page, facts_of
+from tests.storage.conftest import quick_directory
 
 SLOTS = (0, 1, 63)
 FILLED = 7
@@ -41,7 +41,7 @@ class Stores(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.root = tempfile.TemporaryDirectory()
+        self.root = quick_directory()
         self.metas: dict[int, bytes] = {}
         self.logs: dict[int, dict[int, Any]] = {slot: {} for slot in SLOTS}
         self.applied: dict[int, int] = {}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import shutil
 import sqlite3
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,14 +24,14 @@ from im_actors.core.fact_lists import (
     Since,
     check_query,
 )
-from im_actors.core.facts import RANK_MAX, Fact
-from im_actors.core.model import Event, EventKind, encode_event, make_record
+from im_actors.core.facts import RANK_MAX, Fact, pack_request
+from im_actors.core.model import Event, EventKind, body_checksum, encode_event, make_record
 from im_actors.errors import BadRequest, CorruptData, InvariantBroken
 from im_actors.storage import history as history_module
 from im_actors.storage.facts import SCHEMA
 from im_actors.storage.history import History
 from tests.fact_model import fact_page, facts_of
-from tests.storage.conftest import LogBuilder
+from tests.storage.conftest import LogBuilder, quick_directory
 
 BIG = 1 << 30
 
@@ -140,7 +139,7 @@ def test_lists_are_those_of_the_model(
     records = log.batch(1)
     shuffled = [*records, *records[:3]]
     order.shuffle(shuffled)
-    with tempfile.TemporaryDirectory() as root:
+    with quick_directory() as root:
         history = History(Path(root) / "history")
         history.apply(shuffled[:staged], {})
         history.stage(shuffled[staged:], {1: len(records)})
@@ -289,6 +288,21 @@ def test_a_file_from_before_there_were_facts_gets_them(path: Path, log: Any) -> 
     history.close()
 
 
+def test_what_was_sent_is_known_again_and_not_what_was_made_of_it(path: Path, log: Any) -> None:
+    """A resend has the body that was sent: its checksum has to be the one that owners are told."""
+    for number in range(200):
+        log.state(1, "s", ("k", number, b"%d" % number))
+    history = History(path)
+    history.apply(log.batch(1), {1: 200})
+    checksum = body_checksum(EventKind.GROUP, pack_request("put"))
+    for n in (1, 70, 200):
+        assert history.find("s", "u/d", n) == (n, log.events["s"][n - 1].key, checksum)
+    (image,) = history.session_states(["s"])
+    assert {known for _, known in image.devices[0].recent} == {checksum}
+    assert problems(history) == []
+    history.close()
+
+
 def test_a_state_that_cannot_be_read_is_no_damage_of_the_disk(path: Path) -> None:
     """As a defect of an owner would write it. To put the disk aside for it would help nobody."""
     event = Event("s", 1, 1 << 30, int(EventKind.GROUP), "u/d", 1, b"no state")
@@ -316,10 +330,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def stored(made: Path, path: Path) -> Path:
+def stored(made: Path) -> Iterator[Path]:
     """One of its own for each test."""
-    shutil.copytree(made, path)
-    return path
+    with quick_directory() as root:
+        yield Path(shutil.copytree(made, Path(root) / "history"))
 
 
 @pytest.mark.parametrize(
