@@ -20,7 +20,6 @@ from enum import Enum
 from typing import Any
 
 from im_actors.core.epochs import epoch_at
-from im_actors.core.lookups import KEYS_MAX, Lookup, LookupAnswer, ask_for
 from im_actors.core.messages import (
     Append,
     Appended,
@@ -54,6 +53,7 @@ from im_actors.core.model import (
     record_intact,
     record_keys,
 )
+from im_actors.core.owner_lookups import KEYS_MAX, Lookup, LookupAnswer, ask_for
 from im_actors.core.owner_words import (
     Activated,
     Alarm,
