@@ -28,6 +28,7 @@ from im_actors.mailbox.rows import (
     CONVERSATION,
     END,
     TOP,
+    Change,
     Copy,
     Entry,
     Flag,
@@ -210,6 +211,15 @@ class MailboxView:
         rows = [self._rows[session] for _, session in found]
         encoded = packed_array([row.encoded or self._encode(row) for row in rows])
         return Delta(version, [row.entry for row in rows], encoded, more)
+
+    def changes(self, since: int, rows_max: int) -> Change | None:
+        """All that changed after ``since``; None: that is too long ago, or it is more rows."""
+        if since < self.base:
+            return None
+        found = list(islice(self._changed.irange((since + 1, "")), rows_max + 1))
+        if len(found) > rows_max:
+            return None
+        return Change(since, self.version, [self._rows[session].entry for _, session in found])
 
     def entry(self, session: str) -> Entry | None:
         """The row as the mailbox says it, listed or not; None: it is not here."""

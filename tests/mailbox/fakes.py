@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Sequence
 
 import msgpack
 
 from im_actors.core.facts import Fact
 from im_actors.core.model import pack
+from im_actors.errors import NotReachable
 from im_actors.mailbox.rows import (
     END,
     TOP,
+    Change,
     Copy,
     Entry,
     Flag,
@@ -20,6 +23,7 @@ from im_actors.mailbox.rows import (
     entry_place,
     live_rank,
 )
+from im_actors.mailbox.tiers import Put, Tier
 
 
 class PlainRows:
@@ -136,3 +140,118 @@ class Truth:
         return Copy(
             self.version, [*rows, *self.live().entries], {Listing.ALL: END, Listing.LIVE: END}
         )
+
+
+class ColdTier:
+    """Has everything, as it was ``lag`` events ago; keeps nothing that it is told."""
+
+    def __init__(self, truths: dict[str, Truth], name: str = "cold") -> None:
+        self.name = name
+        self.truths = truths
+        self.lag = 0
+        self.asked: list[str] = []
+        """What it was asked: first, page, unread, live, rows."""
+
+    def _at(self, user: str, what: str) -> tuple[Truth, int]:
+        self.asked.append(what)
+        truth = self.truths[user]
+        return truth, max(0, truth.version - self.lag)
+
+    async def first_page(self, user: str, limit: int, at_least: int) -> Copy | None:
+        truth, version = self._at(user, "first")
+        return truth.page(TOP, limit, version)
+
+    async def page(self, user: str, after: Place, limit: int, at_least: int) -> Copy | None:
+        truth, version = self._at(user, "page")
+        return truth.page(after, limit, version)
+
+    async def whole(self, user: str, listing: Listing, at_least: int) -> Copy | None:
+        truth, version = self._at(user, listing.name.lower())
+        return truth.live(version) if listing is Listing.LIVE else None
+
+    async def rows(self, user: str, sessions: Sequence[str], at_least: int) -> Copy | None:
+        truth, version = self._at(user, "rows")
+        rows = truth.rows(version)
+        return Copy(version, [rows[name] for name in sessions if name in rows], {})
+
+    async def put(self, user: str, update: Change | Copy) -> Put:
+        raise AssertionError("the last tier is told nothing")
+
+    async def drop(self, user: str) -> None:
+        raise AssertionError("the last tier forgets nothing")
+
+    async def close(self) -> None:
+        pass
+
+
+class Timeline:
+    """Where views catch up. ``broken``: it cannot be read."""
+
+    def __init__(self, truths: dict[str, Truth]) -> None:
+        self.truths = truths
+        self.broken = False
+        self.reads = 0
+
+    async def since(self, user: str, after: int, upto: int) -> list[tuple[int, list[Fact]]]:
+        self.reads += 1
+        if self.broken:
+            raise NotReachable("no replica answers")
+        events = self.truths[user].events
+        return [(seq, events[seq - 1]) for seq in range(after + 1, len(events) + 1)][:3]
+
+
+class Faulty:
+    """A tier that fails or stands still when it is told to."""
+
+    def __init__(self, tier: Tier) -> None:
+        self.name = tier.name
+        self.inner = tier
+        self.failing = False
+        self.still = asyncio.Event()
+        self.still.set()
+        self.waiting = 0
+        self.calls = 0
+
+    async def _pass(self) -> None:
+        self.calls += 1
+        self.waiting += 1
+        try:
+            await self.still.wait()
+        finally:
+            self.waiting -= 1
+        if self.failing:
+            raise NotReachable(f"{self.name} is broken")
+
+    async def first_page(self, user: str, limit: int, at_least: int) -> Copy | None:
+        await self._pass()
+        return await self.inner.first_page(user, limit, at_least)
+
+    async def page(self, user: str, after: Place, limit: int, at_least: int) -> Copy | None:
+        await self._pass()
+        return await self.inner.page(user, after, limit, at_least)
+
+    async def whole(self, user: str, listing: Listing, at_least: int) -> Copy | None:
+        await self._pass()
+        return await self.inner.whole(user, listing, at_least)
+
+    async def rows(self, user: str, sessions: Sequence[str], at_least: int) -> Copy | None:
+        await self._pass()
+        return await self.inner.rows(user, sessions, at_least)
+
+    async def put(self, user: str, update: Change | Copy) -> Put:
+        await self._pass()
+        return await self.inner.put(user, update)
+
+    async def drop(self, user: str) -> None:
+        await self._pass()
+        await self.inner.drop(user)
+
+    async def close(self) -> None:
+        self.still.set()
+        await self.inner.close()
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    """Wait until it holds; pytest's timeout is the limit."""
+    while not condition():
+        await asyncio.sleep(0.001)
