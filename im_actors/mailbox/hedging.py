@@ -160,7 +160,7 @@ class Hedge:
 
     async def ask(self, user: str, ask: Ask, at_least: int) -> Found | None:
         """The first answer that is at ``at_least`` or newer; without one, the newest there is;
-        None: all tiers say that they do not have it. NotReachable: some did not say."""
+        None: nobody has it, the last tier included. NotReachable: that one did not say."""
         race = _Race(self, user, ask, at_least)
         try:
             async with asyncio.timeout(self._config.answer_ms / 1000):
@@ -226,6 +226,7 @@ class _Race:
         self._at_least = at_least
         self._candidates = deque(hedge.allowed())
         self._best: Found | None = None
+        self._denied = False
 
     async def run(self) -> Found | None:
         self._start(hedge=False)
@@ -244,7 +245,7 @@ class _Race:
 
     def rest(self) -> Found | None:
         """What there is when nobody can be asked any more."""
-        if self._best is None and self.errors:
+        if self._best is None and not self._denied:
             raise NotReachable("no tier can answer: " + "; ".join(self.errors))
         return self._best
 
@@ -283,6 +284,8 @@ class _Race:
         copy = task.result()
         if copy is None:
             counts.misses += 1
+            # What the last tier does not have does not exist, whatever the others might say.
+            self._denied = self._denied or guard is self._hedge.guards[-1]
             return None
         if copy.version < self._at_least:
             counts.stale += 1

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar, cast
 from im_actors.core.facts import Fact
 from im_actors.errors import BadRequest, ImError, NotReachable, Overloaded
 from im_actors.mailbox.cursor import Query
-from im_actors.mailbox.hedging import Clock, Found, Hedge, HedgeConfig
+from im_actors.mailbox.hedging import Clock, Hedge, HedgeConfig
 from im_actors.mailbox.hot import HotAccounts, HotConfig
 from im_actors.mailbox.memory import Views
 from im_actors.mailbox.metrics import MailboxMetrics
@@ -36,6 +36,8 @@ T = TypeVar("T")
 
 PAGE_MAX = 500
 """Most rows of one page or delta."""
+RELOADS_MAX = 2
+"""How often a list is loaded anew for one answer, when what tiers say does not fit together."""
 
 
 class Changes(Protocol):
@@ -141,13 +143,19 @@ class Mailboxes:
     async def conversation(self, user: str, session: str, at_least: int = 0) -> Conversation:
         """One row, wherever in the list it is, or hidden."""
         view = await self._view(user, at_least)
-        if view.entry(session) is None:
-            await self._flight((user, "row", session), lambda: self._find(view, user, session))
-        await self._know_heads(user, view)
         entry = view.entry(session)
+        if entry is None:
+            find = partial(self._find, view, user, session)
+            entry = await self._flight((user, "row", session), find)
+        await self._know_heads(user, view)
+        if view.entry(session) is not None:
+            entry, encoded = view.entry(session), view.encoded(session)
+        elif entry is not None:
+            # The view was cut back while we waited.
+            encoded = self._form.encode(entry, None)
         if entry is None or entry.value is None:
             return Conversation(view.version, None, b"")
-        return Conversation(view.version, entry, view.encoded(session))
+        return Conversation(view.version, entry, encoded)
 
     def recount(self, user: str) -> Recount | None:
         """Compute the sums of a user's view anew; None: he has none in memory."""
@@ -233,17 +241,23 @@ class Mailboxes:
         at_least: int,
         ask: Callable[[MailboxView], T | Needs],
     ) -> tuple[T, MailboxView]:
-        while True:
-            if not await self._extend(user, view, needs):
-                # What came does not fit to the view: begin with a new one.
-                if self.views.get(user) is view:
-                    self.views.drop(user)
-                view = await self._view(user, max(at_least, view.version))
+        for _ in range(RELOADS_MAX + 1):
+            while await self._extend(user, view, needs):
+                await self._know_heads(user, view)
+                answer = ask(view)
+                if not isinstance(answer, Needs):
+                    return answer, view
+                needs = answer
+            # What came does not fit to the view: begin with a new one.
+            if self.views.get(user) is view:
+                self.views.drop(user)
+            view = await self._view(user, max(at_least, view.version))
             await self._know_heads(user, view)
             answer = ask(view)
             if not isinstance(answer, Needs):
                 return answer, view
             needs = answer
+        raise NotReachable("the tiers contradict each other, and the mailbox cannot be read")
 
     async def _know_heads(self, user: str, view: MailboxView) -> None:
         """Bring groups to their places, as far as their heads can be read."""
@@ -266,14 +280,17 @@ class Mailboxes:
             self.metrics.memory_hits += 1
             return view
         self.metrics.memory_misses += 1
+        key = (user, "view")
+        joined = key in self._flights
         try:
             async with asyncio.timeout(self._config.answer_ms / 1000):
-                view = await self._flight((user, "view"), lambda: self._renew(user, at_least))
-                if view.version < at_least:
-                    # The flight may have begun before we asked, and for somebody who knew less.
-                    view = await self._flight((user, "view"), lambda: self._renew(user, at_least))
+                view = await self._flight(key, lambda: self._renew(user, at_least))
+                if joined and view.version < at_least:
+                    # It had begun before we asked, for somebody who knew less.
+                    view = await self._flight(key, lambda: self._renew(user, at_least))
         except TimeoutError:
             raise NotReachable("the list is being loaded, ask again") from None
+        self.metrics.behind += view.version < max(at_least, view.heard)
         return view
 
     async def _renew(self, user: str, at_least: int) -> MailboxView:
@@ -284,13 +301,12 @@ class Mailboxes:
                 return view
             at_least = view.heard
         try:
-            view = await self._load(user, at_least)
+            return await self._load(user, at_least)
         except (ImError, OSError):
             if view is None:
                 raise
             # Old is better than nothing, and says its version.
-        self.metrics.behind += view.version < at_least
-        return view
+            return view
 
     async def _load(self, user: str, at_least: int) -> MailboxView:
         """A new view from the tiers."""
@@ -343,52 +359,78 @@ class Mailboxes:
         return await self._flight(key, lambda: self._more(user, view, needs))
 
     async def _more(self, user: str, view: MailboxView, needs: Needs) -> bool:
-        base = view.base
-        if needs.listing is Listing.ALL:
+        base, (listing, after) = view.base, needs
+        if listing is Listing.ALL:
             limit = PAGE_ROWS_MAX if len(view) >= PAGE_ROWS_MAX else self._config.first_rows
-            found = await self.hedge.ask(
-                user, lambda tier: tier.page(user, needs.after, limit, base), base
-            )
+            page = partial(_page_of, user=user, after=after, limit=limit, at_least=base)
+            found = await self.hedge.ask(user, page, base)
         else:
-            found = await self.hedge.ask(user, lambda t: t.whole(user, needs.listing, base), base)
-            if found is None and needs.listing is Listing.UNREAD:
-                found = await self._scan_unread(user, view)
-        if found is None:
+            found = await self.hedge.ask(user, lambda t: t.whole(user, listing, base), base)
+        if found is not None:
+            copy: Copy | None = found.copy if await self._fit(user, view, found.copy) else None
+        elif listing is Listing.UNREAD:
+            # The rows above are in the view already, if they still are afterwards.
+            after = view.complete[Listing.ALL]
+            copy = await self._scan_unread(user, view, after)
+        else:
             raise NotReachable("no tier has the rest of this mailbox")
-        if found.behind or view.base != base:
-            return False
-        if not await self._catch_up(user, view, found.copy.version):
-            return False
-        if not view.merge(found.copy, needs.after):
+        if copy is None or not view.merge(copy, after):
             return False
         if self.views.get(user) is view:
             self.updates.grew(user, len(view))
         return True
 
-    async def _scan_unread(self, user: str, view: MailboxView) -> Found | None:
-        """The unread rows of the list's rest, from all of its pages. They may be of different
-        versions: what changed in between is in the view when it has caught up to the newest."""
-        base, after = view.base, view.complete[Listing.ALL]
-        version, unread, tier = base, [], ""
+    async def _scan_unread(self, user: str, view: MailboxView, after: Place) -> Copy | None:
+        """The unread rows of the list's rest, from all of its pages; None: it cannot be had. The
+        pages may be of different versions, as long as the view has all changes in between."""
+        version = view.version
+        unread: list[Entry] = []
         while after != END:
-            found = await self.hedge.ask(
-                user, partial(_page_of, user=user, after=after, at_least=base), base
-            )
-            if found is None or found.behind:
-                return found
-            version, tier = max(version, found.copy.version), found.tier
+            base = view.base
+            page = partial(_page_of, user=user, after=after, limit=PAGE_ROWS_MAX, at_least=base)
+            found = await self.hedge.ask(user, page, base)
+            if found is None or not await self._fit(user, view, found.copy):
+                return None
+            version = min(version, found.copy.version)
             unread += [entry for entry in found.copy.entries if entry.unread]
             after = found.copy.complete[Listing.ALL]
-        return Found(Copy(version, unread, {Listing.UNREAD: END}), tier, behind=False)
+        return Copy(version, unread, {Listing.UNREAD: END})
 
-    async def _find(self, view: MailboxView, user: str, session: str) -> None:
+    async def _find(self, view: MailboxView, user: str, session: str) -> Entry | None:
         """Look for one row in the tiers."""
         base = view.base
         found = await self.hedge.ask(user, lambda tier: tier.rows(user, [session], base), base)
-        if found is None or found.behind:
+        if found is None or not await self._fit(user, view, found.copy):
             raise NotReachable("no tier can say whether there is this conversation")
-        if view.base <= found.copy.version:
-            view.learn(found.copy)
+        if view.base > found.copy.version:
+            raise NotReachable("the list was cut back while this was looked for, ask again")
+        view.learn(found.copy)
+        return view.entry(session)
+
+    async def _fit(self, user: str, view: MailboxView, copy: Copy) -> bool:
+        """Give a view the changes between it and a copy, whichever is older. False: it cannot."""
+        if copy.version >= view.base:
+            return await self._catch_up(user, view, copy.version)
+        after, upto = copy.version, view.base
+        if upto - after > self._config.catch_up_max:
+            return False
+        between: list[Fact] = []
+        try:
+            async with asyncio.timeout(self._config.answer_ms / 1000):
+                while after < upto:
+                    events = await self._changes.since(user, after, upto)
+                    if not events:
+                        return False
+                    for seq, facts in events:
+                        between += facts
+                        after = seq
+        except (ImError, OSError):
+            return False
+        if view.base > upto:
+            # It was trimmed meanwhile, and has forgotten what came after these.
+            return False
+        view.reach_back(copy.version, between)
+        return True
 
     # ---- in advance
 
@@ -401,9 +443,10 @@ class Mailboxes:
             async with self._prewarms:
                 await self._answer(user, 0, MailboxView.totals)
                 view = await self._view(user, 0)
-                while view.complete[Listing.ALL] != END and len(view) < self._config.prewarm_rows:
+                step = self._config.first_rows
+                for _ in range(step, self._config.prewarm_rows, step):
                     needs = Needs(Listing.ALL, view.complete[Listing.ALL])
-                    if not await self._extend(user, view, needs):
+                    if needs.after == END or not await self._extend(user, view, needs):
                         break
                 self.metrics.prewarmed += 1
         except (ImError, OSError):
@@ -416,7 +459,8 @@ class Mailboxes:
     async def _flight(self, key: Hashable, load: Callable[[], Awaitable[T]]) -> T:
         """What ``load`` brings, or what the flight of this key that is under way brings."""
         task = self._flights.get(key)
-        if task is None:
+        # One that has ended and not landed yet would be waited for without giving up the loop.
+        if task is None or task.done():
             if len(self._flights) >= self._config.flights_max:
                 raise Overloaded("too many lists are being loaded here")
             task = self._fly(key, load)
@@ -438,8 +482,8 @@ class Mailboxes:
             task.exception()
 
 
-async def _page_of(tier: Tier, user: str, after: Place, at_least: int) -> Copy | None:
-    return await tier.page(user, after, PAGE_ROWS_MAX, at_least)
+async def _page_of(tier: Tier, user: str, after: Place, limit: int, at_least: int) -> Copy | None:
+    return await tier.page(user, after, limit, at_least)
 
 
 def _check_limit(limit: int) -> None:

@@ -8,7 +8,7 @@ rows themselves is ``complete``; below that only those lie here that have change
 Why a page from another tier fits in: everything that changed after ``base`` is here already, and
 what did not change looks the same in a copy of any version from ``base`` on. If the copy is newer
 than the view, a row may have left the page without having come here yet; so the view has to be fed
-up to the copy's version first.
+up to the copy's version first. If it is older than ``base``, the events between the two do.
 
 All counters are caches of a sum over the rows: ``recount`` computes it and says whether they agree.
 """
@@ -152,6 +152,17 @@ class MailboxView:
                 self._early.discard(self.version)
         elif seq > self.version and len(self._early) < EARLY_MAX:
             self._early.add(seq)
+
+    def reach_back(self, since: int, facts: Iterable[Fact]) -> None:
+        """Keep every change after ``since``, which is before ``base``: ``facts`` are what all of
+        the mailbox's events in between say. Then older copies fit in."""
+        for session, row in self._rows.items():
+            if since < row.entry.seq <= self.base:
+                self._changed.add((row.entry.seq, session))
+        self.base = min(self.base, since)
+        for fact in facts:
+            if fact.key.startswith(CONVERSATION):
+                self._take(self._form.entry(fact))
 
     def hear(self, version: int) -> None:
         """The mailbox has at least so many events."""

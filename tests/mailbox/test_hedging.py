@@ -113,13 +113,15 @@ async def test_the_newest_of_the_old_is_better_than_nothing() -> None:
     assert (found.tier, found.copy.version, found.behind) == ("warm", 4, True)
 
 
-async def test_all_say_no_or_some_say_nothing() -> None:
+async def test_only_the_last_tier_can_say_that_there_is_nothing() -> None:
     rig = Rig(NEVER)
     for tier in rig.cold:
         tier.first_page = _nothing  # type: ignore[method-assign]
     assert await rig.ask() is None
     rig.warm.failing = True
-    with pytest.raises(NotReachable, match="warm is broken"):
+    assert await rig.ask() is None
+    rig.warm.failing, rig.last.failing = False, True
+    with pytest.raises(NotReachable, match="cold is broken"):
         await rig.ask()
 
 

@@ -292,7 +292,7 @@ async def test_callers_who_give_up_leave_no_connection_behind(make_redis: MakeRe
     assert copy is not None
     assert copy.version == 1
     # The one that asks is a connection too.
-    assert server.command("CLIENT", "LIST").count(b"addr=") <= 2 + 4
+    assert server.command("CLIENT", "LIST").count(b" addr=") <= 2 + 4
     await tier.close()
 
 
