@@ -294,6 +294,74 @@ async def test_a_delta_for_a_client_that_knows_more_than_the_view(make_rig: Make
     assert await rig.boxes.delta("alice", 3, 100) is None
 
 
+async def test_a_flight_that_has_just_ended_is_not_joined(make_rig: MakeRig) -> None:
+    rig = make_rig(first_rows=5)
+    rig.fill(100)
+    view = await rig.boxes._view("alice", 0)
+
+    async def ended() -> bool:
+        return True
+
+    key = ("alice", "more", Listing.LIVE)
+    task = asyncio.ensure_future(ended())
+    await task
+    rig.boxes._flights[key] = task
+    assert len((await rig.boxes.page("alice", Query())).entries) == 25
+    assert view.complete[Listing.LIVE] == END
+
+
+@pytest.mark.parametrize("kept", [0, 3])
+async def test_memory_that_runs_short_while_unread_rows_are_looked_for(
+    make_rig: MakeRig, kept: int
+) -> None:
+    rig = make_rig(first_rows=20)
+    rig.fill(2_000, unread=1)
+    await rig.boxes.page("alice", Query())
+    rig.cold.still.clear()
+    ask = asyncio.ensure_future(rig.boxes.totals("alice"))
+    await eventually(lambda: rig.cold.waiting == 1)
+    rig.view().trim(kept)
+    rig.cold.still.set()
+    assert (await ask).unread == 2_000
+
+
+async def test_memory_that_runs_short_while_a_conversation_is_looked_for(
+    make_rig: MakeRig,
+) -> None:
+    rig = make_rig(first_rows=5)
+    rig.fill(50)
+    rig.truth.write(("group:a", 2, 0, int(Flag.LIVE), ""))
+    await rig.boxes.page("alice", Query())
+    rig.heads.cold = {"group:a"}
+    rig.heads.changes += 1
+
+    async def load(entries: object) -> None:
+        rig.view().trim(0)
+
+    rig.heads.load = load  # type: ignore[method-assign, assignment]
+    found = await rig.boxes.conversation("alice", "direct:alice/2")
+    assert found.entry == rig.truth.rows()["direct:alice/2"]
+    assert msgpack.unpackb(found.encoded)[0] == "direct:alice/2"
+
+
+@pytest.mark.parametrize("lag", [1, 4, 9])
+async def test_the_rest_of_a_list_from_a_replica_that_lags(make_rig: MakeRig, lag: int) -> None:
+    rig = make_rig(first_rows=5)
+    rig.fill(30, unread=1)
+    await rig.boxes.page("alice", Query(limit=5))
+    for n in range(12):
+        rig.write(f"direct:alice/{n % 4}", 100 + n, unread=n % 2)
+    await rig.boxes.updates.settled()
+    rig.boxes.drop("alice")
+    rig.cold_tier.lag = lag  # the warm tier has the top, newer than this
+    assert await rig.sessions(None, 42) == rig.truth.listed(rig.heads, "", False)
+    assert (await rig.boxes.totals("alice")).unread == 28
+    rig.boxes.drop("alice")
+    rig.timeline.broken = True
+    rig.cold_tier.lag = 0
+    assert await rig.sessions(None, 42) == rig.truth.listed(rig.heads, "", False)
+
+
 async def test_limits_are_checked(make_rig: MakeRig) -> None:
     rig = make_rig(flights_max=1)
     rig.fill(1)
