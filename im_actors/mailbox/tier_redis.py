@@ -24,6 +24,7 @@ from typing import Any, NamedTuple, Protocol, cast
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError
 
 from im_actors.core.facts import RANK_MAX
@@ -304,7 +305,9 @@ def _connect(url: str, timeout_s: float) -> _Client:
     try:
         client = Redis.from_url(
             url,
-            retry=Retry(NoBackoff(), 0),
+            # A Redis that was restarted leaves us connections that are dead. One try more, with
+            # a fresh one, or each of them would count as a failure. Every call may be repeated.
+            retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
             socket_timeout=timeout_s,
             socket_connect_timeout=timeout_s,
             socket_keepalive=True,

@@ -31,7 +31,7 @@ from tests.support_redis import MakeRedis
 
 ROWS_MAX = 12
 MakeTier = Callable[..., Tier]
-SEEDS = range(12)
+SEEDS = range(6)
 
 
 @pytest.fixture(params=["redis", "sqlite"])
@@ -253,6 +253,17 @@ async def test_redis_may_forget_scripts_and_everything_else(make_redis: MakeRedi
     server.command("SCRIPT", "FLUSH")
     assert await tier.first_page("alice", 10, 0) is None
     assert await tier.put("alice", Change(0, 9, [])) == Put(Outcome.GAP, -1)
+    await tier.close()
+
+
+async def test_connections_to_a_redis_that_was_restarted_do_no_harm(make_redis: MakeRedis) -> None:
+    server = make_redis(appendonly="no")
+    tier, truth = RedisTier(server.url, "c"), many(3)
+    # Several at once, for a connection each.
+    await asyncio.gather(*(tier.put(f"user-{n}", truth.everything()) for n in range(8)))
+    server.restart()
+    answers = [await tier.put(f"user-{n}", truth.everything()) for n in range(8)]
+    assert answers == [Put(Outcome.TAKEN, 1)] * 8
     await tier.close()
 
 
