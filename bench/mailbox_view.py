@@ -68,7 +68,7 @@ class Groups:
         return self.marks.get(session, 1)
 
     def head(self, entry: Entry) -> Head | None:
-        return Head(entry.rank + self.marks.get(entry.session, 0), 1, b"")
+        return Head(1, entry.rank + self.marks.get(entry.session, 0), 1, b"")
 
     async def load(self, entries: Sequence[Entry]) -> None:
         raise AssertionError("all heads are known")

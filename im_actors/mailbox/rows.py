@@ -34,7 +34,7 @@ class Flag(IntFlag):
 
     PINNED = 1
     MUTED = 2
-    LIVE = 4
+    LIVE = 16
     """Its last event and its unread count are read from the session when the list is read."""
 
 
@@ -66,8 +66,10 @@ class Entry(NamedTuple):
 class Head(NamedTuple):
     """The newest of a session, as one user sees it."""
 
+    seq: int
+    """That of the last event,"""
     key: int
-    """The message key of the last event."""
+    """and its message key."""
     unread: int
     preview: bytes
     """Opaque: what clients show of the last event."""

@@ -1,6 +1,6 @@
 """The hot tier: the newest conversations of users who are or were online, in Redis 5 or newer.
 
-    im:{CLUSTER:USER}:meta      hash: format, version, complete, live, unread
+    im:{CLUSTER:USER}:meta      hash: format, version, complete, live, unread, sizes of the others
     im:{CLUSTER:USER}:rows      hash: session to seq, place and the packed row
     im:{CLUSTER:USER}:order     sorted set: the places of the listed rows that are not live
     im:{CLUSTER:USER}:live      set: the live rows
@@ -10,7 +10,9 @@ The braces are a hash tag, so that one script may touch all keys of a user. Rank
 the scores of a sorted set only 53, so all scores are 0 and a member sorts by its text: the rank
 turned round, in hexadecimal, and the session. Everything goes after 24 hours without use.
 
-It is a cache: it may be empty, lost or stale at any time. Nothing here has to be durable.
+It is a cache: it may be empty, lost or stale at any time, and a Redis that is short of memory may
+drop single keys of a user. So the sizes are looked at before anything is believed. Nothing here has
+to be durable.
 """
 
 from __future__ import annotations
@@ -51,17 +53,28 @@ CONNECTIONS_MAX = 16
 _FORMAT = b"1"
 _KINDS = ("meta", "rows", "order", "live", "unread")
 
+# What is there of a user now, and whether it is all that was written.
+_SIZES = """
+local meta, rows, order, live, unread = unpack(KEYS)
+local function sizes()
+  return redis.call('HLEN', rows) .. ':' .. redis.call('ZCARD', order) .. ':'
+    .. redis.call('SCARD', live) .. ':' .. redis.call('SCARD', unread)
+end
+local held = redis.call('HMGET', meta, 'format', 'version', 'complete', 'live', 'unread', 'sizes')
+local usable = held[1] == ARGV[1] and held[6] == sizes()
+"""
+
 # A row's value begins with its seq (20 digits) and its rank as in its place (16, or '-' if it is
 # not in the order). ARGV: format, seconds to keep, change or copy, since, version, most rows,
 # complete, live, unread, and then 5 for each row: session, seq, rank, marks (L live, U unread, X
 # gone), the packed row.
-_PUT = """
-local meta, rows, order, live, unread = unpack(KEYS)
-local held = redis.call('HMGET', meta, 'format', 'version', 'complete', 'unread')
+_PUT = (
+    _SIZES
+    + """
 local version = -1
-if held[1] == ARGV[1] then version = tonumber(held[2]) end
+if usable then version = tonumber(held[2]) end
 local since, upto = tonumber(ARGV[4]), tonumber(ARGV[5])
-local complete, unread_whole = held[3], held[4]
+local complete, unread_whole = held[3], held[5]
 if ARGV[3] == 'change' then
   if version >= upto then return {'LATE', version} end
   if version < since then return {'GAP', version} end
@@ -107,17 +120,19 @@ end
 redis.call('HSET', meta, 'version', ARGV[5])
 redis.call('HSET', meta, 'complete', complete)
 redis.call('HSET', meta, 'unread', unread_whole)
+redis.call('HSET', meta, 'sizes', sizes())
 for _, key in ipairs(KEYS) do redis.call('EXPIRE', key, ARGV[2]) end
 return {'TAKEN', upto}
 """
+)
 
 # ARGV: format, seconds to keep, first, page, live, unread or rows, and for a page: after, limit;
 # for rows: the sessions. Returns version, complete, live, unread, how many rows of the page there
 # are, and the rows; nothing if it has nothing of the user. By the thousand: Lua has a bound there.
-_READ = """
-local meta, rows, order, live, unread = unpack(KEYS)
-local held = redis.call('HMGET', meta, 'format', 'version', 'complete', 'live', 'unread')
-if held[1] ~= ARGV[1] then return {} end
+_READ = (
+    _SIZES
+    + """
+if not usable then return {} end
 local answer = {held[2], held[3], held[4], held[5], 0}
 local what = ARGV[3]
 local function add(sessions, start)
@@ -150,6 +165,7 @@ end
 for _, key in ipairs(KEYS) do redis.call('EXPIRE', key, ARGV[2]) end
 return answer
 """
+)
 
 
 class _Client(Protocol):

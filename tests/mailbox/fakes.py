@@ -57,7 +57,7 @@ class FakeHeads:
     def set(self, session: str, key: int, unread: int) -> None:
         self.changes += 1
         self.marks[session] = self.changes
-        self.heads[session] = Head(key, unread, b"")
+        self.heads[session] = Head(self.changes, key, unread, b"")
 
     def mark(self, session: str) -> int:
         return 0 if session in self.cold else self.marks.get(session, 0)

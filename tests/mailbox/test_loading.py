@@ -39,6 +39,7 @@ class Rig:
         self.truths = {"alice": self.truth}
         self.heads = FakeHeads()
         self.timeline = Timeline(self.truths)
+        self.hot = tier
         self.warm = Faulty(SqliteTier(path / "warm.db"))
         self.cold_tier = ColdTier(self.truths)
         self.cold = Faulty(self.cold_tier)
@@ -675,10 +676,12 @@ async def test_answers_are_right_with_a_redis_that_forgets(
         await storm.step()
 
 
-async def hot_reader(make_rig: MakeRig, server: RedisServer) -> Rig:
-    """A gateway whose Redis has alice's list, of version 30, and whose memory has not."""
+async def hot_reader(make_rig: MakeRig, server: RedisServer, groups: int = 0) -> Rig:
+    """A gateway whose Redis has alice's list, with 30 unread, and whose memory has not."""
     rig = hot_rig(make_rig, server)
     rig.fill(30, unread=1)
+    for n in range(groups):
+        rig.truth.write((f"group:{n}", 31 + n, 0, int(Flag.LIVE), ""))
     await rig.boxes.totals("alice")
     await rig.boxes.updates.settled()
     rig.boxes.drop("alice")
@@ -745,8 +748,19 @@ async def test_redis_emptied_behind_our_back(make_rig: MakeRig, make_redis: Make
     rig = await hot_reader(make_rig, server)
     server.command("FLUSHALL")
     await right(rig)
-    server.command("DEL", "im:{c:alice}:rows")
-    await right(rig)
-    server.command("DEL", "im:{c:alice}:order")
+
+
+@pytest.mark.parametrize("kind", ["meta", "rows", "order", "live", "unread"])
+async def test_redis_that_dropped_a_key(
+    make_rig: MakeRig, make_redis: MakeRedis, kind: str
+) -> None:
+    server = make_redis(appendonly="no")
+    rig = await hot_reader(make_rig, server, groups=2)
+    assert server.command("DEL", f"im:{{c:alice}}:{kind}") == b":1\r\n"
     await rig.warm.drop("alice")
     await right(rig)
+    await rig.boxes.updates.settled()
+    assert rig.hot is not None
+    copy = await rig.hot.first_page("alice", 100, 0)
+    assert copy is not None
+    assert len(copy.entries) >= 32, "it has everything again"
