@@ -24,7 +24,7 @@ from typing import Any
 from im_actors.core.facts import Fact
 from im_actors.core.model import pack
 from im_actors.mailbox.cursor import Query
-from im_actors.mailbox.loading import MailboxConfig, Mailboxes
+from im_actors.mailbox.loading import Changed, MailboxConfig, Mailboxes
 from im_actors.mailbox.rows import END, TOP, Copy, Entry, Flag, Head, Listing, Place, live_rank
 from im_actors.mailbox.tier_redis import RedisTier
 from im_actors.mailbox.tier_sqlite import SqliteTier
@@ -107,8 +107,8 @@ class Whole:
     async def close(self) -> None:
         pass
 
-    async def since(self, user: str, after: int, upto: int) -> list[tuple[int, list[Fact]]]:
-        return []
+    async def since(self, user: str, after: int, upto: int) -> Changed:
+        return Changed(after, [])
 
 
 def a_copy(count: int, groups: int = 0) -> Copy:

@@ -40,11 +40,17 @@ RELOADS_MAX = 2
 """How often a list is loaded anew for one answer, when what tiers say does not fit together."""
 
 
-class Changes(Protocol):
-    """The mailboxes' own timelines, where a view that has missed something goes on reading."""
+class Changed(NamedTuple):
+    upto: int
+    facts: Sequence[Fact]
+    """Of each key that changed up to ``upto`` its state at ``upto`` or later."""
 
-    async def since(self, user: str, after: int, upto: int) -> Sequence[tuple[int, Sequence[Fact]]]:
-        """(seq, facts) of the events behind ``after``, in order, perhaps not all up to ``upto``."""
+
+class Changes(Protocol):
+    """The mailboxes' own events, where a view that has missed something goes on reading."""
+
+    async def since(self, user: str, after: int, upto: int) -> Changed:
+        """What changed after ``after``, perhaps not all up to ``upto``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -340,8 +346,8 @@ class Mailboxes:
         try:
             async with asyncio.timeout(self._config.answer_ms / 1000):
                 while view.version < upto:
-                    for seq, facts in await self._changes.since(user, view.version, upto):
-                        view.feed(seq, facts)
+                    # Pushes may come meanwhile: what is read begins where the view was before.
+                    view.advance(*await self._changes.since(user, reached, upto))
                     if view.version == reached:
                         break
                     reached = view.version
@@ -418,12 +424,11 @@ class Mailboxes:
         try:
             async with asyncio.timeout(self._config.answer_ms / 1000):
                 while after < upto:
-                    events = await self._changes.since(user, after, upto)
-                    if not events:
+                    changed = await self._changes.since(user, after, upto)
+                    if changed.upto <= after:
                         return False
-                    for seq, facts in events:
-                        between += facts
-                        after = seq
+                    between += changed.facts
+                    after = changed.upto
         except (ImError, OSError):
             return False
         if view.base > upto:

@@ -141,28 +141,29 @@ class MailboxView:
         if seq <= self.base:
             # What came after it may have been forgotten: it must not come back.
             return
-        for fact in facts:
-            if fact.key.startswith(CONVERSATION):
-                self._take(self._form.entry(fact))
-        self.heard = max(self.heard, seq)
+        self._take_facts(facts)
+        self.hear(seq)
         if seq == self.version + 1:
-            self.version = seq
-            while self.version + 1 in self._early:
-                self.version += 1
-                self._early.discard(self.version)
+            self._reach(seq)
         elif seq > self.version and len(self._early) < EARLY_MAX:
             self._early.add(seq)
 
+    def advance(self, upto: int, facts: Iterable[Fact]) -> None:
+        """All that changed between ``version`` and ``upto``, as it is at ``upto`` or later."""
+        self._take_facts(facts)
+        self.hear(upto)
+        if upto > self.version:
+            self._early = {seq for seq in self._early if seq > upto}
+            self._reach(upto)
+
     def reach_back(self, since: int, facts: Iterable[Fact]) -> None:
-        """Keep every change after ``since``, which is before ``base``: ``facts`` are what all of
-        the mailbox's events in between say. Then older copies fit in."""
+        """Keep every change after ``since``, which is before ``base``: ``facts`` are what changed
+        in between, as it was at ``base`` or later. Then older copies fit in."""
         for session, row in self._rows.items():
             if since < row.entry.seq <= self.base:
                 self._changed.add((row.entry.seq, session))
         self.base = min(self.base, since)
-        for fact in facts:
-            if fact.key.startswith(CONVERSATION):
-                self._take(self._form.entry(fact))
+        self._take_facts(facts)
 
     def hear(self, version: int) -> None:
         """The mailbox has at least so many events."""
@@ -338,6 +339,18 @@ class MailboxView:
             self._keep(row)
 
     # ---- inside
+
+    def _take_facts(self, facts: Iterable[Fact]) -> None:
+        for fact in facts:
+            if fact.key.startswith(CONVERSATION):
+                self._take(self._form.entry(fact))
+
+    def _reach(self, version: int) -> None:
+        """With this version those that came early may follow."""
+        while version + 1 in self._early:
+            version += 1
+            self._early.discard(version)
+        self.version = version
 
     def _take(self, entry: Entry) -> None:
         row = self._rows.get(entry.session)

@@ -10,6 +10,7 @@ import msgpack
 from im_actors.core.facts import Fact
 from im_actors.core.model import pack
 from im_actors.errors import NotReachable
+from im_actors.mailbox.loading import Changed
 from im_actors.mailbox.rows import (
     END,
     TOP,
@@ -23,6 +24,7 @@ from im_actors.mailbox.rows import (
     entry_place,
     live_rank,
 )
+from im_actors.mailbox.tier_facts import FactPage
 from im_actors.mailbox.tiers import Put, Tier
 
 
@@ -99,7 +101,8 @@ class Truth:
         """All rows as they are at a version, listed or not."""
         form = PlainRows()
         events = self.events if version is None else self.events[:version]
-        return {fact.key[2:]: form.entry(fact) for facts in events for fact in facts}
+        facts = [fact for said in events for fact in said if fact.key.startswith("c/")]
+        return {fact.key[2:]: form.entry(fact) for fact in facts}
 
     def static(self, version: int | None = None) -> list[Entry]:
         rows = self.rows(version).values()
@@ -184,20 +187,75 @@ class ColdTier:
         pass
 
 
+class Replicas:
+    """A FactReader over a truth, a few facts at a time, as it was up to ``lag`` events ago; but
+    who asks for more is answered by another replica."""
+
+    def __init__(self, truths: dict[str, Truth], page_max: int = 1_000) -> None:
+        self.truths = truths
+        self.page_max = page_max
+        self.lag = 0
+        self.asked: list[str] = []
+
+    def _facts(self, session: str, what: str, at_least: int) -> tuple[int, list[Fact]]:
+        self.asked.append(what)
+        truth = self.truths[session.removeprefix("user:")]
+        version = max(0, truth.version - self.lag, min(at_least, truth.version))
+        newest = {fact.key: fact for facts in truth.events[:version] for fact in facts}
+        return version, list(newest.values())
+
+    def _page(self, version: int, facts: list[Fact], limit: int) -> FactPage:
+        limit = min(limit, self.page_max)
+        return FactPage(version, facts[:limit], len(facts) > limit)
+
+    async def ranked(
+        self, session: str, after_rank: int, after_key: str, limit: int, at_least: int
+    ) -> FactPage:
+        version, facts = self._facts(session, "ranked", at_least)
+        below = [f for f in facts if not after_rank or (f.rank, f.key) < (after_rank, after_key)]
+        ordered = sorted((f.rank, f.key, f) for f in below if f.rank)[::-1]
+        return self._page(version, [f for _, _, f in ordered], limit)
+
+    async def prefixed(
+        self, session: str, prefix: str, after_key: str, limit: int, at_least: int
+    ) -> FactPage:
+        version, facts = self._facts(session, "prefixed", at_least)
+        found = sorted(f for f in facts if f.key.startswith(prefix) and f.key > after_key)
+        return self._page(version, found, limit)
+
+    async def of_keys(self, session: str, keys: Sequence[str], at_least: int) -> FactPage:
+        version, facts = self._facts(session, "keys", at_least)
+        return FactPage(version, [f for f in facts if f.key in keys], False)
+
+    async def since(self, session: str, seq: int, limit: int, at_least: int) -> FactPage:
+        version, facts = self._facts(session, "since", at_least)
+        found = sorted((f.seq, f) for f in facts if f.seq > seq)
+        limit = min(limit, self.page_max)
+        end = found[limit - 1][0] if len(found) > limit else version
+        page = [f for seq, f in found if seq <= end]
+        return FactPage(version, page, len(page) < len(found))
+
+
 class Timeline:
     """Where views catch up. ``broken``: it cannot be read."""
 
     def __init__(self, truths: dict[str, Truth]) -> None:
         self.truths = truths
         self.broken = False
+        self.whole = False
+        """Say what holds now of all that changed, and not a few events."""
         self.reads = 0
 
-    async def since(self, user: str, after: int, upto: int) -> list[tuple[int, list[Fact]]]:
+    async def since(self, user: str, after: int, upto: int) -> Changed:
         self.reads += 1
         if self.broken:
             raise NotReachable("no replica answers")
         events = self.truths[user].events
-        return [(seq, events[seq - 1]) for seq in range(after + 1, len(events) + 1)][:3]
+        if self.whole:
+            newest = {fact.key: fact for facts in events for fact in facts}
+            return Changed(len(events), [fact for fact in newest.values() if fact.seq > after])
+        some = events[after : after + 3]
+        return Changed(after + len(some), [fact for facts in some for fact in facts])
 
 
 class Faulty:
