@@ -16,9 +16,9 @@ from im_actors.errors import BadRequest, NotReachable, Overloaded
 from im_actors.mailbox.cursor import Query, read_cursor
 from im_actors.mailbox.hedging import HedgeConfig
 from im_actors.mailbox.hot import HotAccounts, HotConfig
-from im_actors.mailbox.loading import MailboxConfig, Mailboxes
+from im_actors.mailbox.loading import Changed, MailboxConfig, Mailboxes
 from im_actors.mailbox.metrics import MailboxMetrics
-from im_actors.mailbox.rows import END, Flag, Listing
+from im_actors.mailbox.rows import END, TOP, Flag, Listing
 from im_actors.mailbox.tier_facts import FactTier
 from im_actors.mailbox.tier_redis import RedisTier
 from im_actors.mailbox.tier_sqlite import SqliteTier
@@ -332,12 +332,15 @@ async def test_memory_that_runs_short_while_unread_rows_are_looked_for(
     rig = make_rig(first_rows=20)
     rig.fill(2_000, unread=1)
     await rig.boxes.page("alice", Query())
-    rig.cold.still.clear()
-    ask = asyncio.ensure_future(rig.boxes.totals("alice"))
-    await eventually(lambda: rig.cold.waiting == 1)
-    rig.view().trim(kept)
-    rig.cold.still.set()
-    assert (await ask).unread == 2_000
+    page = rig.cold_tier.page
+
+    async def short(*args: Any) -> Any:
+        if rig.cold_tier.asked.count("page") == 1:
+            rig.view().trim(kept)
+        return await page(*args)
+
+    rig.cold_tier.page = short  # type: ignore[method-assign]
+    assert (await rig.boxes.totals("alice")).unread == 2_000
 
 
 async def test_memory_that_runs_short_while_a_conversation_is_looked_for(
@@ -357,6 +360,28 @@ async def test_memory_that_runs_short_while_a_conversation_is_looked_for(
     found = await rig.boxes.conversation("alice", "direct:alice/2")
     assert found.entry == rig.truth.rows()["direct:alice/2"]
     assert msgpack.unpackb(found.encoded)[0] == "direct:alice/2"
+
+
+async def test_memory_that_runs_short_while_the_past_is_read(make_rig: MakeRig) -> None:
+    rig = make_rig(first_rows=5)
+    rig.fill(30)
+    await rig.boxes.page("alice", Query(limit=5))
+    for n in range(4):
+        rig.write(f"direct:alice/{n}", 100 + n)
+    await rig.boxes.updates.settled()
+    rig.boxes.drop("alice")
+    view = await rig.boxes._view("alice", 34)
+    since = rig.timeline.since
+
+    async def slowly(user: str, after: int, upto: int) -> Changed:
+        changed = await since(user, after, upto)
+        rig.write("direct:alice/9", 200)
+        view.trim(0)  # forgets what has just been said, and keeps changes from now on
+        return changed
+
+    rig.timeline.since = slowly  # type: ignore[method-assign]
+    assert not await rig.boxes._fit("alice", view, rig.truth.page(TOP, 9, version=31))
+    assert view.base == 35
 
 
 @pytest.mark.parametrize("lag", [1, 4, 9])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from im_actors.errors import BadRequest
 from im_actors.mailbox.cursor import Query, read_cursor, write_cursor
 from im_actors.mailbox.rows import END, TOP, Copy, Entry, Flag, Listing, entry_place
-from im_actors.mailbox.view import MailboxView, Needs, Page, Totals
+from im_actors.mailbox.view import EARLY_MAX, MailboxView, Needs, Page, Totals
 from tests.mailbox.fakes import FakeHeads, PlainRows, Truth
 
 LABELS = ("", "", "", "shops")
@@ -294,6 +294,42 @@ def test_trimming_keeps_what_is_unread_when_that_is_complete() -> None:
     assert isinstance(page, Page)
     assert [entry.session for entry in page.entries] == truth.listed(FakeHeads(), "", True)
     assert view.page(Query(limit=5)) == Needs(Listing.ALL, view.complete[Listing.ALL])
+
+
+def test_what_comes_early_is_remembered_within_a_bound() -> None:
+    truth = Truth()
+    view = view_of(truth)
+    for n in range(EARLY_MAX + 5):
+        truth.write(direct(n % 7, 10 + n))
+    for seq in range(2, truth.version + 1):
+        view.feed(seq, truth.events[seq - 1])
+    assert (view.version, view.heard) == (0, EARLY_MAX + 5)
+    view.feed(1, truth.events[0])
+    assert view.version == EARLY_MAX + 1
+    for seq in range(view.version + 1, truth.version + 1):
+        view.feed(seq, truth.events[seq - 1])
+    assert view.version == truth.version
+
+
+def test_reaching_back_lets_older_copies_fit_in() -> None:
+    truth = Truth()
+    for n in range(20):
+        truth.write(direct(n, n + 1))
+    truth.write(direct(3, 50))
+    truth.forget("direct:a/4")
+    view = MailboxView(truth.page(TOP, 5), PlainRows(), FakeHeads())
+    after = view.complete[Listing.ALL]
+    older = truth.page(after, 1_000, version=20)
+    assert not view.merge(older, after)
+    view.reach_back(20, [fact for facts in truth.events[20:] for fact in facts])
+    assert view.merge(older, after)
+    view.merge(truth.live(), TOP)
+    page = view.page(Query(limit=50))
+    assert isinstance(page, Page)
+    assert page.entries == truth.static()
+    delta = view.delta(20, 50)
+    assert delta is not None
+    assert sorted(e.session for e in delta.entries) == ["direct:a/3", "direct:a/4"]
 
 
 def test_muted_conversations_are_told_apart_in_the_total() -> None:
