@@ -24,11 +24,11 @@ from typing import Any
 from im_actors.core.facts import Fact
 from im_actors.core.model import pack
 from im_actors.mailbox.cursor import Query
-from im_actors.mailbox.loading import Changed, MailboxConfig, Mailboxes
+from im_actors.mailbox.loading import MailboxConfig, Mailboxes
 from im_actors.mailbox.rows import END, TOP, Copy, Entry, Flag, Head, Listing, Place, live_rank
 from im_actors.mailbox.tier_redis import RedisTier
 from im_actors.mailbox.tier_sqlite import SqliteTier
-from im_actors.mailbox.tiers import Put, Tier
+from im_actors.mailbox.tiers import Changed, Put, Tier
 from im_actors.mailbox.view import MailboxView
 
 SIZES = {"small": 200, "big": 200_000}

@@ -18,7 +18,7 @@ import time
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple, Protocol, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 from im_actors.core.facts import Fact
 from im_actors.errors import BadRequest, ImError, NotReachable, Overloaded
@@ -28,7 +28,7 @@ from im_actors.mailbox.hot import HotAccounts, HotConfig
 from im_actors.mailbox.memory import Views
 from im_actors.mailbox.metrics import MailboxMetrics
 from im_actors.mailbox.rows import END, Copy, Entry, Heads, Listing, Place, RowFormat
-from im_actors.mailbox.tiers import PAGE_ROWS_MAX, Tier
+from im_actors.mailbox.tiers import PAGE_ROWS_MAX, Changes, Tier
 from im_actors.mailbox.updates import UpdateConfig, Updates
 from im_actors.mailbox.view import Delta, MailboxView, Needs, Page, Recount, Totals
 
@@ -38,19 +38,6 @@ PAGE_MAX = 500
 """Most rows of one page or delta."""
 RELOADS_MAX = 2
 """How often a list is loaded anew for one answer, when what tiers say does not fit together."""
-
-
-class Changed(NamedTuple):
-    upto: int
-    facts: Sequence[Fact]
-    """Of each key that changed up to ``upto`` its state at ``upto`` or later."""
-
-
-class Changes(Protocol):
-    """The mailboxes' own events, where a view that has missed something goes on reading."""
-
-    async def since(self, user: str, after: int, upto: int) -> Changed:
-        """What changed after ``after``, perhaps not all up to ``upto``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,6 @@ from typing import NamedTuple, Protocol
 from im_actors.core.facts import Fact
 from im_actors.core.names import mailbox_of
 from im_actors.errors import NotReachable
-from im_actors.mailbox.loading import Changed
 from im_actors.mailbox.rows import (
     CONVERSATION,
     END,
@@ -23,7 +22,7 @@ from im_actors.mailbox.rows import (
     Place,
     RowFormat,
 )
-from im_actors.mailbox.tiers import Put
+from im_actors.mailbox.tiers import Changed, Put
 
 FACTS_MAX = 1_000
 """Most facts that are asked for at once."""

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from enum import IntEnum
 from typing import NamedTuple, Protocol
 
+from im_actors.core.facts import Fact
 from im_actors.mailbox.rows import Change, Copy, Listing, Place
 
 PAGE_ROWS_MAX = 1_000
@@ -60,3 +61,16 @@ class Tier(Protocol):
 
     async def close(self) -> None:
         """Let go of everything, when what is under way has ended."""
+
+
+class Changed(NamedTuple):
+    upto: int
+    facts: Sequence[Fact]
+    """Of each key that changed up to ``upto`` its state at ``upto`` or later."""
+
+
+class Changes(Protocol):
+    """The mailboxes' own events, where a view that has missed something goes on reading."""
+
+    async def since(self, user: str, after: int, upto: int) -> Changed:
+        """What changed after ``after``, perhaps not all up to ``upto``."""

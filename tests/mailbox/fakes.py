@@ -10,7 +10,6 @@ import msgpack
 from im_actors.core.facts import Fact
 from im_actors.core.model import pack
 from im_actors.errors import NotReachable
-from im_actors.mailbox.loading import Changed
 from im_actors.mailbox.rows import (
     END,
     TOP,
@@ -25,7 +24,7 @@ from im_actors.mailbox.rows import (
     live_rank,
 )
 from im_actors.mailbox.tier_facts import FactPage
-from im_actors.mailbox.tiers import Put, Tier
+from im_actors.mailbox.tiers import Changed, Put, Tier
 
 
 class PlainRows:

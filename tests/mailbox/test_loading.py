@@ -16,13 +16,13 @@ from im_actors.errors import BadRequest, NotReachable, Overloaded
 from im_actors.mailbox.cursor import Query, read_cursor
 from im_actors.mailbox.hedging import HedgeConfig
 from im_actors.mailbox.hot import HotAccounts, HotConfig
-from im_actors.mailbox.loading import Changed, MailboxConfig, Mailboxes
+from im_actors.mailbox.loading import MailboxConfig, Mailboxes
 from im_actors.mailbox.metrics import MailboxMetrics
 from im_actors.mailbox.rows import END, TOP, Flag, Listing
 from im_actors.mailbox.tier_facts import FactTier
 from im_actors.mailbox.tier_redis import RedisTier
 from im_actors.mailbox.tier_sqlite import SqliteTier
-from im_actors.mailbox.tiers import Tier
+from im_actors.mailbox.tiers import Changed, Tier
 from im_actors.mailbox.updates import UpdateConfig
 from im_actors.mailbox.view import MailboxView
 from tests.mailbox.fakes import (
