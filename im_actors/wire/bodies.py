@@ -17,10 +17,10 @@ from im_actors.wire.limits import QUERY_NAME_BYTES_MAX
 SENT_KINDS = tuple(int(kind) for kind in EventKind if kind <= EventKind.MAILBOX)
 """What clients may send; the other kinds are for servers to make."""
 GROUP_CHANGES = (
-    "create", "add", "remove", "join", "leave", "role", "mute", "title", "dissolve",
+    "create", "add", "join", "leave", "remove", "role", "mute", "title", "joining", "dissolve",
 )  # fmt: skip
 """What a SEND of kind GROUP may ask for."""
-MAILBOX_CHANGES = ("read", "pin", "mute", "hide", "fold", "delete", "kick")
+MAILBOX_CHANGES = ("read", "pin", "mute", "hide", "fold", "delete", "device", "kick")
 """What a SEND of kind MAILBOX may ask for."""
 _SEQ_MAX = (1 << 63) - 1
 

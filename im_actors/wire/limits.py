@@ -30,6 +30,10 @@ QUERY_NAME_BYTES_MAX = 32
 QUERY_ARGUMENTS_MAX = 8
 QUERY_ROWS_MAX = 100
 """Most rows of one ANSWER; a larger ``limit`` in a QUERY is lowered to it."""
+CURSOR_BYTES_MAX = 1_024
+"""A place in a conversation list."""
+LABEL_BYTES_MAX = 64
+"""What conversations are folded under."""
 SIGNAL_BYTES_MAX = 128
 """The value of a signal, when it is a text."""
 PREVIEW_CHARS_MAX = 100

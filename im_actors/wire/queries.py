@@ -15,6 +15,8 @@ from im_actors.core.model import check_name, check_text
 from im_actors.errors import BadRequest, ImError, ProtocolViolation
 from im_actors.wire.codec import Message
 from im_actors.wire.limits import (
+    CURSOR_BYTES_MAX,
+    LABEL_BYTES_MAX,
     QUERY_ARGUMENTS_MAX,
     QUERY_NAME_BYTES_MAX,
     QUERY_ROWS_MAX,
@@ -95,9 +97,10 @@ class ConversationRow(NamedTuple):
     peer_read_seq: int
     """Of a direct session: up to where the other user has read."""
     flags: int
-    label: str | None
-    """Folded under this."""
-    title: str | None
+    label: str
+    """Folded under this; empty: in the list itself."""
+    title: str
+    """A group's."""
 
 
 class Overlay(NamedTuple):
@@ -210,15 +213,15 @@ def _flag(what: str, value: Any) -> bool:
     return value
 
 
-def _cursor(what: str, value: Any) -> list[Any] | None:
-    if value is None:
-        return None
-    if type(value) is not list or len(value) != 2:
-        raise BadRequest(f"{what} must be nil or [rank, session]")
-    return [_seq(what, value[0]), check_known_session(value[1])]
+def _cursor(what: str, value: Any) -> str | None:
+    return None if value is None else check_text(what, value, CURSOR_BYTES_MAX)
 
 
-def _label(what: str, value: Any) -> str | None:
+def _label(what: str, value: Any) -> str:
+    return "" if value == "" else check_text(what, value, LABEL_BYTES_MAX)
+
+
+def _user(what: str, value: Any) -> str | None:
     return None if value is None else check_name(what, value)
 
 
@@ -230,7 +233,7 @@ QUERIES: dict[str, tuple[tuple[str, _Check], ...]] = {
     "unread": (),
     "changes": (("version", _seq), ("limit", _limit)),
     "group": (("session", _session),),
-    "members": (("session", _session), ("after", _label), ("limit", _limit)),
+    "members": (("session", _session), ("after", _user), ("limit", _limit)),
     "devices": (),
     "receipts": (("session", _session), ("seq", _count), ("limit", _limit)),
     "overlays": (("session", _session), ("first seq", _count), ("last seq", _count)),
@@ -262,7 +265,7 @@ def read_signaled(message: Message) -> list[Signaled]:
 
 _ROW_TYPES = (
     (str,), (int,), (int,), (int,), (int,), (int,), (str,), (str,), (int,), (list, type(None)),
-    (int,), (int,), (int,), (str, type(None)), (str, type(None)),
+    (int,), (int,), (int,), (str,), (str,),
 )  # fmt: skip
 _ROW_FIELDS = len(_ROW_TYPES)
 

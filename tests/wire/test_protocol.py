@@ -216,6 +216,8 @@ def test_limits_tables() -> None:
         "arguments": str(limits.QUERY_ARGUMENTS_MAX),
         "answer rows": str(limits.QUERY_ROWS_MAX),
         "signal": str(limits.SIGNAL_BYTES_MAX),
+        "cursor": str(limits.CURSOR_BYTES_MAX),
+        "label": str(limits.LABEL_BYTES_MAX),
         "preview": str(limits.PREVIEW_CHARS_MAX),
         "skips": str(limits.SKIPS_MAX),
     }

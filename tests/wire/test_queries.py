@@ -11,7 +11,7 @@ from im_actors.wire import queries as q
 from im_actors.wire.codec import FrameDecoder, encode_frame
 
 ROW = q.ConversationRow(
-    "direct:a/b", 4, 7, 9, 1_000, 1, "b", "hi", 2, [5, 9, [[6, 7]]], 5, 3, 1, None, "title"
+    "direct:a/b", 4, 7, 9, 1_000, 1, "b", "hi", 2, [5, 9, [[6, 7]]], 5, 3, 1, "", "title"
 )
 
 
@@ -54,12 +54,12 @@ def test_a_frame_that_is_no_query(message: list[Any], error: type[ImError]) -> N
         ("nothing like it", []),
         ("unread", [1]),
         ("conversations", [None, 25, False]),
-        ("conversations", [[1], 25, False, None]),
-        ("conversations", [["team", 1], 25, False, None]),
-        ("conversations", [None, 0, False, None]),
-        ("conversations", [None, 1.5, False, None]),
-        ("conversations", [None, 1, 0, None]),
-        ("conversations", [None, 1, False, ""]),
+        ("conversations", [[1], 25, False, ""]),
+        ("conversations", ["", 25, False, ""]),
+        ("conversations", [None, 0, False, ""]),
+        ("conversations", [None, 1.5, False, ""]),
+        ("conversations", [None, 1, 0, ""]),
+        ("conversations", [None, 1, False, None]),
         ("conversation", ["direct:b/a"]),
         ("conversation", [7]),
         ("changes", [-1, 10]),
@@ -77,7 +77,7 @@ def test_what_is_asked_for_wrongly_is_answered(what: str, args: list[Any]) -> No
 
 def test_each_query_has_good_arguments() -> None:
     good: dict[str, list[Any]] = {
-        "conversations": [[5, "team"], 25, True, "later"],
+        "conversations": ["c2", 25, True, "later"],
         "conversation": ["team"],
         "unread": [],
         "changes": [0, 100],
@@ -138,7 +138,7 @@ def test_rows_are_read() -> None:
     wrong = {
         "session": [None, 7], "version": [-1, True], "rank": [2**63, "1"], "unread": [-1, 1.0],
         "inputs": [[1], [1, 2, 3], [1, 2, [[1]]], [1, 2, [[1, -1]]], [0, 1, [[1, 1]] * 101]],
-        "label": [7], "title": [b"x"], "preview": [b"x"],
+        "label": [7, None], "title": [b"x"], "preview": [b"x"],
     }  # fmt: skip
     for field, values in wrong.items():
         for value in values:
