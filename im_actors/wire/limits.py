@@ -38,8 +38,8 @@ SIGNAL_BYTES_MAX = 128
 """The value of a signal, when it is a text."""
 PREVIEW_CHARS_MAX = 100
 """How much of a conversation's last message its row shows."""
-SKIPS_MAX = 100
-"""Most ranges in the inputs of an unread count; with more of them there are no inputs."""
+SKIPS_MAX = 256
+"""Most ranges in the inputs of an unread count: the newest ones."""
 
 _OVERHEAD_BYTES = 1_024
 """Room for all fields of an event and of the message around it, apart from the body."""

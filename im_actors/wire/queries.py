@@ -87,15 +87,17 @@ class ConversationRow(NamedTuple):
     last_seq: int
     time_ms: int
     kind: int
-    """Of the last event; so are ``sender`` and ``preview``."""
+    """Of the last message: MESSAGE, EDIT when it was edited, RECALL when it was recalled, VOID when
+    the user deleted it or there is none. ``sender`` and ``preview`` are the message's too."""
     sender: str
     preview: str
     unread: int
     inputs: list[Any] | None
-    """[base, last, skips]: unread = last - base - events in the ranges of ``skips``."""
+    """[base, last, skipped, ranges]: unread = max(0, last - base) - skipped."""
     read_seq: int
     peer_read_seq: int
     """Of a direct session: up to where the other user has read."""
+    peer_delivered_seq: int
     flags: int
     label: str
     """Folded under this; empty: in the list itself."""
@@ -265,7 +267,7 @@ def read_signaled(message: Message) -> list[Signaled]:
 
 _ROW_TYPES = (
     (str,), (int,), (int,), (int,), (int,), (int,), (str,), (str,), (int,), (list, type(None)),
-    (int,), (int,), (int,), (str,), (str,),
+    (int,), (int,), (int,), (int,), (str,), (str,),
 )  # fmt: skip
 _ROW_FIELDS = len(_ROW_TYPES)
 
@@ -285,11 +287,11 @@ def read_row(value: Any) -> ConversationRow:
 
 
 def _check_inputs(inputs: list[Any]) -> None:
-    if len(inputs) < 3 or not _are_seqs(inputs[:2]) or type(inputs[2]) is not list:
+    if len(inputs) < 4 or not _are_seqs(inputs[:3]) or type(inputs[3]) is not list:
         raise ProtocolViolation("the inputs of an unread count have a wrong form")
-    if len(inputs[2]) > SKIPS_MAX:
+    if len(inputs[3]) > SKIPS_MAX:
         raise ProtocolViolation("the inputs of an unread count are too many")
-    for pair in inputs[2]:
+    for pair in inputs[3]:
         if type(pair) is not list or len(pair) != 2 or not _are_seqs(pair):
             raise ProtocolViolation("a range of events that do not count has a wrong form")
 

@@ -11,7 +11,7 @@ from im_actors.wire import queries as q
 from im_actors.wire.codec import FrameDecoder, encode_frame
 
 ROW = q.ConversationRow(
-    "direct:a/b", 4, 7, 9, 1_000, 1, "b", "hi", 2, [5, 9, [[6, 7]]], 5, 3, 1, "", "title"
+    "direct:a/b", 4, 7, 9, 1_000, 1, "b", "hi", 2, [5, 9, 2, [[6, 7]]], 5, 3, 4, 1, "", "title"
 )
 
 
@@ -137,7 +137,10 @@ def test_rows_are_read() -> None:
     assert q.read_row([*ROW, "of a later version"]) == ROW
     wrong = {
         "session": [None, 7], "version": [-1, True], "rank": [2**63, "1"], "unread": [-1, 1.0],
-        "inputs": [[1], [1, 2, 3], [1, 2, [[1]]], [1, 2, [[1, -1]]], [0, 1, [[1, 1]] * 101]],
+        "inputs": [
+            [1], [1, 2, 3, 4], [1, 2, 3, [[1]]], [1, 2, 3, [[1, -1]]], [0, 1, 0, [[1, 1]] * 257],
+            [1, -2, 3, []],
+        ],
         "label": [7, None], "title": [b"x"], "preview": [b"x"],
     }  # fmt: skip
     for field, values in wrong.items():
