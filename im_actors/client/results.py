@@ -121,7 +121,7 @@ class SessionInfo:
 
     session: str
     last: Event | None
-    """The newest event in the local store."""
+    """The newest event in the local store; None also when it is one that nobody is shown."""
     pending: int
     """Sends without an answer."""
     cursor: int

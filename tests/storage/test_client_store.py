@@ -306,9 +306,8 @@ async def test_a_file_of_the_second_format_is_brought_to_this_one(path: Path) ->
     with sqlite3.connect(path) as db:
         db.create_function("guard_of", -1, client_schema.guard_of)
         db.executescript(client_schema.SCHEMA + client_schema.GUARDS)
-        db.execute(
-            "INSERT INTO identity VALUES ('alice', 'phone', 'abc', guard_of('alice', 'phone', 'abc'))"
-        )
+        identity = "'alice', 'phone', 'abc'"
+        db.execute(f"INSERT INTO identity VALUES ({identity}, guard_of({identity}))")
         db.execute(f"PRAGMA application_id = {client_schema.APPLICATION_ID}")
         db.execute("PRAGMA user_version = 2")
     store, found = await opened(path)
