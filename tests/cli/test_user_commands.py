@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from im_actors.cli import conversation_commands
 from im_actors.cli.output import event_fields, event_line
 from im_actors.client.shown import Overlays
 from im_actors.core.model import EventKind, pack
@@ -53,7 +54,8 @@ class Served:
 
 
 @pytest.fixture
-def served() -> Iterator[Served]:
+def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
+    monkeypatch.setattr(conversation_commands, "HISTORY_WAIT_S", 0.2)
     served = Served()
     yield served
     served.close()
