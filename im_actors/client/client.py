@@ -253,7 +253,7 @@ class Client(UserCalls):
             server=str(dialer.address) if dialer.address else None,
             pending=len(engine.receipts),
             in_flight=engine.outbox.in_flight,
-            followed=engine.inbox.followed,
+            followed=engine.inbox.followed - engine.inbox.follows(engine.user.session),
             connects=engine.connection.count,
             last_error=engine.last_error,
         )

@@ -35,6 +35,7 @@ from im_actors.errors import (
     ShuttingDown,
     TooLarge,
     Unknown,
+    error_for,
 )
 from im_actors.storage.client_store import CachedEvent, ClientStore
 from im_actors.wire import answers, messages, queries
@@ -347,6 +348,9 @@ class Engine:
 
     def _on_heads(self, frame: Message) -> None:
         self._inbox(i.HeadsReceived(answers.read_heads(frame)))
+        for session, code in answers.read_refused(frame):
+            error = error_for(code, f"{session!r} may not be followed by this user: {code}")
+            self._inbox(i.FollowRefused(session, error))
 
     def _cache(self, events: Sequence[Event], encoded: Sequence[bytes]) -> None:
         self.store.cache(

@@ -142,7 +142,7 @@ class Status:
     """Sends without an answer, those in flight included."""
     in_flight: int
     followed: int
-    """Sessions that are followed."""
+    """Sessions that are followed, the user's own mailbox not counted."""
     connects: int
     """How often the connection was established."""
     last_error: ImError | None

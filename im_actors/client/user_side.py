@@ -28,7 +28,7 @@ from im_actors.core.backoff import full_jitter_ms
 from im_actors.core.facts import pack_request, read_request, read_state
 from im_actors.core.model import Event, EventKind, pack
 from im_actors.core.names import mailbox_of
-from im_actors.errors import BadRequest, ImError, NotReachable, RetryableError
+from im_actors.errors import BadRequest, ImError, NotReachable, RequestError, RetryableError
 from im_actors.wire.limits import QUERY_ROWS_MAX
 from im_actors.wire.queries import ConversationRow, Signaled, read_fields, read_overlays
 
@@ -169,7 +169,10 @@ class UserSide:
         feed: Feed | None = None
         try:
             await self._patiently(self._catch_up)
-            await self._register()
+            try:
+                await self._register()
+            except RequestError as error:
+                self._engine.warn(error)
             feed = self._engine.open_feed(
                 self.session, self.mailbox.known.version, moves_cursor=False, raw=True
             )
@@ -242,7 +245,10 @@ class UserSide:
         if self._engine.store.instant or self.remembered("registered"):
             return
         device = self._engine.address.partition("/")[2]
-        await self.change("device", device, self._engine.agent)
+        sent = await self.change("device", device, self._engine.agent)
+        # What is refused, because there are too many, is tried again by the next start.
+        with contextlib.suppress(RetryableError):
+            await sent.acked(self._engine.patience_s)
         self.remember("registered", True)
 
     def _heed(self, events: Sequence[Event]) -> None:

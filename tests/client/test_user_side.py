@@ -380,6 +380,20 @@ async def test_groups(gateway: UserGateway, store: Path) -> None:
         assert await im.groups.info("others") is None
 
 
+async def test_who_may_not_follow_hears_it(gateway: UserGateway) -> None:
+    async with client(gateway.url) as im, client(gateway.url, "eve") as eve:
+        await (await im.groups.create("g", "G")).acked(10)
+        readers = [eve.follow("group:g"), eve.follow("group:g", after=0)]
+        for reader in readers:
+            with pytest.raises(Forbidden):
+                await reader.next(10)
+        with pytest.raises(NotFound):
+            await eve.follow("group:none").next(10)
+        assert eve.status().followed == 0
+        await (await im.groups.add("g", "eve")).acked(10)
+        assert (await eve.follow("group:g").next(10)).change is not None
+
+
 async def test_a_group_that_is_followed_moves_in_the_local_list(gateway: UserGateway) -> None:
     async with client(gateway.url) as im:
         await (await im.groups.create("g", "G", ["bob"])).acked(10)

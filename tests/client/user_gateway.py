@@ -53,6 +53,13 @@ class UserGateway(FakeGateway):
         if peer.hello is not None and message[0] == m.QUERY:
             self.log.append(m.QUERY)
             self._query(peer, q.check_query(message))
+        elif peer.hello is not None and message[0] == m.FOLLOW:
+            refused = [name for name in message[1] if not self._may_read(peer.hello.user, name)]
+            for name in refused:
+                code = Forbidden.code if name in self.members else NotFound.code
+                peer.tell(m.heads([(name, 0, code)]))
+            if allowed := [name for name in message[1] if name not in refused]:
+                super().serve(peer, [m.FOLLOW, allowed])
         elif peer.hello is not None and message[0] == m.SIGNAL:
             signal = q.check_signal(message)
             row = q.Signaled(signal.session, peer.hello.user, signal.what, signal.value)
@@ -61,6 +68,10 @@ class UserGateway(FakeGateway):
                     other.tell(q.signaled([row]))
         else:
             super().serve(peer, message)
+
+    def _may_read(self, user: str, session: str) -> bool:
+        is_group = session_kind(session) is SessionKind.GROUP
+        return not is_group or user in self.members.get(session, ())
 
     def _take(self, device: str, entry: list[Any]) -> tuple[Any, Event | None]:
         session, n, kind, body = entry
