@@ -1,9 +1,9 @@
 """Who may do what in a session: decided by the slot's owner, once, when a send is new (design 9).
 
 A decision is pure: it looks at what the owner knows of the session and at nothing else. What it
-has to know besides, it asks for (``Needs``), and is asked again when that has come. A resend of what
-was accepted never comes here: it is answered with its seq, whatever the rights are by then. So a
-refusal is definite (P6).
+has to know besides, it asks for (``Needs``), and is asked again when that has come. A resend of
+what was accepted never comes here: it is answered with its seq, whatever the rights are by then.
+So a refusal is definite (P6).
 """
 
 from __future__ import annotations

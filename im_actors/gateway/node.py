@@ -4,7 +4,7 @@ Its parts, each without sockets of its own:
 
     clients ── ClientConnection ──┬── Router     sends ────────▶ shards
                                   ├── Followers  pushes ◀─────── shards
-                                  └── Pulls      history ──────▶ replicas
+                                  └── Pulls      history ──────▶ replicas, by Reads
                                       Peers      the links to both, as the directory says
 """
 
@@ -28,6 +28,7 @@ from im_actors.gateway.config import Clock, GatewayConfig
 from im_actors.gateway.followers import Followers
 from im_actors.gateway.peers import Peers, ReplicaPeer, RouteChange, ShardPeer
 from im_actors.gateway.pulls import Pulls
+from im_actors.gateway.reads import Reads
 from im_actors.gateway.router import Router
 from im_actors.gateway.tokens import check_token, require_jwt
 from im_actors.net.link import LinkConfig, PeerInfo
@@ -41,7 +42,7 @@ logger = logging.getLogger(__name__)
 _RESULTS = int(InsideType.RESULTS)
 _PUSHED = int(InsideType.PUSHED)
 _WATCHED = int(InsideType.WATCHED)
-_PAGE = int(InsideType.PAGE)
+_READ_ANSWERS = frozenset((int(InsideType.PAGE),))
 
 
 class GatewayNode:
@@ -87,7 +88,8 @@ class GatewayNode:
         )
         self.router = Router(self.peers, config, self._call_soon)
         self.followers = Followers(self.peers, config)
-        self.pulls = Pulls(self.peers, config, self._known_head)
+        self.reads = Reads(self.peers, config)
+        self.pulls = Pulls(self.reads, config, self._known_head)
 
     # ---- for its owner
 
@@ -268,13 +270,13 @@ class GatewayNode:
             self.followers.pushed_events(pushed)
 
     def replica_down(self, replica: ReplicaPeer) -> None:
-        self.pulls.replica_down(replica, self.now_ms())
+        self.reads.replica_down(replica, self.now_ms())
 
     def replica_frames(self, replica: ReplicaPeer, messages: list[Message]) -> None:
         now_ms = self.now_ms()
         for message in messages:
-            if message[0] == _PAGE:
-                self.pulls.page(message, now_ms)
+            if message[0] in _READ_ANSWERS:
+                self.reads.answered(message, now_ms)
 
     def routes_changed(self, changes: dict[int, RouteChange]) -> None:
         now_ms = self.now_ms()
@@ -326,7 +328,7 @@ class GatewayNode:
     def _tick(self, now_ms: int) -> None:
         self.router.tick(now_ms)
         self.followers.tick(now_ms)
-        self.pulls.tick(now_ms)
+        self.reads.tick(now_ms)
         if self.draining and not any(c.outstanding for c in self._connections):
             self._answered.set()
 

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import msgpack
 
 VOID = 0
+CHANGES_FROM = 4
+"""Events of this kind and above change their session's state."""
 
 
 class Event(NamedTuple):
@@ -43,7 +45,7 @@ def read_payload(payload: bytes) -> Batch:
     if len(parts) == 1 and type(parts[0]) is int:
         return Batch(parts[0], ())
     events = tuple(read_event(part) for part in parts[1:])
-    if parts[0] != _index(events):
+    if not _is_index_of(parts[0], events):
         raise ValueError("the index of a record says something else than its events")
     return Batch(None, events)
 
@@ -59,26 +61,54 @@ def is_intact(slot: int, lsn: int, epoch: int, payload: bytes, checksum: int) ->
 
 def slot_of(session: str, slots: int) -> int:
     """The slot whose log a session is in."""
+    if session[:5] == "slot:" and session[5:].isdecimal():
+        return int(session[5:]) % slots
     return zlib.crc32(session.encode()) % slots
 
 
-def _index(events: tuple[Event, ...]) -> list[Any]:
-    """The index that belongs to these events: first and last key, and for each stretch of one
-    session its name, first seq, length and what was sent (place, device, n, checksum)."""
-    stretches: list[tuple[str, int, list[tuple[int, str, int, int]]]] = []
-    newest: dict[str, int] = {}
+def _is_index_of(index: Any, events: tuple[Event, ...]) -> bool:
+    """Whether it is the index that belongs to these events: first and last key, the places of those
+    that change their session's state, and for each stretch of one session its name, first seq,
+    length and what was sent (place, device, n, checksum)."""
+    if not isinstance(index, list) or len(index) < 2:
+        return False
+    # The first releases had no places of changes, and no events that would be there.
+    fields = index[2:] if index[2:3] and type(index[2]) is str else index[3:]
+    changes = [place for place, event in enumerate(events) if event.kind >= CHANGES_FROM]
+    if len(fields) < len(index) - 2 and index[2] != changes:
+        return False
+    if index[:2] != ([events[0].key, events[-1].key] if events else [0, 0]):
+        return False
+    return len(fields) % 4 == 0 and _without_changed(fields, changes) == _stretches(events, changes)
+
+
+def _without_changed(fields: list[Any], changes: list[int]) -> list[Any]:
+    """The stretches of an index, flat. The checksum of what was sent tells nothing of an event that
+    the owner made from it: None stands for it."""
+    found: list[Any] = []
+    for at in range(0, len(fields), 4):
+        flat = _unpacked(fields[at + 3]) if type(fields[at + 3]) is bytes else None
+        if not isinstance(flat, list) or len(flat) % 4 != 1:
+            return [None]
+        for entry in range(1, len(flat), 4):
+            if flat[entry] in changes:
+                flat[entry + 3] = None
+        found += [*fields[at : at + 3], flat]
+    return found
+
+
+def _stretches(events: tuple[Event, ...], changes: list[int]) -> list[Any]:
+    stretches: list[list[Any]] = []
+    newest: dict[str, list[Any]] = {}
     for place, event in enumerate(events):
         own = newest.get(event.session)
-        if own is None or event.seq != stretches[own][1] + len(stretches[own][2]):
-            own = newest[event.session] = len(stretches)
-            stretches.append((event.session, event.seq, []))
-        checksum = zlib.crc32(event.body, event.kind)
-        stretches[own][2].append((place, event.device, event.n, checksum))
-    index: list[Any] = [events[0].key, events[-1].key] if events else [0, 0]
-    for session, first, sent in stretches:
-        flat = [first, *(field for entry in sent for field in entry)]
-        index += [session, first, len(sent), msgpack.packb(flat)]
-    return index
+        if own is None or event.seq != own[1] + own[2]:
+            own = newest[event.session] = [event.session, event.seq, 0, [event.seq]]
+            stretches.append(own)
+        checksum = None if place in changes else zlib.crc32(event.body, event.kind)
+        own[2] += 1
+        own[3] += [place, event.device, event.n, checksum]
+    return [field for stretch in stretches for field in stretch]
 
 
 def _unpacked(data: bytes) -> Any:

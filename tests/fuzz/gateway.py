@@ -296,7 +296,7 @@ def left_behind(cluster: LocalCluster) -> dict[str, int]:
     found: Counter[str] = Counter()
     for name in ("gateway-1",):
         node = cluster.node(name)
-        router, followers, pulls = node.router, node.followers, node.pulls
+        router, followers = node.router, node.followers
         held: dict[str, Any] = {
             "connections": node._connections,
             "strangers": node._strangers,
@@ -310,7 +310,7 @@ def left_behind(cluster: LocalCluster) -> dict[str, int]:
             "watches by slot": [w for slot in followers._by_slot for w in slot],
             "watches unanswered": followers._unanswered,
             "behind": followers.behind,
-            "reads": pulls._reads,
+            "reads": node.reads._open,
         }
         for listener in node._listeners:
             held["accepted"] = [*listener.connections, *listener._refused]

@@ -15,6 +15,7 @@ from im_actors.gateway.followers import Followers
 from im_actors.gateway.node import GatewayNode
 from im_actors.gateway.peers import Peer, Peers, ReplicaPeer, ShardPeer
 from im_actors.gateway.pulls import Pulls
+from im_actors.gateway.reads import Reads
 from im_actors.gateway.router import Router
 from im_actors.net.link import LinkConfig, PeerInfo
 from im_actors.wire.codec import Message
@@ -136,7 +137,8 @@ class SimNode(GatewayNode):
         self.peers = SimPeers(gateway, self)
         self.router = Router(self.peers, CONFIG, gateway.soon)
         self.followers = Followers(self.peers, CONFIG)
-        self.pulls = Pulls(self.peers, CONFIG, self._known_head)
+        self.reads = Reads(self.peers, CONFIG)
+        self.pulls = Pulls(self.reads, CONFIG, self._known_head)
 
 
 class SimTimer:
