@@ -44,6 +44,8 @@ class Known(NamedTuple):
     """Every change up to this event of the mailbox is in the rows, as far as they are kept."""
     total: int
     """Unread of all conversations."""
+    total_version: int
+    """What happened up to this event of the mailbox is in the total."""
     as_of_ms: int
     """When a server last said so, by this computer's clock."""
 
@@ -55,7 +57,7 @@ class Mailbox:
         self._keep = keep
         self._rows: dict[str, ConversationRow] = {}
         self._pending: list[Pending] = []
-        self.known = Known(0, 0, 0)
+        self.known = Known(0, 0, 0, 0)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -76,7 +78,7 @@ class Mailbox:
         for row in rows:
             known = self._rows.get(row.session)
             if known is None or (known.version, known.last_seq) <= (row.version, row.last_seq):
-                self._set(row)
+                self._set(row, counted=row.version <= self.known.total_version)
         if len(self._rows) > ROWS_MAX + ROWS_MAX // 10:
             for row in sorted(self._rows.values(), key=place)[ROWS_MAX:]:
                 del self._rows[row.session]
@@ -102,23 +104,27 @@ class Mailbox:
             ):
                 self._set(followed(row, event, user))
 
-    def learned(self, version: int, total: int | None, now_ms: int) -> None:
-        """A server said how the list is now."""
-        known = self.known
-        if version < known.version:
-            return  # a copy that lags
-        self.known = Known(version, known.total if total is None else total, now_ms)
-        self._keep("mailbox", "known", pack(self.known))
+    def learned(self, version: int, now_ms: int) -> None:
+        """Every change up to this version has been told, as a server says."""
+        if version >= self.known.version:
+            self._know(self.known._replace(version=version, as_of_ms=now_ms))
 
-    def counted(self, total: int, now_ms: int) -> None:
-        """A server said how much is unread."""
-        self.learned(self.known.version, total, now_ms)
+    def counted(self, version: int, total: int, now_ms: int) -> None:
+        """A server said how much is unread at this version."""
+        if version >= self.known.total_version:
+            self._know(self.known._replace(total=total, total_version=version, as_of_ms=now_ms))
 
-    def _set(self, row: ConversationRow) -> None:
+    def _know(self, known: Known) -> None:
+        self.known = known
+        self._keep("mailbox", "known", pack(known))
+
+    def _set(self, row: ConversationRow, counted: bool = False) -> None:
+        """``counted``: the total has it already, as it has all rows up to its version."""
         known = self._rows.get(row.session)
         if row != known:
-            before = known.unread if known else 0
-            self.known = self.known._replace(total=max(0, self.known.total + row.unread - before))
+            if not counted:
+                more = row.unread - (known.unread if known else 0)
+                self._know(self.known._replace(total=max(0, self.known.total + more)))
             self._rows[row.session] = row
             self._keep("conversation", row.session, pack(row))
 
@@ -154,12 +160,14 @@ class Mailbox:
         rows = map(self.changed, self._rows.values())
         return sorted((row for row in rows if row.rank), key=place)
 
-    def changed(self, row: ConversationRow) -> ConversationRow:
-        """A row, whoever said it, with the user's own changes that it cannot have yet."""
+    def changed(self, row: ConversationRow, version: int | None = None) -> ConversationRow:
+        """A row, whoever said it, with the user's own changes that it cannot have yet, or that are
+        not there yet at ``version``."""
+        upto = row.version if version is None else version
         for pending in self._pending:
             if pending.args[:1] == [row.session]:
                 state, seq = pending.outcome()
-                if state is not SendState.ACKED or seq > row.version:
+                if state is not SendState.ACKED or seq > upto:
                     row = apply(row, pending.what, pending.args[1:])
         return row
 
@@ -168,7 +176,8 @@ class Mailbox:
         self._settle()
         sessions = {pending.args[0] for pending in self._pending if pending.args}
         rows = [row for session in sessions if (row := self._rows.get(session))]
-        less = sum(row.unread - self.changed(row).unread for row in rows)
+        version = self.known.total_version
+        less = sum(row.unread - self.changed(row, version).unread for row in rows)
         return max(0, self.known.total - less)
 
 

@@ -134,8 +134,8 @@ class UserCalls:
         user = self._engine.user
         offline = False
         try:
-            _, total = read_fields("unread", await user.ask("unread"), int, int)
-            user.mailbox.counted(total, now_ms())
+            version, total = read_fields("unread", await user.ask("unread"), int, int)
+            user.mailbox.counted(version, total, now_ms())
         except RetryableError:
             offline = True
         return Unread(user.mailbox.total(), offline, user.mailbox.known.as_of_ms)

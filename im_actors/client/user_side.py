@@ -213,23 +213,22 @@ class UserSide:
             answer = await self.ask("changes", version, QUERY_ROWS_MAX)
             found, rows, complete = read_fields("changes", answer, int, list, bool)
             self.mailbox.take(intact(rows))
-            self.mailbox.learned(max(found, version), None, now_ms())
+            self.mailbox.learned(max(found, version), now_ms())
             if complete:
                 if found < upto:
                     raise NotReachable("the copy that answered lags behind")
                 return
         version, page = await self._page(None, QUERY_ROWS_MAX, False, "")
         self.mailbox.begin(page.rows)
-        self.mailbox.learned(version, page.total, now_ms())
+        self.mailbox.learned(version, now_ms())
 
     async def page(self, cursor: str | None, limit: int, unread_only: bool, label: str) -> RowPage:
         """A page of the list from the server."""
         version, page = await self._page(cursor, limit, unread_only, label)
         self.mailbox.take(page.rows)
         # It says nothing of what changed below it, so the version stays, unless there was none.
-        known = self.mailbox.known.version
-        whole = not known and cursor is None and not unread_only and not label
-        self.mailbox.learned(version if whole else known, page.total, now_ms())
+        if not self.mailbox.known.version and cursor is None and not unread_only and not label:
+            self.mailbox.learned(version, now_ms())
         return page
 
     async def _page(
@@ -238,6 +237,7 @@ class UserSide:
         answer = await self.ask("conversations", cursor, limit, unread_only, label)
         types = (int, list, (str, type(None)), int)
         version, found, following, total = read_fields("conversations", answer, *types)
+        self.mailbox.counted(version, total, now_ms())
         return version, RowPage(intact(found), following, total)
 
     async def _register(self) -> None:

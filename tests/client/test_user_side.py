@@ -242,6 +242,23 @@ async def _settled(im: Client) -> bool:
     return not user.mailbox._pending
 
 
+async def test_the_total_counts_nothing_twice_while_the_rows_lag(gateway: UserGateway) -> None:
+    gateway.post(TALK, "one", "two", device=BOB)
+    async with client(gateway.url) as im:
+        await until(lambda: local_rows(im) == {TALK: 2})
+        gateway.post("direct:alice/carol", "hi", device="carol/pc-00000000")
+        await until(lambda: len(local_rows(im)) == 2)
+        gateway.lag = 1_000_000
+        await (await im.mark_read(TALK, 1)).acked(10)
+        assert [(await im.unread()).count for _ in range(2)] == [2, 2]
+        gateway.query_error = Overloaded("busy")
+        assert await im.unread() == (await im.unread())
+        assert (await im.unread()).count == 2
+        gateway.query_error, gateway.lag = None, 0
+        await until_async(lambda: _settled(im))
+        assert (im._engine.user.mailbox.total(), local_rows(im)[TALK]) == (2, 1)
+
+
 async def test_what_is_refused_is_taken_back(gateway: UserGateway) -> None:
     gateway.post(TALK, "hi", device=BOB)
     async with client(gateway.url) as im:
