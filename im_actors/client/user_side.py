@@ -147,7 +147,11 @@ class UserSide:
             async with asyncio.timeout(self._engine.patience_s / 2):
                 answer = await self.ask("overlays", events[0].session, min(seqs), max(seqs))
             for row in read_overlays(answer):
-                self.overlays.take(events[0].session, row.target, Said(row.seq, row.kind, row.text))
+                if row.kind == EventKind.VOID:
+                    self.overlays.delete(events[0].session, row.target)
+                else:
+                    said = Said(row.seq, row.kind, row.text)
+                    self.overlays.take(events[0].session, row.target, said)
         except (ImError, TimeoutError):
             pass  # what this device knows by itself has to do
 

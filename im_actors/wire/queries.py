@@ -106,7 +106,8 @@ class ConversationRow(NamedTuple):
 
 
 class Overlay(NamedTuple):
-    """What a recall or an edit (``kind``) at ``seq`` said of an earlier event."""
+    """What a recall or an edit (``kind``) at ``seq`` said of an earlier event; of kind VOID: that
+    the user who asks has deleted it for himself."""
 
     target: int
     seq: int

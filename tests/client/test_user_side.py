@@ -333,6 +333,9 @@ async def test_what_the_user_deletes_is_shown_on_none_of_his_devices(gateway: Us
         follower = im.follow(TALK)
         assert [(await follower.next(10)).seq for _ in range(2)] == [1, 3]
         await until_async(lambda: _seqs(other, [1, 3]))
+        async with Client(gateway.url, "alice", "new", config=QUICK) as new:
+            await new.connected(10)
+            assert await _seqs(new, [1, 3]), "also on one that comes later"
         assert [e.seq for e in (await client_history(gateway, "bob")).events] == [1, 2, 3]
 
 

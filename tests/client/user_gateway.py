@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from im_actors.core.facts import pack_state, read_request
+from im_actors.core.facts import pack_state, read_request, read_state
 from im_actors.core.model import Event, EventKind, pack
 from im_actors.core.names import SessionKind, mailbox_of, session_kind, users_of
 from im_actors.errors import BadRequest, Forbidden, ImError, NotFound
@@ -291,7 +291,7 @@ class UserGateway(FakeGateway):
                 read = [u for u in members if u != user and self.has_read(u, session) >= seq]
                 return [len(read), read[:limit]]
             case "overlays", [session, first, last]:
-                return self._overlays(session, first, last)
+                return self._overlays(user, session, first, last)
         raise BadRequest(what)
 
     def has_read(self, user: str, session: str) -> int:
@@ -311,8 +311,12 @@ class UserGateway(FakeGateway):
         rows = [[name, self.members[session][name], 1, 0] for name in names[:limit]]
         return [1, rows, names[limit - 1] if len(names) > limit else None]
 
-    def _overlays(self, session: str, first: int, last: int) -> list[Any]:
+    def _overlays(self, user: str, session: str, first: int, last: int) -> list[Any]:
         rows: dict[int, list[Any]] = {}
+        for event in self.timelines.get(mailbox_of(user), []):
+            what, args, *_ = read_state(event.body)
+            if what == "delete" and args[0] == session and first <= args[1] <= last:
+                rows[-args[1]] = [args[1], 0, 0, None]
         for event in self.timelines.get(session, []):
             if event.kind in (EventKind.RECALL, EventKind.EDIT):
                 target, text = overlay(event)
