@@ -53,8 +53,10 @@ class Known(NamedTuple):
 class Mailbox:
     """The rows. Nothing here waits."""
 
-    def __init__(self, keep: Keep) -> None:
+    def __init__(self, keep: Keep, changed: Callable[[], None] = lambda: None) -> None:
         self._keep = keep
+        self._changed = changed
+        """To be called when rows, totals or the user's own changes are others than before."""
         self._rows: dict[str, ConversationRow] = {}
         self._pending: list[Pending] = []
         self.known = Known(0, 0, 0, 0)
@@ -83,6 +85,7 @@ class Mailbox:
             for row in sorted(self._rows.values(), key=place)[ROWS_MAX:]:
                 del self._rows[row.session]
                 self._keep("conversation", row.session, None)
+            self._changed()
 
     def begin(self, rows: Iterable[ConversationRow]) -> None:
         """These are the first ones of the list, and of the others nothing is known any more."""
@@ -115,6 +118,8 @@ class Mailbox:
             self._know(self.known._replace(total=total, total_version=version, as_of_ms=now_ms))
 
     def _know(self, known: Known) -> None:
+        if known.total != self.known.total:
+            self._changed()
         self.known = known
         self._keep("mailbox", "known", pack(known))
 
@@ -127,6 +132,7 @@ class Mailbox:
                 self._know(self.known._replace(total=max(0, self.known.total + more)))
             self._rows[row.session] = row
             self._keep("conversation", row.session, pack(row))
+            self._changed()
 
     # -- the user's own changes ------------------------------------------------------------------
 
@@ -134,6 +140,7 @@ class Mailbox:
         """The user wants this, and it is in the outbox."""
         self._settle()
         self._pending.append(pending)
+        self._changed()
 
     def _settle(self) -> None:
         """Forget what has come back as a row, and what was refused."""

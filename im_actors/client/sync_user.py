@@ -48,11 +48,19 @@ class UserCalls(Generic[SentT]):
         *,
         unread_only: bool = False,
         label: str = "",
+        local: bool = False,
     ) -> ConversationList:
-        """The user's conversations, newest first; ``after`` is ``next`` of the page before."""
+        """The user's conversations, newest first; ``after`` is ``next`` of the page before.
+        ``local``: what this device knows, at once."""
         return self._wait(
-            self._client.conversations(limit, after, unread_only=unread_only, label=label)
+            self._client.conversations(
+                limit, after, unread_only=unread_only, label=label, local=local
+            )
         )
+
+    def list_changed(self, since: int = 0) -> int:
+        """Wait until this device knows more of the list than when this returned ``since``."""
+        return self._wait(self._client.list_changed(since))
 
     def conversation(self, session: str) -> Conversation | None:
         return self._wait(self._client.conversation(session))

@@ -23,7 +23,7 @@ from im_actors.client.results import Sent
 from im_actors.client.user_side import now_ms
 from im_actors.core.model import EventKind, check_name
 from im_actors.core.names import SessionKind, check_session, direct_session, session_kind
-from im_actors.errors import BadRequest, NotFound, RetryableError
+from im_actors.errors import BadRequest, NotFound, RetryableError, ShuttingDown
 from im_actors.wire.bodies import pack_edit, pack_recall
 from im_actors.wire.limits import QUERY_ROWS_MAX
 from im_actors.wire.queries import ConversationRow, read_fields, read_row
@@ -54,14 +54,16 @@ class UserCalls:
         *,
         unread_only: bool = False,
         label: str = "",
+        local: bool = False,
     ) -> ConversationList:
         """The user's conversations, newest first; ``after`` is ``next`` of the page before.
-        ``label``: what is folded under it; empty: what is not folded."""
+        ``label``: what is folded under it; empty: what is not folded. ``local``: what this device
+        knows, at once; ``list_changed`` tells when that is more."""
         if not 1 <= limit <= QUERY_ROWS_MAX:
             raise BadRequest(f"limit is {limit}, it must be 1 to {QUERY_ROWS_MAX}")
         behind, cursor = _read_next(after)
         user = self._engine.user
-        if after is None or cursor is not None:
+        if not local and (after is None or cursor is not None):
             try:
                 page = await user.page(cursor, limit, unread_only, label)
             except RetryableError:
@@ -70,10 +72,27 @@ class UserCalls:
                 rows = [user.mailbox.changed(row) for row in page.rows]
                 following = _next(page.rows[-1], page.cursor) if page.rows and page.cursor else None
                 return self._list(rows, following, offline=False)
-        return await self._local_list(limit, behind, unread_only, label)
+        offline = not (local and self._engine.connection.is_online)
+        return await self._local_list(limit, behind, unread_only, label, offline)
+
+    async def list_changed(self, since: int = 0) -> int:
+        """Wait until this device knows more of the list than it did when this returned ``since``.
+        Changes that come together are told once. ShuttingDown when the client is closed."""
+        user = self._engine.user
+        while user.list_version <= since:
+            if user.closed:
+                raise ShuttingDown("the client is closed")
+            user.list_news.clear()
+            await user.list_news.wait()
+        return user.list_version
 
     async def _local_list(
-        self, limit: int, behind: tuple[int, str] | None, unread_only: bool, label: str
+        self,
+        limit: int,
+        behind: tuple[int, str] | None,
+        unread_only: bool,
+        label: str,
+        offline: bool,
     ) -> ConversationList:
         rows = [
             row
@@ -83,7 +102,7 @@ class UserCalls:
             and (behind is None or place(row) > behind)
         ]
         following = _next(rows[limit - 1], None) if len(rows) > limit else None
-        return self._list(rows[:limit], following, offline=True)
+        return self._list(rows[:limit], following, offline)
 
     async def _rows_of_timelines(self) -> list[ConversationRow]:
         """Nobody told this device of the list yet: what it has read and sent is better than an
@@ -246,11 +265,11 @@ class UserCalls:
 
     async def signals(self) -> AsyncIterator[Signal]:
         """What others signal in the sessions that are followed, as it comes. Nothing of it is
-        stored, and anything may be missing."""
+        stored, and anything may be missing. Ends when the client is closed."""
         held: deque[Signal] = deque(maxlen=SIGNALS_HELD_MAX)
         news = asyncio.Event()
         with self._engine.user.hearing(held, news):
-            while True:
+            while not self._engine.user.closed:
                 while held:
                     yield held.popleft()
                 news.clear()

@@ -66,7 +66,11 @@ class UserSide:
         self.user = user
         self.session = mailbox_of(user)
         self.requests = requests
-        self.mailbox = Mailbox(self._keep)
+        self.mailbox = Mailbox(self._keep, self._list_changed)
+        self.list_version = 0
+        """Grows with every change of what this device knows of the list."""
+        self.list_news = asyncio.Event()
+        self.closed = False
         self.overlays = Overlays(self._keep)
         self._kept: dict[str, bytes] = {}
         self._signals: dict[tuple[str, str, str], tuple[float, Any]] = {}
@@ -76,6 +80,10 @@ class UserSide:
 
     def _keep(self, area: str, name: str, value: bytes | None) -> None:
         self._engine.store.keep(area, name, value)
+
+    def _list_changed(self) -> None:
+        self.list_version += 1
+        self.list_news.set()
 
     def restore(self, kept: Mapping[str, Mapping[str, bytes]], pending: Sequence[Sent]) -> None:
         """With what the store kept, and what it had in its outbox."""
@@ -149,7 +157,7 @@ class UserSide:
             for row in read_overlays(answer):
                 if row.kind == EventKind.VOID:
                     self.overlays.delete(events[0].session, row.target)
-                else:
+                elif row.kind in (EventKind.RECALL, EventKind.EDIT):
                     said = Said(row.seq, row.kind, row.text)
                     self.overlays.take(events[0].session, row.target, said)
         except (ImError, TimeoutError):
@@ -163,6 +171,10 @@ class UserSide:
             self._following = asyncio.create_task(self._follow(), name=f"mailbox of {self.user}")
 
     async def close(self) -> None:
+        self.closed = True
+        self.list_news.set()
+        for _, news in self._hearing:
+            news.set()
         task, self._following = self._following, None
         if task is not None:
             task.cancel()

@@ -50,6 +50,8 @@ def test_everything_once(served: Any) -> None:
         assert im.direct("bob") == TALK
         assert [c.title for c in im.conversations().conversations] == ["bob"]
         assert im.unread().count == 2
+        assert im.list_changed() > 0
+        assert im.conversations(local=True).conversations == im.conversations().conversations
         im.mark_read(TALK, 1).acked(10)
         found = im.conversation(TALK)
         assert found is not None

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from im_actors.client import Client, ClientConfig, EventKind, Forbidden, NotFound, SendState
-from im_actors.errors import BadRequest, Overloaded, RetryableError
+from im_actors.errors import BadRequest, Overloaded, RetryableError, ShuttingDown
 from im_actors.storage.client_store import SqliteStore
 from im_actors.wire import messages as m
 from tests.client.user_gateway import UserGateway
@@ -134,6 +134,32 @@ async def test_news_appear_by_themselves(gateway: UserGateway) -> None:
         await sent.acked(10)
         await until(lambda: im._engine.user.mailbox.row(TALK).last_seq == 3)
         assert local_rows(im) == {TALK: 2}, "own sends neither count nor read"
+
+
+async def test_a_screen_is_drawn_from_here_and_told_when_to_be_drawn_again(
+    gateway: UserGateway,
+) -> None:
+    gateway.post(TALK, "hi", device=BOB)
+    async with client(gateway.url) as im:
+        seen = await asyncio.wait_for(im.list_changed(), 10)
+        await until(lambda: local_rows(im) == {TALK: 1})
+        queries = len(gateway.queries)
+        page = await im.conversations(local=True)
+        assert [(c.title, c.unread) for c in page.conversations] == [("bob", 1)]
+        assert (page.offline, len(gateway.queries)) == (False, queries)
+        seen = await asyncio.wait_for(im.list_changed(seen - 1), 10)
+        changed = asyncio.create_task(im.list_changed(seen))
+        await asyncio.sleep(0)
+        assert not changed.done()
+        gateway.post(TALK, "again", device=BOB)
+        seen = await asyncio.wait_for(changed, 10)
+        changed = asyncio.create_task(im.list_changed(im._engine.user.list_version))
+        await im.mark_read(TALK, 2)
+        assert await asyncio.wait_for(changed, 10) > seen
+        await gateway.stop()
+        gateway.cut()
+        await until(lambda: not im.status().online)
+        assert (await im.conversations(local=True)).offline
 
 
 async def test_what_changed_while_away_comes_in_pages(gateway: UserGateway, store: Path) -> None:
@@ -512,5 +538,11 @@ async def test_closing_while_the_mailbox_is_awaited(gateway: UserGateway) -> Non
     async with client(gateway.url) as im:
         await gateway.until(lambda: gateway.queries)
         assert im.status().online
+        changed = asyncio.create_task(im.list_changed())
+        heard = asyncio.create_task(anext(im.signals(), None))
+        await asyncio.sleep(0)
+    with pytest.raises(ShuttingDown):
+        await asyncio.wait_for(changed, 10)
+    assert await asyncio.wait_for(heard, 10) is None
     names = [task.get_name() for task in asyncio.all_tasks()]
     assert not [name for name in names if name.startswith("mailbox")]
