@@ -57,8 +57,9 @@ def _said(event: Event) -> str:
         return ": (recalled)"
     if event.change is not None:
         what, args, users = event.change
-        names = users or [str(arg) for arg in args if isinstance(arg, (str, bool, int))]
-        return f" — {' '.join([what, ', '.join(names)]).strip()}"
+        words = [str(arg) for arg in args if isinstance(arg, (str, bool, int))]
+        names = ", ".join(user for user in users if user not in words)
+        return f" — {' '.join([what, *words, names]).strip()}"
     if event.kind == EventKind.RECALL:
         return f" — recalled #{event.target}"
     if event.kind == EventKind.EDIT:

@@ -221,6 +221,9 @@ def test_events_that_are_no_messages() -> None:
     assert (fields["kind"], fields["what"], fields["users"]) == ("group", "add", ["bob", "carol"])
     (titled,) = overlays.shown([event(5, EventKind.GROUP, pack(["title", ["New"], []]))])
     assert event_line(titled).endswith(" alice — title New")
+    body = pack(["role", ["bob", "admin"], facts[:1]])
+    (promoted,) = overlays.shown([event(5, EventKind.GROUP, body)])
+    assert event_line(promoted).endswith(" alice — role bob admin")
     (unknown,) = overlays.shown([event(6, 40, b"later")])
     assert event_fields(unknown)["kind"] == "40"
     (recalled,) = overlays.shown([said(7, EventKind.RECALL, 2)])
