@@ -19,7 +19,7 @@ CONFIG = ClientConfig(
     reconnect_base_ms=1, reconnect_cap_ms=20, probe_ms=50, drain_ms=0, history_timeout_ms=500
 )
 SESSIONS = ("direct:alice/bob", "direct:alice/carol", "direct:alice/alice")
-STEPS = 80
+STEPS = 60
 
 
 class Day:
