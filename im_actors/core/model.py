@@ -64,6 +64,15 @@ STATE_KINDS_FROM = EventKind.RECALL
 """Events of this kind and above carry facts."""
 
 
+class Change(NamedTuple):
+    """What an event did to its group."""
+
+    what: str
+    args: list[Any]
+    users: list[str]
+    """Whose membership it changed."""
+
+
 class Event(NamedTuple):
     """One entry of a session's timeline. ``device`` is the address "user/device"."""
 
@@ -86,6 +95,26 @@ class Event(NamedTuple):
     @property
     def text(self) -> str:
         return self.body.decode("utf-8", errors="replace")
+
+    @property
+    def recalled(self) -> bool:
+        """Whether its sender took it back. Of an event as it is in the timeline nobody knows; the
+        client's ``Shown`` does, and so with the others."""
+        return False
+
+    @property
+    def edited(self) -> bool:
+        return False
+
+    @property
+    def target(self) -> int | None:
+        """The seq of the message that a recall or an edit is about."""
+        return None
+
+    @property
+    def change(self) -> Change | None:
+        """What was done to a group."""
+        return None
 
 
 class Record(NamedTuple):

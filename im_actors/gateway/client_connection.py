@@ -11,7 +11,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from im_actors.core.ratelimit import TokenBucket
-from im_actors.errors import ImError, Overloaded, RateLimited, ShuttingDown
+from im_actors.errors import BadRequest, ImError, Overloaded, RateLimited, ShuttingDown
 from im_actors.net.connection import FramedProtocol
 from im_actors.wire import messages as m
 from im_actors.wire.codec import Message, encode_frame
@@ -22,6 +22,7 @@ from im_actors.wire.limits import (
     ROWS_PER_FRAME_MAX,
 )
 from im_actors.wire.messages import Hello, in_batches
+from im_actors.wire.queries import check_query, check_signal, refusal
 
 if TYPE_CHECKING:
     from im_actors.gateway.node import GatewayNode
@@ -265,6 +266,13 @@ class ClientConnection(FramedProtocol):
             case m.BYE:
                 logger.debug("%s says bye: %s", self.address, m.check_bye(message))
                 self.close()
+            case m.QUERY:
+                query = check_query(message)
+                unknown = BadRequest(f"there is no query {query.what!r} here")
+                self.send(encode_frame(refusal(query.request, unknown)))
+                return PULL_ASKS
+            case m.SIGNAL:
+                check_signal(message)
             case _:
                 m.refuse_type(message)
         return 1
