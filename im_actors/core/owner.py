@@ -138,6 +138,9 @@ NEED_AGAIN_MS = 50
 NEEDS_MAX = 20
 """So often in a row a member may ask for what it has acknowledged before that is an alarm."""
 
+_new = tuple.__new__
+"""Makes a named tuple from a tuple in half the time of a call of its class."""
+
 
 class Phase(Enum):
     IDLE = "idle"
@@ -264,11 +267,18 @@ class SlotOwner:
         self._now_ms = now_ms
         effects: list[OwnerEffect] = []
         self._effects = effects
+        # Compared by type: what comes with each record need not wait for a match statement.
+        if type(event) is ReplicaAnswered:
+            answer = event.answer
+            if type(answer) is Appended:
+                self._appended(event.member, answer)
+            else:
+                self._replica_answered(event.member, answer)
+            return effects
+        if type(event) is Submitted:
+            self._submitted(event.sends)
+            return effects
         match event:
-            case Submitted(sends):
-                self._submitted(sends)
-            case ReplicaAnswered(member, answer):
-                self._replica_answered(member, answer)
             case FrameLeaves():
                 if self.untold:
                     self._tell_commit()
@@ -716,21 +726,17 @@ class SlotOwner:
     def _flush(self) -> None:
         """What is open becomes the next record, as soon as there is room in flight. No timer: what
         arrives while records are in flight is the next batch."""
-        while (record := self.serving.cut_record(self.last_lsn + 1, self.epoch)) is not None:
+        epoch = self.epoch
+        while (record := self.serving.cut_record(self.last_lsn + 1, epoch)) is not None:
             self.last_lsn = record.lsn
-            message = Append(
-                self.slot, self.epoch, record.lsn - 1, self.epoch, self.commit_lsn, (record,)
-            )
-            for member in self.members:
-                self._effects.append(ToReplica(member, message))
+            fields = (self.slot, epoch, record.lsn - 1, epoch, self.commit_lsn, (record,))
+            message = _new(Append, fields)
+            self._effects += [ToReplica(member, message) for member in self.members]
             self._commit_told = self.commit_lsn
             self._tell_commit_ms = None
             self._watch_members()
 
     def _replica_answered(self, member: Member, answer: ReplicaAnswer) -> None:
-        if type(answer) is Appended:
-            self._appended(member, answer)
-            return
         match answer:
             case SessionsLoaded():
                 self._sessions_loaded(answer)
@@ -750,6 +756,8 @@ class SlotOwner:
                 pass
 
     def _appended(self, member: Member, answer: Appended) -> None:
+        """Without an effect it changes nothing that the shell asks about: deadline, ``flying`` and
+        ``untold`` stay as they were."""
         state = self.members.get(member)
         # Acks of former epochs count for nothing.
         if state is None or answer.epoch != self.epoch:

@@ -221,21 +221,27 @@ class Serving:
         """The next record from what is open, None when nothing is or enough is in flight."""
         if not self.open or len(self.flights) >= self.limits.records_in_flight_max:
             return None
-        events: list[PendingEvent] = []
-        size = 0
-        while self.open and len(events) < RECORD_EVENTS_MAX:
-            size += len(self.open[0].data) + 5
-            if events and size > RECORD_BYTES_MAX:
-                break
-            events.append(self.open.popleft())
+        events = self._next_events()
         payload = pack_record(
             [event.entry for event in events],
             (events[0].key, events[-1].key),
             [event.data for event in events],
         )
         record = sealed_record(self.slot, lsn, epoch, payload)
-        self.flights.append(Flight(record, events))
+        self.flights.append(_new(Flight, (record, events)))
         return record
+
+    def _next_events(self) -> list[PendingEvent]:
+        """What is open, as far as it fits into one record."""
+        waiting = self.open
+        size = 0
+        for count, event in enumerate(waiting):
+            size += len(event.data) + 5
+            if count and (size > RECORD_BYTES_MAX or count == RECORD_EVENTS_MAX):
+                return [waiting.popleft() for _ in range(count)]
+        events = list(waiting)
+        waiting.clear()
+        return events
 
     def commit(self, lsn: int, epoch: int) -> tuple[list[Answer], list[PendingEvent]]:
         """Records up to ``lsn`` are committed: the answers that may leave, the events to push."""

@@ -32,8 +32,14 @@ PULL_ASKS = 5
 """A PULL costs about as much as so many names of a FOLLOW."""
 PAGE_BYTES_PER_ASK = 4_096
 """And its page costs one more for so many bytes."""
+OVERLOADED_ASKS = 10
+"""An entry that was OVERLOADED counts as so many. Who goes on sending more than there is room for
+would otherwise cost the processor that work needs."""
 REST_MS_MIN = 20
 """Resting is not worth the timer for less."""
+
+
+_OVERLOADED = Overloaded.code
 
 
 class ClientConnection(FramedProtocol):
@@ -114,7 +120,9 @@ class ClientConnection(FramedProtocol):
     def flush_answers(self) -> None:
         """Send the ACKs and NACKs that have gathered."""
         if self.nack_rows:
-            self._spend(len(self.nack_rows), self._node.now_ms())
+            overloaded = sum([row[2] == _OVERLOADED for row in self.nack_rows])
+            asked = len(self.nack_rows) + overloaded * (OVERLOADED_ASKS - 1)
+            self._spend(asked, self._node.now_ms())
         for kind, rows in ((m.ACK, self.ack_rows), (m.NACK, self.nack_rows)):
             if not rows:
                 continue
@@ -171,6 +179,9 @@ class ClientConnection(FramedProtocol):
                     break
                 if message[0] == m.SEND:
                     self._send_received(message, now_ms)
+                    if self.nack_rows:
+                        # At once: it may be that what follows has to wait.
+                        self.flush_answers()
                 else:
                     self._spend(self._rare_received(message, now_ms), now_ms)
         finally:
@@ -223,6 +234,9 @@ class ClientConnection(FramedProtocol):
             return
         if self._node.draining:
             router.refuse(self, accepted, ShuttingDown("this gateway is stopping; reconnect"))
+        elif router.is_full:
+            # First of all, as it costs least and says nothing against this client.
+            router.submit(self, accepted, now_ms)
         elif wait_ms := self._bucket.take(len(accepted), now_ms):
             router.refuse(self, accepted, RateLimited("slower, please", wait_ms))
         else:

@@ -10,7 +10,7 @@ import msgpack
 
 from im_actors.core import owner as own
 from im_actors.core.directory import Directory, ReplicaAddress, ShardAddress
-from im_actors.core.messages import Append
+from im_actors.core.messages import Append, Appended
 from im_actors.core.model import Member, View
 from im_actors.core.serving import Send
 from im_actors.server.rounds import HOLD_MS, Rounds
@@ -180,8 +180,12 @@ class SimShard(Process):
     def _handle(self, slot: int, event: own.OwnerEvent) -> None:
         owner, world = self.owners[slot], self.world
         before = (owner.epoch, owner.commit_lsn)
+        asked = (owner.deadline_ms(), owner.flying, owner.untold)
         effects = owner.handle(event, self.clock.now)
         world.owner_stepped(owner, before)
+        if type(event) is own.ReplicaAnswered and type(event.answer) is Appended and not effects:
+            # The real shell does not ask again then.
+            assert asked == (owner.deadline_ms(), owner.flying, owner.untold), event
         for effect in effects:
             self._carry_out(slot, owner, effect)
         self._flush()

@@ -114,7 +114,7 @@ KNOWLEDGE = (
         "5.4: a session whose state is being loaded is not forgotten",
         Edit(SERVING, "if settled and idle and name not in busy:", "if settled and idle:"),
         # The answer has to be later than history, a word of it, and the look at idle sessions.
-        by="test tests/core/test_owner.py -k not_forgotten_while",
+        by="exhaustive quick-forgetting",
     ),
     mutant(
         "hole-in-the-journal",

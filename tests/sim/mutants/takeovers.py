@@ -49,10 +49,9 @@ _NO_EPOCH_START = (
     ),
     Edit(
         OWNER,
-        "                self.slot, self.epoch, record.lsn - 1, self.epoch, self.commit_lsn,"
-        " (record,)\n",
-        "                self.slot, self.epoch, record.lsn - 1, self._epoch_of(record.lsn - 1),"
-        " self.commit_lsn, (record,)\n",
+        "fields = (self.slot, epoch, record.lsn - 1, epoch, self.commit_lsn, (record,))",
+        "fields = (self.slot, epoch, record.lsn - 1, self._epoch_of(record.lsn - 1),"
+        " self.commit_lsn, (record,))",
     ),
     Edit(
         OWNER,
