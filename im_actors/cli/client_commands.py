@@ -16,7 +16,7 @@ from im_actors.cli.target import add_client_options, login_name, store_of, url_o
 from im_actors.errors import ImError, RetryableError, Unknown, WrongDirectory
 
 if TYPE_CHECKING:
-    from im_actors.client import Client, Event
+    from im_actors.client import Ack, Client, Event, Sent
 
 DEVICE = "cli"
 RECENT = 10
@@ -53,14 +53,7 @@ def _register_send(add: AddCommand) -> None:
         default=True,
         help="wait for the receipt (default), or return when it is saved here",
     )
-    parser.add_argument(
-        "--timeout",
-        metavar="S",
-        type=positive_seconds,
-        default=10.0,
-        help="how long to wait for the receipt (default: 10)",
-    )
-    parser.add_argument("--json", action="store_true", help="print the receipt as JSON")
+    add_receipt_options(parser)
     add_client_options(parser)
     parser.set_defaults(run=lambda args: asyncio.run(send(args)))
 
@@ -130,24 +123,29 @@ async def send(args: argparse.Namespace) -> int:
             else:
                 print("kept: it is on its way, or goes with the next command", flush=True)
             return 0
-        try:
-            ack = await sent.acked(args.timeout)
-        except ImError as error:
-            if sent.error is not None:
-                raise
-            why: object = error
-            if isinstance(error, Unknown):
-                why = im.status().last_error or "the server is silent"
-            raise type(error)(
-                f"no receipt yet: {why}. The message is kept on this computer and goes with"
-                f" the next im-actors command of {args.user}"
-            ) from None
+        ack = await receipt(im, sent, args)
     if args.json:
         fields = {"session": ack.session, "n": ack.n, "seq": ack.seq, "epoch": ack.epoch}
         print_json(fields | {"copies": ack.copies, "time_ms": ack.time_ms})
     else:
         print(f"#{ack.seq} in {ack.session}, on {ack.copies} disks", flush=True)
     return 0
+
+
+async def receipt(im: Client, sent: Sent, args: argparse.Namespace, what: str = "message") -> Ack:
+    """Wait for it as long as ``args.timeout`` says; an error says that it is kept, or refused."""
+    try:
+        return await sent.acked(args.timeout)
+    except ImError as error:
+        if sent.error is not None:
+            raise
+        why: object = error
+        if isinstance(error, Unknown):
+            why = im.status().last_error or "the server is silent"
+        raise type(error)(
+            f"no receipt yet: {why}. The {what} is kept on this computer and goes with"
+            f" the next im-actors command of {args.user}"
+        ) from None
 
 
 async def tail(args: argparse.Namespace) -> int:
@@ -193,14 +191,18 @@ def show(event: Event, as_json: bool) -> None:
 
 
 @contextlib.asynccontextmanager
-async def own_client(args: argparse.Namespace, wait: bool) -> AsyncIterator[Client]:
+async def own_client(
+    args: argparse.Namespace, wait: bool, mailbox: bool = False
+) -> AsyncIterator[Client]:
     """The user's own client with its file. Another command may be using the file: ``wait`` for it,
-    or else do without, which is enough for reading."""
-    from im_actors.client import Client
+    or else do without, which is enough for reading. ``mailbox``: keep the conversation list up to
+    date meanwhile."""
+    from im_actors.client import Client, ClientConfig
 
     path: Path | None = store_of(args, args.user, DEVICE)
     give_up_s = time.monotonic() + STORE_WAIT_S
-    client = Client(url_of(args), args.user, DEVICE, path, args.token)
+    config = ClientConfig(mailbox=mailbox)
+    client = Client(url_of(args), args.user, DEVICE, path, args.token, config=config)
     while True:
         try:
             await client.__aenter__()
@@ -211,7 +213,7 @@ async def own_client(args: argparse.Namespace, wait: bool) -> AsyncIterator[Clie
             elif time.monotonic() > give_up_s:
                 raise
             await asyncio.sleep(STORE_TRY_S)
-            client = Client(url_of(args), args.user, DEVICE, path, args.token)
+            client = Client(url_of(args), args.user, DEVICE, path, args.token, config=config)
     try:
         yield client
     except BaseException as error:
@@ -225,11 +227,13 @@ async def own_client(args: argparse.Namespace, wait: bool) -> AsyncIterator[Clie
 async def reading_client(args: argparse.Namespace, device: str) -> AsyncIterator[Client]:
     """A client that only reads, and so needs no file. What the user's own file still holds from
     commands that met no server is sent meanwhile."""
-    from im_actors.client import Client
+    from im_actors.client import Client, ClientConfig
 
+    config = ClientConfig(mailbox=False)
     leftovers = asyncio.create_task(send_leftovers(args))
     try:
-        async with Client(url_of(args), args.user, device, None, args.token) as client:
+        url = url_of(args)
+        async with Client(url, args.user, device, None, args.token, config=config) as client:
             await _refusal(client)
             yield client
     finally:
@@ -249,17 +253,30 @@ async def send_leftovers(args: argparse.Namespace) -> None:
     """Deliver what is still in the user's file, and let go of the file."""
     if not store_of(args, args.user, DEVICE).exists():
         return
-    from im_actors.client import Client
+    from im_actors.client import Client, ClientConfig
 
+    config = ClientConfig(mailbox=False)
     path = store_of(args, args.user, DEVICE)
     with contextlib.suppress(ImError):  # in use: whoever uses it sends what it holds
-        async with Client(url_of(args), args.user, DEVICE, path, args.token) as client:
+        url = url_of(args)
+        async with Client(url, args.user, DEVICE, path, args.token, config=config) as client:
             for sent in client.outbox():
                 with contextlib.suppress(ImError):
                     await sent.acked()
 
 
 # -- arguments -------------------------------------------------------------------------------------
+
+
+def add_receipt_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--timeout",
+        metavar="S",
+        type=positive_seconds,
+        default=10.0,
+        help="how long to wait for the receipt (default: 10)",
+    )
+    parser.add_argument("--json", action="store_true", help="print the receipt as JSON")
 
 
 def positive_number(text: str) -> int:

@@ -20,6 +20,8 @@ from im_actors.cli import (
     chat,
     client_commands,
     cluster_commands,
+    conversation_commands,
+    group_commands,
     replay_commands,
     torture_commands,
 )
@@ -109,7 +111,8 @@ def build_parser() -> argparse.ArgumentParser:
         )
 
     modules = (
-        cluster_commands, client_commands, chat, replay_commands, torture_commands, bench_commands,
+        cluster_commands, client_commands, conversation_commands, group_commands, chat,
+        replay_commands, torture_commands, bench_commands,
     )  # fmt: skip
     for module in modules:
         module.register(add)

@@ -8,7 +8,7 @@ import unicodedata
 from datetime import datetime
 from typing import Any
 
-from im_actors.core.model import Event
+from im_actors.core.model import Event, EventKind
 
 
 def print_json(value: Any) -> None:
@@ -48,7 +48,40 @@ _BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 def event_line(event: Event, mark: str = "") -> str:
     """An event for people."""
     at = datetime.fromtimestamp(event.time_ms / 1000).strftime("%Y-%m-%d %H:%M:%S")
-    return f"#{event.seq} {at} {printable(event.sender)}: {printable(event.text)}{mark}"
+    return f"#{event.seq} {at} {printable(event.sender)}{printable(_said(event))}{mark}"
+
+
+def _said(event: Event) -> str:
+    """What the sender said or did, to follow his name."""
+    if event.recalled:
+        return ": (recalled)"
+    if event.change is not None:
+        what, args, users = event.change
+        words = [str(arg) for arg in args if isinstance(arg, (str, bool, int))]
+        names = ", ".join(user for user in users if user not in words)
+        return f" — {' '.join([what, *words, names]).strip()}"
+    if event.kind == EventKind.RECALL:
+        return f" — recalled #{event.target}"
+    if event.kind == EventKind.EDIT:
+        return f" — #{event.target} now reads: {event.text}"
+    return f": {event.text}{' (edited)' if event.edited else ''}"
+
+
+def _beside(event: Event) -> dict[str, Any]:
+    """What there is to say of an event that is no plain message."""
+    if event.kind == EventKind.MESSAGE:
+        flags = {"recalled": event.recalled, "edited": event.edited}
+        return {name: True for name, value in flags.items() if value}
+    fields: dict[str, Any] = {"kind": _kind_name(event.kind)}
+    if event.target is not None:
+        fields["target"] = event.target
+    if event.change is not None:
+        fields |= {"what": event.change.what, "users": event.change.users}
+    return fields
+
+
+def _kind_name(kind: int) -> str:
+    return EventKind(kind).name.lower() if kind in tuple(EventKind) else str(kind)
 
 
 def event_fields(event: Event) -> dict[str, Any]:
@@ -62,6 +95,9 @@ def event_fields(event: Event) -> dict[str, Any]:
         "time_ms": event.time_ms,
         "text": event.text,
     }
+    fields |= _beside(event)
+    if event.kind != EventKind.MESSAGE:
+        return fields
     try:
         event.body.decode()
     except UnicodeDecodeError:

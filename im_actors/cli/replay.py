@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from im_actors.cli.chatfile import Line, Rate, due_times
 from im_actors.cli.faults import FaultPlan, Hit, Injector
 from im_actors.cli.ledger import Entry, Ledger, Seen, Verdict, View, quantiles
-from im_actors.client import Client, Follower, ImError, Sent, Unknown
+from im_actors.client import Client, ClientConfig, Follower, ImError, Sent, Unknown
 from im_actors.core.model import check_name
 from im_actors.errors import NotReachable
 
@@ -167,7 +167,8 @@ class Replay:
         count = len(self._gateways)
         turn = [self._gateways[(first_gateway + i) % count] for i in range(count)]
         url = f"{self._scheme}://{','.join(turn)}"
-        return Client(url, user, DEVICE, token=lambda: self._token_for(user))
+        config = ClientConfig(mailbox=False)
+        return Client(url, user, DEVICE, token=lambda: self._token_for(user), config=config)
 
     def _cast(self) -> None:
         """Give every sender a client, and every conversation a reader."""

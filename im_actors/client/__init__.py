@@ -5,8 +5,22 @@
 
 from im_actors.client.client import LIVE, Client
 from im_actors.client.config import ClientConfig
+from im_actors.client.conversations import (
+    Conversation,
+    ConversationList,
+    Device,
+    GroupInfo,
+    Inputs,
+    Member,
+    MemberList,
+    Receipts,
+    Signal,
+    Unread,
+)
+from im_actors.client.groups import Groups
 from im_actors.client.reader import Follower
 from im_actors.client.results import Ack, Page, Sent, SessionInfo, Status, Where
+from im_actors.client.shown import Shown
 from im_actors.core.model import Event, EventKind
 from im_actors.core.outbox_words import SendState
 from im_actors.errors import (
@@ -17,6 +31,7 @@ from im_actors.errors import (
     ImError,
     KeyConflict,
     NewerFormat,
+    NotFound,
     NotReachable,
     Overloaded,
     RequestError,
@@ -24,6 +39,7 @@ from im_actors.errors import (
     SetupError,
     ShuttingDown,
     TooLarge,
+    TooLate,
     Unauthenticated,
     Unknown,
     UnknownVersion,
@@ -36,30 +52,44 @@ __all__ = [
     "BadRequest",
     "Client",
     "ClientConfig",
+    "Conversation",
+    "ConversationList",
     "CorruptData",
+    "Device",
     "DiskFailed",
     "Event",
     "EventKind",
     "Follower",
     "Forbidden",
+    "GroupInfo",
+    "Groups",
     "ImError",
+    "Inputs",
     "KeyConflict",
+    "Member",
+    "MemberList",
     "NewerFormat",
+    "NotFound",
     "NotReachable",
     "Overloaded",
     "Page",
+    "Receipts",
     "RequestError",
     "RetryableError",
     "SendState",
     "Sent",
     "SessionInfo",
     "SetupError",
+    "Shown",
     "ShuttingDown",
+    "Signal",
     "Status",
     "TooLarge",
+    "TooLate",
     "Unauthenticated",
     "Unknown",
     "UnknownVersion",
+    "Unread",
     "Where",
     "WrongDirectory",
 ]

@@ -14,7 +14,8 @@ from im_actors.client.connection import Token
 from im_actors.client.engine import Engine
 from im_actors.client.reader import Follower
 from im_actors.client.results import Page, Sent, SessionInfo, Status, Where
-from im_actors.core.model import Event, EventKind, check_name
+from im_actors.client.user_calls import UserCalls
+from im_actors.core.model import Event, check_name
 from im_actors.core.names import check_session
 from im_actors.core.outbox_words import Key, RowView, SendState
 from im_actors.errors import BadRequest, ImError, NotReachable, RetryableError, error_for
@@ -26,7 +27,7 @@ HISTORY_LIMIT_MAX = 10_000
 """Most events of one page."""
 
 
-class Client:
+class Client(UserCalls):
     """One device of one user.
 
     ::
@@ -67,7 +68,6 @@ class Client:
         opened = open_store(store, user, device)
         settings = (config or ClientConfig()).validate()
         self._connect_timeout = connect_timeout
-        self._history_timeout = settings.history_timeout_ms / 1000
         # Each client draws its own delays: that a crowd spreads out rests on it.
         self._engine = Engine(parsed, user, opened, token, ssl, settings, rng or Random())
 
@@ -181,7 +181,7 @@ class Client:
         if not 1 <= limit <= HISTORY_LIMIT_MAX:
             raise BadRequest(f"limit is {limit}, it must be 1 to {HISTORY_LIMIT_MAX}")
         try:
-            async with asyncio.timeout(self._history_timeout):
+            async with asyncio.timeout(self._engine.patience_s):
                 return await self._server_page(session, before, limit)
         except (TimeoutError, RetryableError):
             return await self._local_page(session, before, limit)
@@ -190,10 +190,11 @@ class Client:
         """VOIDs are not shown and pages of the server are bounded: pull until there are enough."""
         found: list[Event] = []
         while True:
-            page = await self._engine.pull(session, before, limit - len(found))
+            page = await self._engine.requests.pull(session, before, limit - len(found))
             if page.code:
                 raise error_for(page.code, f"history of {session!r} was refused: {page.code}")
-            found[:0] = [event for event in page.events if event.kind != EventKind.VOID]
+            await self._engine.user.learn_overlays(page.events)
+            found[:0] = self._engine.user.overlays.shown(page.events)
             at_start = not page.events or page.events[0].seq <= 1
             before = None if at_start else page.events[0].seq
             if at_start or len(found) >= limit:
@@ -205,14 +206,18 @@ class Client:
         whole = all(b == a + 1 for a, b in pairwise(seqs))
         joined = before is None or before == 1 or (bool(seqs) and seqs[-1] == before - 1)
         full = len(seqs) == limit or (bool(seqs) and seqs[0] == 1)
-        shown = [event for event in events if event.kind != EventKind.VOID]
+        shown = list(self._engine.user.overlays.shown(events))
         older = seqs[0] if seqs and seqs[0] > 1 else None
         return Page(shown, older, offline=True, complete=whole and joined and full)
 
     async def sessions(self) -> list[SessionInfo]:
         """The conversations that this device knows, those with the newest event first."""
         engine = self._engine
-        last = {event.session: event for event in await engine.store.last_events()}
+        shown = engine.user.overlays.shown
+        last = {
+            event.session: next(iter(shown([event])), None)
+            for event in await engine.store.last_events()
+        }
         pending: dict[str, int] = {}
         for sent in engine.receipts:
             pending[sent.session] = pending.get(sent.session, 0) + 1
@@ -248,7 +253,7 @@ class Client:
             server=str(dialer.address) if dialer.address else None,
             pending=len(engine.receipts),
             in_flight=engine.outbox.in_flight,
-            followed=engine.inbox.followed,
+            followed=engine.inbox.followed - engine.inbox.follows(engine.user.session),
             connects=engine.connection.count,
             last_error=engine.last_error,
         )

@@ -72,6 +72,9 @@ class ClientConfig:
     drain_ms: int = 2_000
     """How long a client that is closed in order, and is connected, waits for missing ACKs. What is
     not ACKed by then stays in the store and is sent by the next start."""
+    mailbox: bool = True
+    """Whether the user's mailbox is followed while a server is there, so that the conversation list
+    is up to date. Programs that only send or read sessions do without."""
     agent: str = f"im_actors {__version__}"
     """What the client says of itself to the server."""
 

@@ -19,7 +19,9 @@ from im_actors.client.config import ClientConfig, Url
 from im_actors.client.connection import Connection, Token
 from im_actors.client.reader import Feed
 from im_actors.client.receipts import Receipts
+from im_actors.client.requests import Requests
 from im_actors.client.results import Sent
+from im_actors.client.user_side import UserSide
 from im_actors.core import inbox_words as i
 from im_actors.core import outbox_words as o
 from im_actors.core.inbox import Inbox
@@ -28,15 +30,15 @@ from im_actors.core.names import check_session
 from im_actors.core.outbox import Outbox
 from im_actors.errors import (
     ImError,
-    NotReachable,
     Overloaded,
     ProtocolViolation,
     ShuttingDown,
     TooLarge,
     Unknown,
+    error_for,
 )
 from im_actors.storage.client_store import CachedEvent, ClientStore
-from im_actors.wire import answers, messages
+from im_actors.wire import answers, messages, queries
 from im_actors.wire.codec import Message
 
 log = logging.getLogger("im_actors.client")
@@ -61,10 +63,16 @@ class Engine:
         rng: Random,
     ) -> None:
         self._drain_s = config.drain_ms / 1000
+        self.patience_s = config.history_timeout_ms / 1000
+        """How long a reader waits for the server before he is shown what the store has."""
+        self.agent = config.agent
+        self.rng = rng
         self.store = store
         self.outbox = Outbox(rng)
         self.inbox = Inbox(rng)
         self.connection = Connection(self, url, user, token, ssl_context, config, rng)
+        self.requests = Requests(self.connection)
+        self.user = UserSide(self, user, self.requests, config.mailbox)
         self.cursors: dict[str, int] = {}
         self.address = ""
         self.last_error: ImError | None = None
@@ -72,8 +80,6 @@ class Engine:
         self.receipts = Receipts()
         self._feeds: dict[int, Feed] = {}
         self._feed_id = 0
-        self._pulls: dict[int, asyncio.Future[answers.Events]] = {}
-        self._pull_id = 1
         self._online_waiters: set[asyncio.Future[None]] = set()
         self._drained: asyncio.Future[None] | None = None
         self._reads: set[asyncio.Task[None]] = set()
@@ -95,6 +101,7 @@ class Engine:
         for row in opened.rows:
             if row.kind != EventKind.VOID:
                 self.receipts.add(Sent(self, row.session, row.n, None))
+        self.user.restore(opened.kept, list(self.receipts))
         self.connection.start(self.address.partition("/")[2])
 
     async def close(self, drain: bool) -> None:
@@ -106,6 +113,7 @@ class Engine:
                 await self._drain()
         finally:
             self._closed = True
+            await self.user.close()
             for feed in list(self._feeds.values()):
                 self.close_feed(feed)
             self.connection.close()
@@ -144,7 +152,7 @@ class Engine:
 
     # -- sending ---------------------------------------------------------------------------------
 
-    async def send(self, session: str, body: bytes) -> Sent:
+    async def send(self, session: str, body: bytes, kind: EventKind = EventKind.MESSAGE) -> Sent:
         if self._closed or self._loop is None:
             raise ShuttingDown("the client is not open")
         if self._store_error is not None:
@@ -152,7 +160,7 @@ class Engine:
         if len(body) > self.connection.limits.body_bytes:
             allowed = self.connection.limits.body_bytes
             raise TooLarge(f"body is {len(body)} bytes, the server takes up to {allowed}")
-        event = o.Submitted(session, EventKind.MESSAGE, body, int(time.time() * 1000))
+        event = o.Submitted(session, int(kind), body, int(time.time() * 1000))
         (effect,) = self.outbox.handle(event, self.now_ms())
         assert isinstance(effect, o.StoreRow)
         row = effect.row
@@ -204,8 +212,10 @@ class Engine:
 
     # -- reading ---------------------------------------------------------------------------------
 
-    def open_feed(self, session: str, after: int | None, moves_cursor: bool) -> Feed:
-        """``after`` None: only what is new."""
+    def open_feed(
+        self, session: str, after: int | None, moves_cursor: bool, raw: bool = False
+    ) -> Feed:
+        """``after`` None: only what is new. ``raw``: what readers are not shown, too."""
         if self._closed or self._loop is None:
             raise ShuttingDown("the client is not open")
         check_session(session)
@@ -213,7 +223,7 @@ class Engine:
         if self.inbox.followed >= allowed and not self.inbox.follows(session):
             raise Overloaded(f"{allowed} sessions are followed, more are not allowed")
         self._feed_id += 1
-        feed = self._feeds[self._feed_id] = Feed(self._feed_id, session, moves_cursor)
+        feed = self._feeds[self._feed_id] = Feed(self._feed_id, session, moves_cursor, raw)
         self._inbox(i.StreamOpened(feed.id, session, after))
         return feed
 
@@ -242,22 +252,6 @@ class Engine:
         if feed.moves_cursor and seq > self.cursors.get(feed.session, 0):
             self.cursors[feed.session] = seq
             self.store.set_cursor(feed.session, seq)
-
-    async def pull(self, session: str, before: int | None, limit: int) -> answers.Events:
-        """One page from the server; NotReachable or another retryable error without it."""
-        if not self.connection.is_online:
-            dialer = self.connection.dialer
-            raise NotReachable(f"not connected: {dialer.error or dialer.state}")
-        self._pull_id += 2  # odd; the inbox uses the even ones
-        request = self._pull_id
-        answer: asyncio.Future[answers.Events] = asyncio.get_running_loop().create_future()
-        self._pulls[request] = answer
-        after, bound = (-1, 0) if before is None else (0, before)
-        self.connection.send(messages.pull(request, session, after, bound, limit))
-        try:
-            return await answer
-        finally:
-            del self._pulls[request]
 
     async def _read_cache(self, effect: i.ReadCache) -> None:
         try:
@@ -295,13 +289,12 @@ class Engine:
         self._outbox(o.Connected(limits.window))
         self._inbox(i.Connected(limits.pull_events, limits.follow_sessions))
         self._wake_online(None)
+        self.user.online()
 
     def offline(self) -> None:
         self._outbox(o.Disconnected())
         self._inbox(i.Disconnected())
-        for answer in self._pulls.values():
-            if not answer.done():
-                answer.set_exception(NotReachable("the connection was lost"))
+        self.requests.lost()
 
     def refused(self, error: ImError) -> None:
         self.warn(error)
@@ -333,6 +326,7 @@ class Engine:
         events = answers.read_push(frame)
         if events:
             self._cache(events, frame[1])
+            self.user.saw(events)
             self._inbox(i.Pushed(events))
 
     def _on_events(self, frame: Message) -> None:
@@ -340,20 +334,29 @@ class Engine:
         if any(event.session != page.session for event in page.events):
             raise ProtocolViolation("EVENTS holds an event of another session")
         self._cache(page.events, frame[5])
+        self.user.saw(page.events)
         if page.request & 1:
-            answer = self._pulls.get(page.request)
-            if answer is not None and not answer.done():
-                answer.set_result(page)
+            self.requests.paged(page)
         else:
             self._inbox(i.Paged(page.request, page.head, page.code, page.events))
 
+    def _on_answer(self, frame: Message) -> None:
+        self.requests.answered(queries.read_answer(frame))
+
+    def _on_signaled(self, frame: Message) -> None:
+        self.user.signaled(queries.read_signaled(frame))
+
     def _on_heads(self, frame: Message) -> None:
         self._inbox(i.HeadsReceived(answers.read_heads(frame)))
+        for session, code in answers.read_refused(frame):
+            error = error_for(code, f"{session!r} may not be followed by this user: {code}")
+            self._inbox(i.FollowRefused(session, error))
 
     def _cache(self, events: Sequence[Event], encoded: Sequence[bytes]) -> None:
         self.store.cache(
             CachedEvent(event.session, event.seq, data)
             for event, data in zip(events, encoded, strict=True)
+            if event.session != self.user.session
         )
 
     def _send_rows(self, rows: list[o.OutboxRow]) -> None:
@@ -472,7 +475,7 @@ class Engine:
         if _is_due(self.inbox.deadline_ms(), now_ms):
             self._inbox(i.Ticked())
         if _is_due(self.connection.dialer.deadline_ms(), now_ms):
-            waiting = bool(self.outbox.in_flight or self._pulls or self.inbox.pulling)
+            waiting = bool(self.outbox.in_flight or len(self.requests) or self.inbox.pulling)
             self.connection.tick(waiting)
         self._arm()
 
@@ -492,4 +495,6 @@ _HANDLERS: dict[int, Callable[[Engine, Message], None]] = {
     messages.EVENTS: Engine._on_events,
     messages.HEADS: Engine._on_heads,
     messages.PUSH: Engine._on_push,
+    messages.ANSWER: Engine._on_answer,
+    messages.SIGNALED: Engine._on_signaled,
 }

@@ -22,14 +22,17 @@ class Feed:
     dropped in the middle of ``async for`` ends its stream."""
 
     __slots__ = (
-        "closed", "error", "events", "handed", "id", "moves_cursor", "session", "taken", "waiter",
+        "closed", "error", "events", "handed", "id", "moves_cursor", "raw", "session", "taken",
+        "waiter",
     )  # fmt: skip
 
-    def __init__(self, id: int, session: str, moves_cursor: bool) -> None:
+    def __init__(self, id: int, session: str, moves_cursor: bool, raw: bool = False) -> None:
         self.id = id
         self.session = session
         self.moves_cursor = moves_cursor
         """Whether it began at the stored cursor and moves it on; other readers only look."""
+        self.raw = raw
+        """Whether its events are handed out as they stand in the timeline."""
         self.handed = 0
         """The last seq that the program got; consumed as soon as it asks for the next."""
         self.taken = 0
@@ -82,6 +85,22 @@ class Follower:
         they are given to ``mark``. For programs that read in batches."""
         feed = self._feed
         self._engine.consumed(feed)
+        while True:
+            await self._filled()
+            taken = min(count, len(feed.events))
+            events = [feed.events.popleft() for _ in range(taken)]
+            feed.taken += taken
+            if feed.taken >= TAKEN_BATCH:
+                self._engine.taken(feed)
+            if feed.raw:
+                return events
+            # Some events are shown to nobody: what a mailbox says, what the user deleted.
+            if shown := self._engine.user.overlays.shown(events):
+                return list(shown)
+
+    async def _filled(self) -> None:
+        """Wait until there is an event."""
+        feed = self._feed
         while not feed.events:
             self._engine.taken(feed)
             if feed.events:
@@ -97,12 +116,6 @@ class Follower:
                 await feed.waiter
             finally:
                 feed.waiter = None
-        count = min(count, len(feed.events))
-        events = [feed.events.popleft() for _ in range(count)]
-        feed.taken += count
-        if feed.taken >= TAKEN_BATCH:
-            self._engine.taken(feed)
-        return events
 
     def mark(self, event: Event) -> None:
         """The program has ``event`` in hand. Safe from any thread."""

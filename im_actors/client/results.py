@@ -121,7 +121,7 @@ class SessionInfo:
 
     session: str
     last: Event | None
-    """The newest event in the local store."""
+    """The newest event in the local store; None also when it is one that nobody is shown."""
     pending: int
     """Sends without an answer."""
     cursor: int
@@ -142,7 +142,7 @@ class Status:
     """Sends without an answer, those in flight included."""
     in_flight: int
     followed: int
-    """Sessions that are followed."""
+    """Sessions that are followed, the user's own mailbox not counted."""
     connects: int
     """How often the connection was established."""
     last_error: ImError | None

@@ -34,6 +34,7 @@ from im_actors.client.client import LIVE
 from im_actors.client.config import ClientConfig
 from im_actors.client.connection import Token
 from im_actors.client.results import Ack, Page, SessionInfo, Status, Where
+from im_actors.client.sync_user import UserCalls
 from im_actors.core.model import Event
 from im_actors.core.outbox_words import Key, SendState
 from im_actors.errors import ImError, ShuttingDown
@@ -137,7 +138,7 @@ class Follower:
         self.close()
 
 
-class Client:
+class Client(UserCalls[Sent]):
     """One device of one user; takes what ``im_actors.client.Client`` takes."""
 
     def __init__(
@@ -240,6 +241,9 @@ class Client:
     def story(self, session: str) -> list[str]:
         """What this device did about a session lately: sends first, then reading."""
         return self._do(lambda: self._client.story(session))
+
+    def _sent(self, sent: results.Sent) -> Sent:
+        return Sent(self, sent)
 
     # -- between the threads ---------------------------------------------------------------------
 

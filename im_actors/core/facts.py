@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import msgpack
 
-from im_actors.core.model import Event, EventKind, decode_event, pack, record_index
+from im_actors.core.model import STATE_KINDS_FROM, Event, decode_event, pack, record_index
 from im_actors.errors import BadRequest, TooLarge
 
 FACT_KEY_BYTES_MAX = 400
@@ -43,7 +43,7 @@ class StateBody(NamedTuple):
 
 def is_state(kind: int) -> bool:
     """Whether events of this kind carry facts."""
-    return kind >= EventKind.GROUP
+    return kind >= STATE_KINDS_FROM
 
 
 def pack_request(what: str, *args: Any) -> bytes:

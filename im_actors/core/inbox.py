@@ -27,6 +27,7 @@ from im_actors.core.inbox_words import (
     Disconnected,
     FailStream,
     Follow,
+    FollowRefused,
     HeadsReceived,
     InboxEffect,
     InboxEvent,
@@ -170,6 +171,8 @@ class Inbox:
                 self._paged(event, now_ms, effects)
             case HeadsReceived():
                 self._heads(event.heads, now_ms, effects)
+            case FollowRefused():
+                self._refused(event, now_ms, effects)
             case CacheRead():
                 self._cache_read(event, now_ms, effects)
             case StreamOpened():
@@ -292,6 +295,13 @@ class Inbox:
                 if stream.phase is _Phase.SEEKING:
                     self._found_head(stream, now_ms)
                 self._want(stream, now_ms, effects)
+
+    def _refused(self, event: FollowRefused, now_ms: int, effects: list[InboxEffect]) -> None:
+        """What was read before stays read; its readers hear why nothing follows."""
+        session = self._sessions.get(event.session)
+        for stream in list(session.streams) if session else ():
+            effects.append(FailStream(stream.id, event.error))
+            self._close(stream.id, now_ms, effects)
 
     def _check_head(self, session: _Session, head: int, effects: list[InboxEffect]) -> None:
         read = max(stream.cursor for stream in session.streams)

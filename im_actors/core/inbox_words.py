@@ -64,6 +64,14 @@ class HeadsReceived:
 
 
 @dataclass(frozen=True, slots=True)
+class FollowRefused:
+    """The server does not let this user follow the session."""
+
+    session: str
+    error: ImError
+
+
+@dataclass(frozen=True, slots=True)
 class Pushed:
     events: Sequence[Event]
 
@@ -85,7 +93,7 @@ class Ticked:
 
 InboxEvent = (
     StreamOpened | StreamClosed | CacheRead | Taken | Connected | Disconnected
-    | HeadsReceived | Pushed | Paged | Ticked
+    | HeadsReceived | FollowRefused | Pushed | Paged | Ticked
 )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from collections.abc import Hashable, Iterable, Iterator
 from enum import Enum, auto
 from random import Random
 
-from im_actors.core.backoff import Alarms, ladder_ms, stretched_ms
+from im_actors.core.backoff import LADDER_MS, Alarms, ladder_ms, stretched_ms
 from im_actors.core.model import DEVICE_WINDOW, EventKind, check_body
 from im_actors.core.names import check_session
 from im_actors.core.outbox_words import (
@@ -69,6 +69,10 @@ OUTBOX_BYTES_MAX = 64 << 20
 """Most bytes of bodies that an outbox holds in memory."""
 IN_FLIGHT_ROWS_MAX = 4_096
 """Most rows in flight on one connection, over all sessions."""
+IN_FLIGHT_ROWS_MIN = 16
+"""So many may be in flight however often the server is overloaded."""
+IN_FLIGHT_GROWTH = 4
+"""So many more may be in flight after all that may be were ACKed."""
 IN_FLIGHT_BYTES_MAX = 4 << 20
 """Most bytes of bodies in flight on one connection: what a dead link can keep in its buffers."""
 RETRY_AFTER_MS_MAX = 60_000
@@ -147,6 +151,10 @@ class Outbox:
         self._window = DEVICE_WINDOW
         self._flying = 0
         self._flying_bytes = 0
+        self._flying_max = float(IN_FLIGHT_ROWS_MAX)
+        """How many rows may be in flight. An overloaded server takes a part of what it refuses at
+        every try; less at a time is all that helps it."""
+        self._eased_until_ms = 0
         self._rows = 0
         self._bytes = 0
 
@@ -307,6 +315,8 @@ class Outbox:
                 acks.append(entry)
             keys.append((session, n))
             self._progress(lane, n, now_ms)
+            if self._flying_max < IN_FLIGHT_ROWS_MAX:
+                self._flying_max += IN_FLIGHT_GROWTH / self._flying_max
             self._drop(lane, row)
             self._trace.note(now_ms, (session, n), "acked, seq %d epoch %d", entry[2], entry[3])
             self._wake(lane)
@@ -331,6 +341,9 @@ class Outbox:
                 self._key_conflict(lane, row, entry, now_ms, effects)
             case RequestError() if not isinstance(row.error, Unauthenticated):
                 self._refused(lane, row, entry, now_ms, effects)
+            case Overloaded():
+                self._ease(entry, now_ms)
+                self._stumble(lane, [row], entry, now_ms, ladder_ms(lane.step, self._rng))
             case _:
                 # A token that ran out says nothing about the message, nor does a broken server.
                 if not isinstance(row.error, RetryableError) and not lane.back:
@@ -421,6 +434,15 @@ class Outbox:
         elif wait_ms and lane.pause is _Pause.NONE:
             self._pause(lane, now_ms + wait_ms, _Pause.LADDER)
 
+    def _ease(self, entry: NackRow, now_ms: int) -> None:
+        """Have half as many in flight, once for all that is refused together."""
+        if now_ms >= self._eased_until_ms:
+            many = min(self._flying_max, self._flying)
+            self._flying_max = max(many / 2, float(IN_FLIGHT_ROWS_MIN))
+            wait_ms = entry.retry_after_ms or LADDER_MS[0]
+            self._eased_until_ms = now_ms + min(wait_ms, RETRY_AFTER_MS_MAX)
+            self._trace.note(now_ms, ("connection",), "eased to %d rows", int(self._flying_max))
+
     # -- sending ---------------------------------------------------------------------------------
 
     def _pump(self, now_ms: int, effects: list[Effect]) -> None:
@@ -479,7 +501,7 @@ class Outbox:
         self._trace.note(now_ms, (lane.session, row.row.n), "sent, attempt %d", row.attempts)
 
     def _room(self) -> bool:
-        return self._flying < IN_FLIGHT_ROWS_MAX and self._flying_bytes < IN_FLIGHT_BYTES_MAX
+        return self._flying < self._flying_max and self._flying_bytes < IN_FLIGHT_BYTES_MAX
 
     # -- bookkeeping -----------------------------------------------------------------------------
 

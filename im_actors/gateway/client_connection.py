@@ -11,7 +11,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from im_actors.core.ratelimit import TokenBucket
-from im_actors.errors import ImError, Overloaded, RateLimited, ShuttingDown
+from im_actors.errors import BadRequest, ImError, Overloaded, RateLimited, ShuttingDown
 from im_actors.net.connection import FramedProtocol
 from im_actors.wire import messages as m
 from im_actors.wire.codec import Message, encode_frame
@@ -22,6 +22,7 @@ from im_actors.wire.limits import (
     ROWS_PER_FRAME_MAX,
 )
 from im_actors.wire.messages import Hello, in_batches
+from im_actors.wire.queries import check_query, check_signal, refusal
 
 if TYPE_CHECKING:
     from im_actors.gateway.node import GatewayNode
@@ -32,8 +33,14 @@ PULL_ASKS = 5
 """A PULL costs about as much as so many names of a FOLLOW."""
 PAGE_BYTES_PER_ASK = 4_096
 """And its page costs one more for so many bytes."""
+OVERLOADED_ASKS = 10
+"""An entry that was OVERLOADED counts as so many. Who goes on sending more than there is room for
+would otherwise cost the processor that work needs."""
 REST_MS_MIN = 20
 """Resting is not worth the timer for less."""
+
+
+_OVERLOADED = Overloaded.code
 
 
 class ClientConnection(FramedProtocol):
@@ -114,7 +121,9 @@ class ClientConnection(FramedProtocol):
     def flush_answers(self) -> None:
         """Send the ACKs and NACKs that have gathered."""
         if self.nack_rows:
-            self._spend(len(self.nack_rows), self._node.now_ms())
+            overloaded = sum([row[2] == _OVERLOADED for row in self.nack_rows])
+            asked = len(self.nack_rows) + overloaded * (OVERLOADED_ASKS - 1)
+            self._spend(asked, self._node.now_ms())
         for kind, rows in ((m.ACK, self.ack_rows), (m.NACK, self.nack_rows)):
             if not rows:
                 continue
@@ -171,6 +180,9 @@ class ClientConnection(FramedProtocol):
                     break
                 if message[0] == m.SEND:
                     self._send_received(message, now_ms)
+                    if self.nack_rows:
+                        # At once: it may be that what follows has to wait.
+                        self.flush_answers()
                 else:
                     self._spend(self._rare_received(message, now_ms), now_ms)
         finally:
@@ -223,6 +235,9 @@ class ClientConnection(FramedProtocol):
             return
         if self._node.draining:
             router.refuse(self, accepted, ShuttingDown("this gateway is stopping; reconnect"))
+        elif router.is_full:
+            # First of all, as it costs least and says nothing against this client.
+            router.submit(self, accepted, now_ms)
         elif wait_ms := self._bucket.take(len(accepted), now_ms):
             router.refuse(self, accepted, RateLimited("slower, please", wait_ms))
         else:
@@ -251,6 +266,13 @@ class ClientConnection(FramedProtocol):
             case m.BYE:
                 logger.debug("%s says bye: %s", self.address, m.check_bye(message))
                 self.close()
+            case m.QUERY:
+                query = check_query(message)
+                unknown = BadRequest(f"there is no query {query.what!r} here")
+                self.send(encode_frame(refusal(query.request, unknown)))
+                return PULL_ASKS
+            case m.SIGNAL:
+                check_signal(message)
             case _:
                 m.refuse_type(message)
         return 1

@@ -53,7 +53,8 @@ class GatewayConfig:
     asks_per_s: int = 5_000
     """What one connection may ask for besides good sends, per second in the long run: a name in
     FOLLOW or UNFOLLOW counts 1, a PULL 5 and 1 more for each 4 KiB of its page, an entry that gets
-    a NACK 1, anything else 1. Who asks for more is not read from until the time for it has come."""
+    a NACK 1, or 10 if it is OVERLOADED, anything else 1. Who asks for more is not read from until
+    the time for it has come."""
     asks_burst: int = 5_000
     """The same, at once."""
     outstanding_per_connection: int = 8_192

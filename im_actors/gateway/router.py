@@ -87,6 +87,15 @@ class Router:
     def outstanding(self) -> int:
         return len(self._in_flight) + len(self._slot_of_held)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether there is no room for anybody's rows."""
+        config = self._config
+        return (
+            self.outstanding >= config.outstanding_rows_max
+            or self.outstanding_bytes >= config.outstanding_bytes_max
+        )
+
     def held_rows(self) -> dict[int, int]:
         """By slot: rows that wait, or were offered again."""
         return {slot: len(held_slot) for slot, held_slot in self._held.items()}

@@ -29,8 +29,11 @@ class ApplyQueue:
         """Payload bytes that are committed and not in history; an estimate."""
 
     def add(self, slot: int, records: Iterable[Record]) -> None:
-        self._waiting.setdefault(slot, deque()).extend(records)
-        if self._commit.get(slot, 0):
+        waiting = self._waiting.get(slot)
+        if waiting is None:
+            waiting = self._waiting[slot] = deque()
+        waiting += records
+        if slot in self._commit:
             self._ready.add(slot)
 
     def commit(self, slot: int, lsn: int) -> None:

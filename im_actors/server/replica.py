@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -55,6 +56,11 @@ MOVES_FOR = 10
 """After a commit that held up the event loop for long, it leaves commits to the journal's thread
 for so many times as long."""
 
+APPLY_SHARE_MIN = 0.7
+"""An apply comes after any part of ``apply_every_ms`` above this one."""
+TRIMS_MAX = 16
+"""What the journal may delete is deleted in so many steps, more of it in a step if need be."""
+
 T = TypeVar("T")
 
 
@@ -62,17 +68,22 @@ T = TypeVar("T")
 class ReplicaConfig:
     """How a replica paces its background work."""
 
+    stage_every_ms: int = 100
+    """Committed records are merged in history's memory at least so often: in small parts, because
+    all of it at once would hold up the event loop."""
     apply_every_ms: int = 1_000
-    """Committed records are applied to history at least so often, in one transaction. It is what a
+    """What is merged is written to history at least so often, in one transaction. It is what a
     new owner has to replay; the cost of applying falls with the events a session has in it."""
     apply_bytes: int = 8 * 1024 * 1024
     """So many committed payload bytes are applied without waiting."""
     apply_bytes_max: int = 12 * 1024 * 1024
     """Payload bytes of one apply transaction, besides those that reads have brought in before."""
-    trim_every_ms: int = 2_000
-    """How often the journal deletes what history has."""
-    checkpoint_bytes: int = 32 * 1024 * 1024
-    """Bytes in the journal's write-ahead log that call for a checkpoint."""
+    trim_every_ms: int = 100
+    """How often the journal deletes some of what history has: a part that was staged together.
+    No append is written meanwhile."""
+    checkpoint_bytes: int = 8 * 1024 * 1024
+    """Bytes in the journal's write-ahead log that call for a checkpoint. No append is written
+    meanwhile, so it must not be many."""
     commit_here_bytes: int = 16 * 1024
     """A commit of no more payload is done in the event loop, without the journal's thread, ..."""
     commit_here_ms: int = 3
@@ -142,11 +153,16 @@ class ReplicaNode:
         self._writing = False
         self._applying = False
         self._apply_timer: asyncio.TimerHandle | None = None
+        self._stage_timer: asyncio.TimerHandle | None = None
+        self._trim_timer: asyncio.TimerHandle | None = None
         self._tick_timer: asyncio.TimerHandle | None = None
-        self._staged: Batch = []
-        """Taken from the queue, given to history, and not known to be on its disk."""
-        self._trim: dict[int, int] = {}
-        self._trim_due = 0.0
+        self._staged: list[Batch] = []
+        """Taken from the queue, given to history, and not being written to its disk."""
+        self._staged_bytes = 0
+        self._hurried = False
+        """Whether history is written without rests, because more than enough waits for it."""
+        self._trims: deque[dict[int, int]] = deque()
+        """Up to where the journal may delete, the next step first."""
         door = Door(slots, self._log, self._storage, self._stage_and, self._start)
         self._reads = Reads(door, self._config)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -184,9 +200,7 @@ class ReplicaNode:
     async def stop(self) -> None:
         """Finish what is being written and close the files."""
         self._stopping = True
-        for timer in (self._apply_timer, self._tick_timer):
-            if timer is not None:
-                timer.cancel()
+        self._stop_timers()
         for link in self._peers.values():
             link.close()
         self._server.close()
@@ -209,12 +223,15 @@ class ReplicaNode:
         await self._storage.in_history(lambda: None)
         await asyncio.sleep(0)
 
+    def _stop_timers(self) -> None:
+        for timer in (self._apply_timer, self._stage_timer, self._trim_timer, self._tick_timer):
+            if timer is not None:
+                timer.cancel()
+
     async def crash(self) -> None:
         """Stop as a killed process would, for tests: nothing is finished, nothing answered."""
         self._stopping = True
-        for timer in (self._apply_timer, self._tick_timer):
-            if timer is not None:
-                timer.cancel()
+        self._stop_timers()
         for link in self._peers.values():
             link.close()
         for connection in self._server.links:
@@ -399,7 +416,8 @@ class ReplicaNode:
                 self._queue.forget(slot, after_lsn)
                 if after_lsn == 0:
                     # Of the slot's next life here the journal has what history does not.
-                    self._trim.pop(slot, None)
+                    for upto in self._trims:
+                        upto.pop(slot, None)
             case rep.DropHistory(slot):
                 self._start(self._drop_history(slot))
             case rep.FetchFromPeer(name, request):
@@ -489,30 +507,60 @@ class ReplicaNode:
     # -- history -------------------------------------------------------------------------------
 
     def _apply_soon(self) -> None:
-        if self._applying or self._stopping:
+        if self._stopping:
             return
-        if self._queue.ready_bytes >= self._config.apply_bytes:
-            self._apply()
-        elif self._apply_timer is None and (self._queue.ready or self._staged):
-            delay = self._config.apply_every_ms / 1000
-            self._apply_timer = self._loop.call_later(delay, self._apply)
+        config, call_later = self._config, self._loop.call_later
+        if self._queue.ready_bytes + self._staged_bytes >= config.apply_bytes:
+            if not self._applying:
+                self._apply()
+            elif not self._hurried:
+                self._hurried = True
+                self._storage.pacer.hurry()
+        elif self._queue.ready or self._staged:
+            if self._stage_timer is None:
+                self._stage_timer = call_later(config.stage_every_ms / 1000, self._stage)
+            if self._apply_timer is None and not self._applying:
+                # Not all replicas at the same time.
+                share = self._rng.uniform(APPLY_SHARE_MIN, 1.0)
+                self._apply_timer = call_later(config.apply_every_ms / 1000 * share, self._apply)
+
+    def _stage(self) -> None:
+        """Give history what is committed, to be written with the next transaction."""
+        if self._stage_timer is not None:
+            self._stage_timer.cancel()
+            self._stage_timer = None
+        batch = self._queue.take(self._config.apply_bytes_max)
+        if not batch or self._failed is not None:
+            return
+        self._note_staged(batch)
+        call = self._storage.history.stage
+        self._storage.in_history_gently(call, batch, self._marks(batch)).add_done_callback(
+            self._history_worked
+        )
+
+    def _note_staged(self, batch: Batch) -> None:
+        self._staged.append(batch)
+        self._staged_bytes += sum([len(record.payload) for _, record in batch])
+
+    def _history_worked(self, future: asyncio.Future[None]) -> bool:
+        error = None if future.cancelled() else future.exception()
+        if error is not None:
+            self._fatal(error)
+        return error is None
 
     def _apply(self) -> None:
-        """Apply what is committed; one transaction at a time, the next right after if needed."""
+        """Write what is committed; one transaction at a time, the next right after if needed."""
         if self._apply_timer is not None:
             self._apply_timer.cancel()
             self._apply_timer = None
         if self._applying or self._failed is not None:
             return
-        batch = self._queue.take(self._config.apply_bytes_max)
-        self._staged += batch
+        self._stage()
         if not self._staged:
             return
         self._applying = True
-        staged, self._staged = self._staged, []
-        future = self._loop.run_in_executor(
-            self._storage.history_thread, self._storage.history.apply, batch, self._marks(batch)
-        )
+        staged, self._staged, self._staged_bytes = self._staged, [], 0
+        future = self._storage.in_history_gently(self._storage.history.write)
         future.add_done_callback(partial(self._applied, staged))
 
     def _marks(self, batch: Batch) -> dict[int, int]:
@@ -524,45 +572,52 @@ class ReplicaNode:
             marks[slot] = max(marks.get(slot, log.applied_lsn), record.lsn)
         return marks
 
-    def _applied(self, batch: Batch, future: asyncio.Future[None]) -> None:
+    def _applied(self, batches: list[Batch], future: asyncio.Future[None]) -> None:
         self._applying = False
-        error = future.exception()
-        if error is not None:
-            self._fatal(error)
+        if self._hurried:
+            self._hurried = False
+            self._storage.pacer.relax()
+        if not self._history_worked(future):
             return
-        for slot, lsn in self._queue.done(batch).items():
-            self._handle(rep.Applied(slot, lsn))
-            if self.machine.logs[slot].dropping is None:
-                self._trim[slot] = lsn
-        self._trim_if_due()
+        for batch in batches:
+            if len(self._trims) < TRIMS_MAX:
+                self._trims.append({})
+            for slot, lsn in self._queue.done(batch).items():
+                self._handle(rep.Applied(slot, lsn))
+                if self.machine.logs[slot].dropping is None:
+                    self._trims[-1][slot] = lsn
+        self._trim_soon()
         self._apply_soon()
 
-    def _trim_if_due(self) -> None:
-        now = time.monotonic()
-        if now < self._trim_due or not self._trim:
-            return
-        self._trim_due = now + self._config.trim_every_ms / 1000
-        upto, self._trim = self._trim, {}
-        self._start(self._tidy_journal(upto))
+    def _trim_soon(self) -> None:
+        if self._trim_timer is None and self._trims and not self._stopping:
+            delay = self._config.trim_every_ms / 1000
+            self._trim_timer = self._loop.call_later(delay, self._trim)
+
+    def _trim(self) -> None:
+        self._start(self._tidy_journal(self._trims.popleft()))
 
     async def _tidy_journal(self, upto: dict[int, int]) -> None:
         journal = self._storage.journal
         await self._storage.in_journal(journal.trim, upto)
         if journal.wal_bytes() >= self._config.checkpoint_bytes:
             await self._storage.in_journal(journal.checkpoint)
+        self._trim_timer = None
+        self._trim_soon()
 
     # -- reading for gateways ------------------------------------------------------------------
 
     async def _stage_and(self, slot: int, read: Callable[[], T]) -> T:
         """Read what is committed of a slot, also what is not in history's files yet."""
         batch = self._queue.take_slot(slot, self._config.apply_bytes_max)
-        self._staged += batch
+        if batch:
+            self._note_staged(batch)
         marks = self._marks(batch)
-        found: T = await self._storage.in_history(self._stage, batch, marks, read)
+        found: T = await self._storage.in_history(self._staged_read, batch, marks, read)
         self._apply_soon()
         return found
 
-    def _stage(self, batch: Batch, marks: dict[int, int], read: Callable[[], T]) -> T:
+    def _staged_read(self, batch: Batch, marks: dict[int, int], read: Callable[[], T]) -> T:
         if batch:
             self._storage.history.stage(batch, marks)
         return read()

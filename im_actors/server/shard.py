@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 from im_actors.core import owner as own
 from im_actors.core.backoff import Alarms
 from im_actors.core.directory import Directory, ReplicaAddress, ShardAddress
-from im_actors.core.messages import Append
+from im_actors.core.messages import Append, Appended
 from im_actors.core.model import Member, View, slot_of
 from im_actors.core.serving import Answer, PendingEvent, Send, ServingLimits
 from im_actors.net.link import Link, LinkConfig, PeerInfo
@@ -49,6 +49,10 @@ class Views(Protocol):
 
 def in_frames(rows: list[T], bytes_of: Callable[[T], int]) -> Iterator[list[T]]:
     """``rows`` in order, in lists that fit into a frame; one that is too large stands alone."""
+    if len(rows) <= FRAME_BATCH_ROWS_MAX and sum(map(bytes_of, rows)) <= FRAME_BATCH_BYTES_MAX:
+        if rows:
+            yield rows
+        return
     start = size = 0
     for index, row in enumerate(rows):
         added = bytes_of(row)
@@ -57,13 +61,13 @@ def in_frames(rows: list[T], bytes_of: Callable[[T], int]) -> Iterator[list[T]]:
             yield rows[start:index]
             start, size = index, 0
         size += added
-    if start < len(rows):
-        yield rows[start:]
+    yield rows[start:]
 
 
 def _request_bytes(message: Any) -> int:
-    records = message.records if type(message) is Append else ()
-    return sum(len(record.payload) for record in records)
+    if type(message) is not Append:
+        return 0
+    return sum([len(record.payload) for record in message.records])
 
 
 class ShardNode:
@@ -216,10 +220,13 @@ class ShardNode:
         owners = self._owners
         for message in messages:
             for answer in read_inside(message[1]):
-                slot = answer.slot
+                slot = answer[0]
                 effects = owners[slot].handle(own.ReplicaAnswered(member, answer), now)
-                self._carry_out(slot, effects)
-        self._plan_flush()
+                # Of three members' answers to a record two change nothing but what the owner knows.
+                if effects or type(answer) is not Appended:
+                    self._carry_out(slot, effects)
+        if self._touched:
+            self._plan_flush()
 
     def _linked(self, peer: PeerInfo, connection: LinkConnection) -> LinkCallbacks:
         return LinkCallbacks(
@@ -382,9 +389,8 @@ class ShardNode:
         self._begin_rounds()
         if self._to_replicas:
             self._say_what_is_untold()
-            for member, messages in self._to_replicas.items():
-                self._send_requests(member, messages)
-            self._to_replicas = {}
+            to_replicas, self._to_replicas = self._to_replicas, {}
+            self._send_requests(to_replicas)
         # Results first: who has its ACK may already see the event of others, never the reverse.
         frames: dict[LinkConnection, list[bytes]] = {}
         for connection, rows in self._results.items():
@@ -423,12 +429,20 @@ class ShardNode:
             if owner.untold:
                 self._carry_out(slot, owner.handle(own.FrameLeaves(), now_ms()))
 
-    def _send_requests(self, member: Member, messages: list[Any]) -> None:
-        link = self._links.get(member)
-        if link is None or not link.up:
-            return  # The machine hears of it by MemberDown and asks again after MemberUp.
-        for batch in in_frames(messages, _request_bytes):
-            link.send_now(pack_inside(InsideType.REQUESTS, batch))
+    def _send_requests(self, to_replicas: dict[Member, list[Any]]) -> None:
+        packed: list[Any] = []
+        frames: list[bytes] = []
+        for member, messages in to_replicas.items():
+            link = self._links.get(member)
+            if link is None or not link.up:
+                continue  # The machine hears of it by MemberDown and asks again after MemberUp.
+            if messages != packed:
+                # Mostly three members get the same, so it is packed for the first of them.
+                packed = messages
+                batches = in_frames(messages, _request_bytes)
+                frames = [pack_inside(InsideType.REQUESTS, batch) for batch in batches]
+            for frame in frames:
+                link.send_now(frame)
 
     # -- time ----------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from im_actors.server.threads import name_thread
 from im_actors.storage.directory import DataDirectory, open_directory
 from im_actors.storage.history import History
 from im_actors.storage.journal import Journal, RecordHead
+from im_actors.storage.steps import Pacer
 
 FREE_BYTES_MIN = 8 * 1024 * 1024
 LOAD_BYTES_MAX = 8 * 1024 * 1024
@@ -35,6 +36,7 @@ class ReplicaStorage:
         self._replica = replica
         self.journal_thread = _one_thread(replica, "journal")
         self.history_thread = _one_thread(replica, "history")
+        self.pacer = Pacer()
         self.journal_lock = Lock()
         """Held by whoever uses the journal: its thread, or the event loop for a small commit."""
         self.data: DataDirectory
@@ -67,6 +69,7 @@ class ReplicaStorage:
 
     async def _load(self) -> tuple[dict[int, SlotLog], list[tuple[int, Record]]]:
         self.history = await self.in_history(self.data.open_history)
+        self.history.rest = self.pacer.rest
         self.journal = await self.in_journal(self.data.open_journal)
         images = await self.in_journal(self.journal.load)
         for slot, applied in list((await self.in_history(self.history.applied)).items()):
@@ -152,8 +155,17 @@ class ReplicaStorage:
         return await asyncio.get_running_loop().run_in_executor(self.journal_thread, locked)
 
     async def in_history(self, call: Callable[..., T], *args: object) -> T:
+        """Somebody waits for the outcome, so what the thread does before goes on without a rest."""
+        self.pacer.hurry()
+        try:
+            return await self.in_history_gently(call, *args)
+        finally:
+            self.pacer.relax()
+
+    def in_history_gently(self, call: Callable[..., T], *args: object) -> asyncio.Future[T]:
+        """In small steps with rests, as long as nobody waits for the thread."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self.history_thread, call, *args)
+        return loop.run_in_executor(self.history_thread, call, *args)
 
 
 def _one_thread(replica: str, name: str) -> ThreadPoolExecutor:

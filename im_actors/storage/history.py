@@ -38,10 +38,12 @@ from im_actors.storage.journal import LSN_BITS, LSN_MAX, row_id
 from im_actors.storage.months import MonthFile, MonthSpan, month_name, month_of
 from im_actors.storage.runs import Place
 from im_actors.storage.scan import SlotScan, scan_history
+from im_actors.storage.steps import Rest, in_steps, no_rest
 
 MONTHS_OPEN_MAX = 4
-WAL_BYTES_MAX = 64 << 20
-"""A WAL that has grown to this is checkpointed after the write that grew it."""
+WAL_BYTES_MAX = 8 << 20
+"""A WAL that has grown to this is checkpointed after the write that grew it. The disk is the
+journal's, too, and a checkpoint of many megabytes holds up its fsyncs."""
 READ_BYTES_MAX = 512 * 1024
 SEQ_MAX = 1 << 62
 
@@ -67,6 +69,8 @@ class History:
 
     def __init__(self, path: Path, create: bool = True) -> None:
         self.path = path
+        self.rest: Rest = no_rest
+        """Called now and then in the middle of long work; takes its time."""
         if create:
             path.mkdir(mode=0o700, exist_ok=True)
             fsync_directory(path.parent)
@@ -106,24 +110,30 @@ class History:
     def stage(self, batch: list[tuple[int, Record]], applied: dict[int, int]) -> None:
         """Like ``apply``, in memory only: what is staged is read, and durable after ``write``."""
         self.index.db.check_alive()
-        indexes = [self._index_of(slot, record) for slot, record in batch]
+        indexes: list[RecordIndex] = []
+        for step in in_steps(batch, self.rest):
+            indexes += [self._index_of(slot, record) for slot, record in step]
         try:
-            for (slot, record), index in zip(batch, indexes, strict=True):
-                if not self._span.first_key <= index.first_key < self._span.end_key:
-                    self._span = month_of(index.first_key)
-                month = self._span.month
-                self._staged.setdefault(month, {})[row_id(slot, record.lsn)] = record
-                self.index.stage(slot, record.lsn, month, index.parts)
-                if index.changes:
-                    self.index.stage_facts(_facts_of(slot, record))
-                if record.lsn <= self.index.applied.get(slot, LSN_MAX):
-                    self._filling.add(slot)
+            for pairs in in_steps(list(zip(batch, indexes, strict=True)), self.rest):
+                for (slot, record), index in pairs:
+                    self._stage(slot, record, index)
             for slot, lsn in applied.items():
                 self._marks[slot] = max(lsn, self._marks.get(slot, 0))
         except BaseException as error:
             # Half of it is staged.
             self.index.db.died(error)
             raise
+
+    def _stage(self, slot: int, record: Record, index: RecordIndex) -> None:
+        if not self._span.first_key <= index.first_key < self._span.end_key:
+            self._span = month_of(index.first_key)
+        month = self._span.month
+        self._staged.setdefault(month, {})[row_id(slot, record.lsn)] = record
+        self.index.stage(slot, record.lsn, month, index.parts)
+        if index.changes:
+            self.index.stage_facts(_facts_of(slot, record))
+        if record.lsn <= self.index.applied.get(slot, LSN_MAX):
+            self._filling.add(slot)
 
     def write(self) -> None:
         """Make durable what is staged."""
@@ -134,8 +144,8 @@ class History:
             self.index.prepare(self._staged, self._filling)
             for month, records in self._staged.items():
                 rows = [(i, r.epoch, r.checksum, r.payload) for i, r in records.items()]
-                self.month(month).write(rows)
-            self.index.write(self._marks, self._filling)
+                self.month(month).write(rows, self.rest)
+            self.index.write(self._marks, self._filling, self.rest)
             for staged in (self._staged, self._marks, self._filling):
                 staged.clear()
             self._checkpoint_if_due()

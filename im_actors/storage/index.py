@@ -17,7 +17,7 @@ from __future__ import annotations
 import sqlite3
 import struct
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from im_actors.storage import facts
 from im_actors.storage.database import Database, Format
 from im_actors.storage.facts import FactTable
 from im_actors.storage.runs import RUN_EVENTS_MAX, Run
+from im_actors.storage.steps import Rest, in_steps, no_rest
 
 SESSIONS_CACHED_MAX = 32_768
 FOLD_EVENTS = 512
@@ -245,19 +246,17 @@ class IndexFile:
             self.months |= fresh
             self.filling |= slots
 
-    def write(self, applied: dict[int, int], filled: set[int]) -> None:
+    def write(self, applied: dict[int, int], filled: set[int], rest: Rest = no_rest) -> None:
         """Make what is staged durable, and how far history goes, in one transaction. ``filled``:
         what was said to be filling before."""
         marks = {slot: lsn for slot, lsn in applied.items() if lsn > self.applied.get(slot, -1)}
         entries = list(self._staged.values())
         with self.db.transaction() as connection:
-            connection.executemany("INSERT INTO runs VALUES(?,?,?,?,?,?)", _run_rows(entries))
-            for entry in entries:
-                if entry.late:
-                    self._fold_late(connection, entry)
-                if entry.last_seq - entry.folded_seq >= entry.fold_events:
-                    self._fold(connection, entry)
-            _put_sessions(connection, entries)
+            for rows in in_steps(_run_rows(entries, rest), rest):
+                connection.executemany("INSERT INTO runs VALUES(?,?,?,?,?,?)", rows)
+            for step in in_steps(entries, rest):
+                self._fold_due(connection, step)
+            _put_sessions(connection, entries, rest)
             self.facts.write(connection)
             connection.executemany(
                 "INSERT OR REPLACE INTO applied VALUES(?,?,?)",
@@ -278,6 +277,13 @@ class IndexFile:
         # In one pass: deleting the first key of a dict again and again walks over what was deleted.
         for name in list(islice(self._cache, max(0, len(self._cache) - SESSIONS_CACHED_MAX))):
             del self._cache[name]
+
+    def _fold_due(self, connection: sqlite3.Connection, entries: Sequence[SessionEntry]) -> None:
+        for entry in entries:
+            if entry.late:
+                self._fold_late(connection, entry)
+            if entry.last_seq - entry.folded_seq >= entry.fold_events:
+                self._fold(connection, entry)
 
     def _fold(self, connection: sqlite3.Connection, entry: SessionEntry) -> None:
         """Bring what only runs say of the devices into their rows."""
@@ -477,20 +483,23 @@ class IndexFile:
             connection.execute("DELETE FROM dropping WHERE slot=?", (slot,))
 
 
-def _run_rows(entries: list[SessionEntry]) -> list[tuple[int, int, int, int, bytes, int]]:
+def _run_rows(
+    entries: list[SessionEntry], rest: Rest = no_rest
+) -> list[tuple[int, int, int, int, bytes, int]]:
     rows = []
-    for entry in entries:
-        session = entry.id
-        for run in chain(entry.runs, entry.late):
-            parts = _pack(run.parts)
-            guard = run_guard(session, run.first_seq, run.last_seq, run.month, parts)
-            rows.append((session, run.first_seq, run.last_seq, run.month, parts, guard))
+    for step in in_steps(entries, rest):
+        for entry in step:
+            session = entry.id
+            for run in chain(entry.runs, entry.late):
+                parts = _pack(run.parts)
+                guard = run_guard(session, run.first_seq, run.last_seq, run.month, parts)
+                rows.append((session, run.first_seq, run.last_seq, run.month, parts, guard))
     # By key, so that neighbours share a page.
     rows.sort()
     return rows
 
 
-def _put_sessions(connection: sqlite3.Connection, entries: list[SessionEntry]) -> None:
+def _put_sessions(connection: sqlite3.Connection, entries: list[SessionEntry], rest: Rest) -> None:
     fresh, known = [], []
     for entry in entries:
         identity, slot, name = entry.id, entry.slot, entry.name
@@ -500,11 +509,12 @@ def _put_sessions(connection: sqlite3.Connection, entries: list[SessionEntry]) -
             known.append((last_seq, folded_seq, guard, identity))
         else:
             fresh.append((identity, slot, name, last_seq, folded_seq, guard))
-    connection.executemany("INSERT INTO sessions VALUES(?,?,?,?,?,?)", fresh)
+    for rows in in_steps(fresh, rest):
+        connection.executemany("INSERT INTO sessions VALUES(?,?,?,?,?,?)", rows)
     known.sort(key=lambda row: row[3])
-    connection.executemany(
-        "UPDATE sessions SET last_seq=?, folded_seq=?, guard=? WHERE id=?", known
-    )
+    update = "UPDATE sessions SET last_seq=?, folded_seq=?, guard=? WHERE id=?"
+    for changed in in_steps(known, rest):
+        connection.executemany(update, changed)
 
 
 def _put_devices(connection: sqlite3.Connection, session: int, last_n: dict[str, int]) -> None:

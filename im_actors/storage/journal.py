@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 from collections.abc import Iterable
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -146,7 +147,7 @@ class Journal:
         rows: list[Row] = []
         with self._db.transaction() as connection:
             for op in ops:
-                if isinstance(op, StoreRecords):
+                if type(op) is StoreRecords:
                     self._add_rows(rows, op)
                 elif isinstance(op, StoreMeta):
                     _put_meta(connection, op)
@@ -163,7 +164,9 @@ class Journal:
         slot, records, commit_lsn = op
         assert 0 <= slot < SLOTS_MAX, slot
         base = slot << LSN_BITS
-        ids = self._ids.setdefault(slot, {})
+        ids = self._ids.get(slot)
+        if ids is None:
+            ids = self._ids[slot] = {}
         identity = self._next_id
         for lsn, epoch, payload, checksum in records:
             assert 0 < lsn <= LSN_MAX, lsn
@@ -229,7 +232,8 @@ class Journal:
         gone: list[int] = []
         for slot, upto_lsn in upto.items():
             ids = self._ids.get(slot, {})
-            gone += [ids.pop(lsn) for lsn in [lsn for lsn in ids if lsn <= upto_lsn]]
+            # They are there by ascending lsn; one that is not goes with a later trim.
+            gone += [ids.pop(lsn) for lsn in list(takewhile(upto_lsn.__ge__, ids))]
         with self._db.transaction() as connection:
             # What is applied together was mostly written together.
             delete = "DELETE FROM records WHERE id BETWEEN ? AND ?"

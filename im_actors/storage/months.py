@@ -11,6 +11,7 @@ from im_actors.core.model import Record, key_time_ms, make_key
 from im_actors.errors import InvariantBroken
 from im_actors.storage.database import Database, Format
 from im_actors.storage.journal import LSN_BITS, LSN_MAX, checked_record, row_id
+from im_actors.storage.steps import Rest, in_steps, no_rest
 
 FORMAT = Format(
     name="history month",
@@ -22,6 +23,9 @@ FORMAT = Format(
     page_bytes=16_384,
     cache_kib=32_768,
 )
+
+WRITE_BYTES_MAX = 512 * 1024
+"""Payload bytes of one transaction, and one record more."""
 
 RecordRow = tuple[int, int, int, bytes]
 
@@ -60,12 +64,21 @@ class MonthFile:
     def __init__(self, path: Path, create: bool) -> None:
         self.db = Database(path, FORMAT, create)
 
-    def write(self, records: list[RecordRow]) -> None:
-        """Add records; the same ones again are fine. On disk when this returns."""
+    def write(self, records: list[RecordRow], rest: Rest = no_rest) -> None:
+        """Add records; the same ones again are fine. On disk when this returns, but not in one
+        transaction: one fsync of many megabytes holds up all others on the same disk."""
         records.sort()
+        for part in _parts(records):
+            self._write(part, rest)
+            rest()
+
+    def _write(self, records: list[RecordRow], rest: Rest) -> None:
+        insert = "INSERT OR IGNORE INTO records VALUES(?,?,?,?)"
         with self.db.transaction() as connection:
-            added = connection.executemany("INSERT OR IGNORE INTO records VALUES(?,?,?,?)", records)
-            if added.rowcount != len(records):
+            added = 0
+            for step in in_steps(records, rest):
+                added += connection.executemany(insert, step).rowcount
+            if added != len(records):
                 self._check_equal(records)
 
     def _check_equal(self, records: list[RecordRow]) -> None:
@@ -131,3 +144,13 @@ class MonthFile:
                 "DELETE FROM records WHERE id BETWEEN ? AND ?",
                 (row_id(slot, 0), row_id(slot, LSN_MAX)),
             )
+
+
+def _parts(records: list[RecordRow]) -> Iterator[list[RecordRow]]:
+    """The records in parts for one transaction each; neighbours, which share pages, together."""
+    start = size = 0
+    for end, record in enumerate(records, start=1):
+        size += len(record[3])
+        if size >= WRITE_BYTES_MAX or end == len(records):
+            yield records[start:end]
+            start, size = end, 0

@@ -66,7 +66,23 @@ def read_nacks(message: Message) -> list[Nack]:
 
 
 def read_heads(message: Message) -> list[Head]:
-    return [Head._make(row) for row in _rows("HEADS", message, (str, int))]
+    """Those of the sessions that are followed; ``read_refused`` has the others."""
+    refused = {session for session, _ in read_refused(message)}
+    rows = _rows("HEADS", message, (str, int))
+    return [Head._make(row) for row in rows if row[0] not in refused]
+
+
+def read_refused(message: Message) -> list[tuple[str, int]]:
+    """(session, code) of each session that the user may not follow."""
+    rows = message[1] if len(message) > 1 and type(message[1]) is list else []
+    return [
+        (row[0], row[2])
+        for row in rows
+        if type(row) is list
+        and len(row) > 2
+        and (type(row[0]), type(row[2])) == (str, int)
+        and row[2] > 0
+    ]
 
 
 def read_events(message: Message) -> Events:

@@ -25,6 +25,22 @@ ROWS_PER_FRAME_MAX = 128
 CLIENT_ARRAY_ITEMS_MAX = 8_192
 """Most elements of an array that a gateway accepts; above every limit that a client is told."""
 
+QUERY_NAME_BYTES_MAX = 32
+"""The name of a query, of a change that is asked for, or of a signal."""
+QUERY_ARGUMENTS_MAX = 8
+QUERY_ROWS_MAX = 100
+"""Most rows of one ANSWER; a larger ``limit`` in a QUERY is lowered to it."""
+CURSOR_BYTES_MAX = 1_024
+"""A place in a conversation list."""
+LABEL_BYTES_MAX = 64
+"""What conversations are folded under."""
+SIGNAL_BYTES_MAX = 128
+"""The value of a signal, when it is a text."""
+PREVIEW_CHARS_MAX = 100
+"""How much of a conversation's last message its row shows."""
+SKIPS_MAX = 256
+"""Most ranges in the inputs of an unread count: the newest ones."""
+
 _OVERHEAD_BYTES = 1_024
 """Room for all fields of an event and of the message around it, apart from the body."""
 _NAME_BYTES = SESSION_BYTES_MAX + 3
@@ -47,6 +63,8 @@ class Limits:
     """Most events of one EVENTS; a larger ``limit`` in a PULL is lowered to it."""
     follow_sessions: int = 1_000
     """Most sessions that one connection follows, and most names in one FOLLOW or UNFOLLOW."""
+    queries: int = 8
+    """Most QUERYs of one connection without an answer; 0: the server answers none."""
     hello_timeout_ms: int = 5_000
     """Milliseconds from the connection's start in which HELLO has to arrive."""
     heartbeats_missed: int = 3
@@ -61,6 +79,7 @@ class Limits:
             ("heartbeat_ms", HEARTBEAT_MS_MIN, 3_600_000),
             ("pull_events", 1, CLIENT_ARRAY_ITEMS_MAX),
             ("follow_sessions", 1, CLIENT_ARRAY_ITEMS_MAX),
+            ("queries", 0, 1_000),
             ("hello_timeout_ms", 100, 600_000),
             ("heartbeats_missed", 2, 100),
         ):
@@ -93,6 +112,7 @@ WELCOME_LIMITS = (
     "heartbeat_ms",
     "pull_events",
     "follow_sessions",
+    "queries",
 )
 """The limits that WELCOME names, as keys of its map."""
 
@@ -106,7 +126,8 @@ def heard_limits(told: dict[Any, Any]) -> Limits:
     """The limits that a client keeps. A key that it does not know is a later version's; a limit
     above what this version can do is lowered, and one that is missing has its default.
     ProtocolViolation: with such limits nobody could talk."""
-    default = {field.name: field.default for field in fields(Limits)}
+    # A server that does not tell how many QUERYs it takes is older than they are.
+    default = {field.name: field.default for field in fields(Limits)} | {"queries": 0}
     heard = {name: _lower(told.get(name), default[name], name) for name in WELCOME_LIMITS}
     for name, least in (("frame_bytes", HELLO_BYTES_MAX), ("heartbeat_ms", HEARTBEAT_MS_MIN)):
         if heard[name] < least:

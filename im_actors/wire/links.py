@@ -18,12 +18,22 @@ which one is replaced by the next. One frame carries what one turn of the event 
     153 UNWATCH   [153, [session, ...]]
     154 WATCHED   [154, [[session, head], ...]]      the answer to WATCH, when the slot is served
     155 PUSHED    [155, [[session, event bin], ...]] committed events, per session in seq order
+
+Most requests and answers of a busy cluster are of three kinds and say one thing each of many slots.
+Several of them in a row are one row of columns, in which each field has a list:
+
+    [21, slots, epochs, prev_lsns, commit_lsns, payloads, checksums]   Append of one record each,
+                                                  of the epoch, after a record of the same epoch
+    [22, slots, epochs, durable_lsns, commit_lsns, applied_lsns, completes]               Appended
+    [23, slots, epochs, commit_lsns]                                                     Committed
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
+from itertools import chain, groupby, repeat
+from operator import add
 from typing import Any, get_type_hints
 
 from im_actors.core import messages as m
@@ -169,20 +179,82 @@ _NESTED: dict[type[Any], tuple[tuple[int, Callable[[Any], Any]], ...]] = {
 _FORMS = {number: (kind, _TYPES[kind], _NESTED.get(kind, ())) for number, kind in enumerate(_KINDS)}
 
 
+_APPENDS = len(_KINDS)
+_APPENDEDS = _APPENDS + 1
+_COMMITTEDS = _APPENDS + 2
+_PLAIN_KINDS = {m.Appended: _APPENDEDS, m.Committed: _COMMITTEDS}
+_COLUMN_TYPES: dict[int, tuple[type[Any], ...]] = {
+    _APPENDS: (int, int, int, int, bytes, int),
+    _APPENDEDS: _TYPES[m.Appended],
+    _COMMITTEDS: _TYPES[m.Committed],
+}
+_new = tuple.__new__
+
+
 def pack_inside(frame_type: int, batch: Iterable[Any]) -> bytes:
     """REQUESTS or ANSWERS with core messages."""
-    rows = [(_KIND_OF[type(message)], *message) for message in batch]
+    rows: list[Any] = []
+    for kind, several in groupby(batch, type):
+        run = list(several)
+        columns = _columns_of(kind, run) if len(run) > 1 else None
+        if columns is not None:
+            rows.append(columns)
+        else:
+            number = _KIND_OF[kind]
+            rows += [(number, *message) for message in run]
     return encode_frame((frame_type, rows), LINK_FRAME_BYTES_MAX)
+
+
+def _columns_of(kind: type[Any], run: list[Any]) -> tuple[Any, ...] | None:
+    """Messages of one kind as columns; None if they cannot be."""
+    if kind is m.Append:
+        return _append_columns(run)
+    number = _PLAIN_KINDS.get(kind)
+    return None if number is None else (number, *zip(*run, strict=True))
+
+
+def _append_columns(run: list[m.Append]) -> tuple[Any, ...] | None:
+    slots, epochs, prev_lsns, prev_epochs, commit_lsns, records = zip(*run, strict=True)
+    if prev_epochs != epochs or set(map(len, records)) != {1}:
+        return None
+    lsns, of_epochs, payloads, checksums = zip(*chain.from_iterable(records), strict=True)
+    if of_epochs != epochs or lsns != tuple(map(add, prev_lsns, repeat(1))):
+        return None
+    return _APPENDS, slots, epochs, prev_lsns, commit_lsns, payloads, checksums
 
 
 def read_inside(rows: Iterable[list[Any]]) -> list[Any]:
     """The core messages of REQUESTS or ANSWERS. ProtocolViolation, and none of them, when one is
     not as this release sends it: a machine must not be handed what it cannot take."""
     try:
-        return [_read_one(row) for row in rows]
+        found: list[Any] = []
+        for row in rows:
+            if row[0] in _COLUMN_TYPES:
+                found += _read_columns(*row)
+            else:
+                found.append(_read_one(row))
+        return found
     except Exception as error:
         # Taking apart what has another form fails in as many ways as there are forms.
         raise ProtocolViolation(f"a message between actors cannot be read: {error}") from None
+
+
+def _read_columns(number: int, *columns: list[Any]) -> list[Any]:
+    for kind, column in zip(_COLUMN_TYPES[number], columns, strict=True):
+        if type(column) is not list or set(map(type, column)) != {kind}:
+            raise ValueError(f"a column has another type than {kind.__name__}")
+    rows = zip(*columns, strict=True)
+    if number == _APPENDEDS:
+        return [_new(m.Appended, row) for row in rows]
+    if number == _COMMITTEDS:
+        return [_new(m.Committed, row) for row in rows]
+    return [
+        _new(
+            m.Append,
+            (slot, epoch, prev, epoch, commit, (_new(Record, (prev + 1, epoch, body, checksum)),)),
+        )
+        for slot, epoch, prev, commit, body, checksum in rows
+    ]
 
 
 def _read_one(row: list[Any]) -> Any:
@@ -193,7 +265,7 @@ def _read_one(row: list[Any]) -> Any:
     for index, read in nested:
         row[index] = read(row[index])
     # Its fields have been counted, which ``_make`` would do again.
-    return tuple.__new__(kind, row)
+    return _new(kind, row)
 
 
 def pack_frame(message: Sequence[Any]) -> bytes:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 from im_actors.core.model import EventKind, check_body, check_name, check_text
 from im_actors.core.names import check_session
 from im_actors.errors import BadRequest, ImError, ProtocolViolation, TooLarge, UnknownVersion
+from im_actors.wire.bodies import SENT_KINDS, check_kind_body
 from im_actors.wire.codec import Message
 from im_actors.wire.limits import (
     AGENT_BYTES_MAX,
@@ -44,6 +45,8 @@ class MessageType(IntEnum):
     PULL = 5
     PING = 6
     BYE = 7
+    QUERY = 8
+    SIGNAL = 9
     WELCOME = 65
     ACK = 66
     NACK = 67
@@ -53,6 +56,8 @@ class MessageType(IntEnum):
     SERVER_BYE = 71
     HEADS = 72
     PUSH = 73
+    ANSWER = 74
+    SIGNALED = 75
 
 
 # Plain ints: an IntEnum member costs a slow path in msgpack and in each comparison.
@@ -63,6 +68,8 @@ UNFOLLOW = int(MessageType.UNFOLLOW)
 PULL = int(MessageType.PULL)
 PING = int(MessageType.PING)
 BYE = int(MessageType.BYE)
+QUERY = int(MessageType.QUERY)
+SIGNAL = int(MessageType.SIGNAL)
 WELCOME = int(MessageType.WELCOME)
 ACK = int(MessageType.ACK)
 NACK = int(MessageType.NACK)
@@ -72,9 +79,10 @@ ERROR = int(MessageType.ERROR)
 SERVER_BYE = int(MessageType.SERVER_BYE)
 HEADS = int(MessageType.HEADS)
 PUSH = int(MessageType.PUSH)
+ANSWER = int(MessageType.ANSWER)
+SIGNALED = int(MessageType.SIGNALED)
 
 _MESSAGE = int(EventKind.MESSAGE)
-_VOID = int(EventKind.VOID)
 
 
 class Hello(NamedTuple):
@@ -348,13 +356,12 @@ def _check_entry(session: str, n: int, kind: object, body: object, body_bytes: i
     check_known_session(session)
     if not 0 < n <= NUMBER_MAX:
         raise BadRequest(f"n is {n}, it must be 1 to {NUMBER_MAX}")
-    if type(kind) is not int or kind not in (_MESSAGE, _VOID):
-        raise BadRequest(f"kind must be {_MESSAGE} (MESSAGE) or {_VOID} (VOID)")
-    size = len(check_body(body))
+    if type(kind) is not int or kind not in SENT_KINDS:
+        raise BadRequest(f"kind must be one of {', '.join(map(str, SENT_KINDS))}")
+    size = len(data := check_body(body))
     if size > body_bytes:
         raise TooLarge(f"body is {size} bytes, the limit is {body_bytes}")
-    if kind == _VOID and size:
-        raise BadRequest("a VOID has no body")
+    check_kind_body(kind, data)
 
 
 def check_follow(message: Message, limits: Limits) -> list[str]:

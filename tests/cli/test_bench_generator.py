@@ -16,6 +16,7 @@ from im_actors.cli.bench.pace import GRID_US, Pace, kernel_timer
 from im_actors.cli.bench.plan import Load
 from im_actors.cli.bench.wire import micros
 from im_actors.core.model import Event
+from im_actors.core.outbox import IN_FLIGHT_ROWS_MAX, IN_FLIGHT_ROWS_MIN
 from im_actors.errors import OutOfOrder, Overloaded
 from tests.cli.fakes import FakeGateway, Rows
 
@@ -210,6 +211,27 @@ async def test_what_is_refused_is_sent_again_in_order_and_not_before_its_time() 
     assert result["ledger"]["acked"] == result["ledger"]["sent"] == 150
     assert figures["refused"][Overloaded.code] == len(refused)
     assert result["without_wait"] == 0
+    assert result["problems"] == []
+
+
+async def test_an_overloaded_gateway_gets_less_at_a_time_and_all_of_it_in_the_end() -> None:
+    limits: list[float] = []
+    async with FakeGateway() as gateway:
+        generators: list[Generator] = []
+        tries = {"left": 12}
+
+        def refuse(entries: Rows) -> Rows:
+            if not tries["left"]:
+                return []
+            tries["left"] -= 1
+            limits.append(generators[0].senders[0].flying_max)
+            return [[session, n, Overloaded.code, 5, 0, ""] for session, n, _, _ in entries]
+
+        gateway.refuse = refuse
+        _, _, result = await run(gateway, 0.3, 5_000.0, during=generators.append, connections=1)
+    assert limits[0] == IN_FLIGHT_ROWS_MAX
+    assert min(limits) == IN_FLIGHT_ROWS_MIN
+    assert result["ledger"]["acked"] == result["ledger"]["sent"] == 1_500
     assert result["problems"] == []
 
 

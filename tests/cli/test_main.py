@@ -18,7 +18,7 @@ from tests.cli.conftest import Result, spawn
 Run = Callable[..., Result]
 COMMANDS = [
     "up", "status", "down", "send", "tail", "history", "chat", "token", "replay", "demo", "verify",
-    "story", "torture", "bench",
+    "story", "torture", "bench", "conversations", "read", "recall", "edit", "devices", "group",
 ]  # fmt: skip
 
 

@@ -60,7 +60,7 @@ class FakeGateway:
     """Dedups by (session, device, n), refuses gaps, numbers, pushes and answers pulls."""
 
     def __init__(self) -> None:
-        self.limits = Limits()
+        self.limits = Limits(queries=0)
         self.peers: list[Peer] = []
         self.connects = 0
         self.timelines: dict[str, list[Event]] = {}

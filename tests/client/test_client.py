@@ -26,7 +26,7 @@ from im_actors.errors import (
     Unauthenticated,
     Unknown,
 )
-from im_actors.storage import client_store
+from im_actors.storage import client_statements
 from im_actors.wire.limits import Limits
 
 NOWHERE = "im://127.0.0.1:1"
@@ -253,7 +253,7 @@ async def test_a_full_disk_refuses_sends_and_keeps_what_it_has(
     async with client(gateway.url, store=store) as im:
         kept = await im.send("team", "kept")
         with monkeypatch.context() as patch:
-            patch.setattr(client_store, "_transaction", full)
+            patch.setattr(client_statements, "transaction", full)
             for _ in range(2):
                 with pytest.raises(DiskFailed, match="full"):
                     await im.send("team", "not kept")

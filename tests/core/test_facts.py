@@ -9,6 +9,7 @@ from im_actors.core.facts import (
     Fact,
     StateBody,
     event_facts,
+    is_state,
     newest,
     pack_request,
     pack_state,
@@ -75,6 +76,15 @@ def test_a_record_tells_the_facts_of_its_state_events() -> None:
     ]
     plain = make_record(3, 9, 2, [encode_event(events[0])])
     assert list(record_facts(plain.payload)) == []
+
+
+@pytest.mark.parametrize("kind", EventKind)
+def test_recalls_and_edits_change_the_state_and_messages_do_not(kind: EventKind) -> None:
+    stateless = (EventKind.VOID, EventKind.MESSAGE)
+    assert is_state(kind) == (kind not in stateless)
+    event = state_event(1, ("x/01", 1, b"row"))._replace(kind=int(kind))
+    record = make_record(3, 9, 2, [encode_event(event)])
+    assert len(list(record_facts(record.payload))) == (kind not in stateless)
 
 
 def test_any_order_gives_the_same_state() -> None:

@@ -17,6 +17,7 @@ from im_actors.core.inbox_words import (
     Disconnected,
     FailStream,
     Follow,
+    FollowRefused,
     HeadsReceived,
     InboxEffect,
     InboxEvent,
@@ -311,6 +312,23 @@ def test_heads_that_do_not_come_are_asked_for_and_old_ones_refreshed(rig: Rig) -
     assert len(rig.follows) == 3, "a last push that was lost without a word"
     rig.heads(1)
     assert rig.pulls[0].after == 0
+
+
+def test_a_session_that_may_not_be_followed_fails_its_readers_and_no_others(rig: Rig) -> None:
+    rig.open(0)
+    rig.open(None, stream=2)
+    rig.open(0, stream=3, session="t")
+    rig.feed(FollowRefused("s", Forbidden("no")))
+    assert [failed.stream for failed in rig.failed] == [1, 2]
+    assert all(isinstance(failed.error, Forbidden) for failed in rig.failed)
+    rig.feed(FollowRefused("s", Forbidden("no")))
+    rig.feed(FollowRefused("never heard of", Forbidden("no")))
+    assert len(rig.failed) == 2
+    assert rig.box.followed == 1
+    rig.pass_ms(600_000)
+    assert all("s" not in names for names in rig.follows[2:])
+    rig.open(0, stream=4)
+    assert rig.follows[-1] == ["s"], "who asks again is answered again"
 
 
 def test_a_head_below_what_was_read_is_reported(rig: Rig) -> None:

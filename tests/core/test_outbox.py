@@ -279,6 +279,40 @@ def test_the_servers_wish_goes_before_the_ladder_and_holds_over_a_reconnect(rig:
     assert 1 in rig.taken()
 
 
+def test_an_overloaded_server_gets_less_at_a_time_and_then_slowly_more(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox_module, "IN_FLIGHT_ROWS_MIN", 4)
+    rig.submit(*[b"x"] * 40)
+    assert rig.taken() == list(range(1, 41))
+    for n in range(1, 41):
+        rig.nack(n, Overloaded, retry_after_ms=500)
+    rig.pass_ms(600)
+    assert rig.taken() == list(range(1, 21))
+    for n in range(1, 21):
+        rig.nack(n, Overloaded, retry_after_ms=500)
+    rig.pass_ms(600)
+    assert rig.taken() == list(range(1, 11))
+    for n in range(1, 21):
+        rig.ack(n)
+    # After ten ACKs some four more, and again after the next.
+    assert 10 + 4 < rig.box.in_flight < 10 + 4 + 4
+    for n in range(21, 41):
+        rig.ack(n)
+    assert len(rig.settled) == 40
+    assert rig.box.in_flight == 0
+
+
+def test_an_overloaded_server_is_never_left_alone(rig: Rig) -> None:
+    for tries in range(8):
+        rig.submit(*[b"x"] * outbox_module.IN_FLIGHT_ROWS_MIN, session=f"{tries}")
+        for view in list(rig.box.rows()):
+            key = view.row.session, view.row.n, Overloaded.code, 100, 0, "no"
+            rig.feed(Nacked([NackRow._make(key)]))
+        rig.pass_ms(200)
+        assert rig.box.in_flight == outbox_module.IN_FLIGHT_ROWS_MIN
+
+
 def test_a_wrong_wish_is_cut(rig: Rig) -> None:
     rig.submit(b"x")
     rig.nack(1, Overloaded, retry_after_ms=10**12)

@@ -23,8 +23,13 @@ class Bounds:
     """Crashes, each of a replica or of an owner."""
     store_faults: int = 0
     """Answers of the view store that are lost or late, and swaps that take effect late."""
-    lazy_history: bool = False
-    """Applying, backfilling and deleting take time, and not only the journal's."""
+    lazy: str = ""
+    """Replicas whose applying, backfilling and deleting take time, and not only the journal's."""
+    sources: int = 3
+    """Other replicas that one asks for backfill."""
+    loads: int = 0
+    """Owners forget idle sessions, until they have loaded so many states; and are asked for heads.
+    Then it matters which tables have applied what, and whom an owner asks."""
     copy_records: int = 256
     """OwnerSettings.copy_records_max: below it a spare has holes to fill."""
     flights: int = 1
@@ -35,6 +40,9 @@ class Bounds:
     """Owners take the slot anew while they serve."""
     rivals: bool = True
     """Both owners may run at once; False: one takes the slot only when the other one is down."""
+    spare_links: bool = False
+    """Links to spares come up at any time: they are told to delete what they have as soon as they
+    may be. Otherwise it takes an answer of a member that tells something new."""
     late_acks: bool = False
     """Acks of former epochs stay on their way. Otherwise that they count for nothing is taken for
     granted, and they leave the network when their epoch is over."""

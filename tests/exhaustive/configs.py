@@ -14,13 +14,57 @@ _OUT_AND_BACK = (
     r"^p submit 2$",
     r"^p take",
     r"^p \[A gets p1's Seal\(epoch=2\)\] hears A's Sealed\([^[]*\)"
-    r" \[B gets p1's Seal\(epoch=2\)\] hears B's Sealed\([^[]*\) due$",
+    r" \[B gets p1's Seal\(epoch=2\)\] hears B's Sealed\([^[]*\) due attempt$",
     r"^p \[D gets p1's Seal\(epoch=2\)\] hears D's",
     r"^p hears A's Prepared.*hears B's Prepared.*hears D's Prepared",
     r"^p .*hears A's Appended.*hears B's Appended.*hears D's Appended.*swap",
 )
 """Two records are on their way to C, which is silent and is replaced by D. From here on everything
 is explored."""
+
+_LATER_THAN_THE_TABLES = (
+    r"^p submit 1$",
+    r"^p hears A's SessionsLoaded",
+    r"^p .*hears A's Appended.*hears B's Appended.*hears C's Appended",
+    r"^p crashes",
+    r"^q take",
+    r"^q .*hears A's Sealed.*hears B's Sealed.*hears C's Sealed",
+    r"^q hears A's Prepared.*hears B's Prepared.*hears C's Prepared",
+    r"^q .*hears A's Appended.*hears B's Appended.*hears C's Appended.* swap$",
+)
+"""A message is committed, and nobody's history has it when its owner crashes. The next owner
+serves: it has replayed the message, and has not loaded the rest of the session's state."""
+
+_PREPARED_IN_VAIN = (
+    r"^p take",
+    r"^p .*hears A's Sealed.*hears B's Sealed.*hears C's Sealed",
+    r"^p hears A's Prepared.*hears B's Prepared.*hears C's Prepared",
+    r"^p .*hears A's Appended.*hears B's Appended.*hears C's Appended.*swap",
+    # C, whose history has nothing yet, is silent and is replaced by D.
+    r"^p take",
+    r"^p \[A gets p1's Seal\(epoch=2\)\] hears A's Sealed\([^[]*\)"
+    r" \[B gets p1's Seal\(epoch=2\)\] hears B's Sealed\([^[]*\) due attempt$",
+    r"^p \[D gets p1's Seal\(epoch=2\)\] hears D's",
+    r"^p hears A's Prepared.*hears B's Prepared.*hears D's Prepared",
+    r"^p .*hears A's Appended.*hears B's Appended.*hears D's Appended.*swap",
+    # D is silent, and C is asked to take its place, with a hole in its log.
+    r"^p take",
+    r"^p \[A gets p1's Committed\(epoch=2[^[]*"
+    r"\[A gets p1's Seal\(epoch=3\)\] hears A's Sealed\([^[]*\)"
+    r" \[B gets p1's Seal\(epoch=3\)\] hears B's Sealed\([^[]*\) due attempt$",
+    r"^p \[C gets p1's Seal\(epoch=3\)\] hears C's",
+    # Before C can answer the attempt is over. In the next one D is back.
+    r"^p due attempt",
+    r"^p due attempt",
+    r"^p .*hears A's Sealed.*hears B's Sealed.*hears D's Sealed",
+    r"^p hears A's Prepared.*hears B's Prepared.*hears D's Prepared",
+    r"^p .*hears A's Appended.*hears B's Appended.*hears D's Appended.*swap",
+    # All three have everything, so C is told to delete what it has; and the next takeover begins.
+    r"^p take",
+    r"^p \[A gets p1's Seal\(epoch=5\)\] hears A's Sealed\([^[]*\) due attempt$",
+)
+"""On their way to C are a Prepare that makes a hole, from an attempt that is over, and a Drop; and
+perhaps it becomes a member now. From here on everything is explored."""
 
 CONFIGS = (
     Bounds(
@@ -103,8 +147,34 @@ CONFIGS = (
         "applying what is committed takes its time",
         epochs=2,
         crashes=0,
-        lazy_history=True,
+        lazy="ABC",
         needless=False,
+    ),
+    Bounds(
+        "forgetting",
+        "sessions are forgotten, and loaded from tables that lag behind",
+        epochs=2,
+        records=2,
+        lazy="ABC",
+        loads=3,
+        needless=False,
+        rivals=False,
+        script=_LATER_THAN_THE_TABLES,
+    ),
+    Bounds(
+        "second-life",
+        "who was prepared in vain is prepared again, with a second hole or after a deletion",
+        replicas=4,
+        epochs=5,
+        records=0,
+        crashes=0,
+        lazy="C",
+        sources=1,
+        copy_records=0,
+        settled=None,
+        rivals=False,
+        spare_links=True,
+        script=_PREPARED_IN_VAIN,
     ),
 )
 
@@ -140,6 +210,16 @@ QUICK = (
         crashes=0,
         rivals=False,
         script=(r"^p submit 1$", r"^p hears A's SessionsLoaded", r"^p take"),
+    ),
+    Bounds(
+        "quick-forgetting",
+        "a session is forgotten once, and loaded from tables that lag behind",
+        epochs=2,
+        lazy="ABC",
+        loads=2,
+        needless=False,
+        rivals=False,
+        script=_LATER_THAN_THE_TABLES,
     ),
 )
 

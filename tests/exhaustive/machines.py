@@ -25,7 +25,7 @@ from im_actors.core.owner import Phase
 from tests.exhaustive import rules
 from tests.exhaustive.bounds import RULES, Bounds
 from tests.exhaustive.names import DISKS, OWNERS, REPLICAS, Exchange, Things, all_exchanges
-from tests.exhaustive.owner_node import step
+from tests.exhaustive.owner_node import may_drop, step
 from tests.exhaustive.replica_node import Broken, ReplicaNode
 
 Label = tuple[Any, ...]
@@ -109,7 +109,7 @@ class Machines:
             elif event[0] == "ticked":
                 found = node.ticked(event[1])
             elif event[0] == "does":
-                found = node.task_done()
+                found = node.task_done(event[1])
             else:
                 found = node.restarted()
             after = self.things.number_of(_normal(node))
@@ -160,10 +160,10 @@ class Machines:
         events: list[Any] = [
             (("gets", item), ("item", item)) for item in self.things.sets[course.requests]
         ]
-        if facts.tasks:
-            events.append((("does",), ("does",)))
+        events += [(("does", kind), ("does", place)) for place, kind in facts.tasks]
+        sources = min(self.bounds.sources, self.count - 1)
         if facts.backfills:
-            events += [(("backfills", i), ("ticked", i)) for i in range(self.count - 1)]
+            events += [(("backfills", i), ("ticked", i)) for i in range(sources)]
         if course.crashes < crashes:
             events.append((("restarts",), ("restarted",)))
         for label, event in events:
@@ -219,6 +219,8 @@ class Machines:
             return False
         if kind is Seal:
             return not living or self.owner_facts(owner).phase is not Phase.SEALING
+        if facts.applied_lsn < facts.held[-1][1] and self.bounds.loads:
+            return False
         last_epoch = facts.epochs[-1][0] if facts.epochs else 0
         needs = any(self.things.trees[out[2]][2][0] is Need for out in outs)
         return last_epoch == epoch and not needs
@@ -275,9 +277,11 @@ class Machines:
     @staticmethod
     def _tells_nothing(facts: rules.OwnerFacts, replica: str, answer: Any) -> bool:
         """What an Appended tells beside the durable lsn decides only when records are sent again,
-        and a Need below it was overtaken."""
+        or a session is forgotten; and a Need below it was overtaken."""
         durable, complete = facts.durable.get(replica, (1 << 62, True))
         if isinstance(answer, Appended):
+            if answer.applied_lsn > facts.applied.get(replica, answer.applied_lsn):
+                return False
             old = answer.durable_lsn < durable
             return old or (answer.durable_lsn, answer.complete) == (durable, complete)
         return isinstance(answer, Need) and answer.from_lsn <= durable
@@ -317,6 +321,9 @@ class Machines:
             if owner.phase is Phase.SERVING and owner._tell_commit_ms is not None:
                 # What may be said at any time may as well be said at once.
                 effects += step(owner, ("due", "commit"))
+            if self.bounds.spare_links and may_drop(owner):
+                # Likewise: a former member's link may come up at any time.
+                effects += step(owner, ("spare up",))
         except Exception as error:
             return (_as_broken(error), ()), False
         chosen = phase is Phase.SEALING and owner.phase is not Phase.SEALING

@@ -82,7 +82,7 @@ _TWO_OWNERS = (
     r"^p submit 2$",
     r"^q take",
     r"^q \[A gets q1's Seal\(epoch=2\)\] hears A's Sealed\([^[]*\)"
-    r" \[B gets q1's Seal\(epoch=2\)\] hears B's Sealed\([^[]*\) due$",
+    r" \[B gets q1's Seal\(epoch=2\)\] hears B's Sealed\([^[]*\) due attempt$",
     r"^q \[D gets q1's Seal\(epoch=2\)\] hears D's",
     r"^q hears A's Prepared.*hears B's Prepared.*hears D's Prepared",
     r"^q .*hears A's Appended.*hears B's Appended.*hears D's Appended.*swap",

@@ -34,6 +34,23 @@ def new_owner(
     return owner
 
 
+def forgets(owner: SlotOwner) -> bool:
+    """Whether it may forget the one session."""
+    return owner.serving.limits.sessions_max == 0
+
+
+def may_drop(owner: SlotOwner) -> bool:
+    """Whether it tells former members to delete what they have, as soon as it hears of one."""
+    told = owner._dropped_for == owner.epoch
+    return (
+        owner.phase is Phase.SERVING and not told and owner._all_complete() and bool(_spares(owner))
+    )
+
+
+def _spares(owner: SlotOwner) -> list[Member]:
+    return [info.member for info in owner._replicas if info.member not in owner.members]
+
+
 def send_of(n: int) -> Send:
     return Send((SESSION, DEVICE, n), SESSION, DEVICE, n, int(EventKind.MESSAGE), b"%d" % n)
 
@@ -41,12 +58,16 @@ def send_of(n: int) -> Send:
 def step(owner: SlotOwner, event: Any) -> list[Any]:
     """Let the machine take in ``event``; the effects that matter, in order."""
     if event[0] == "due":
-        _let_go_off(owner, event[1])
+        _let_go_off(owner, *event[1:])
         event = own.Tick()
     elif event[0] == "take":
         event = own.Take("", force=True)
     elif event[0] == "submit":
         event = own.Submitted([send_of(event[1])])
+    elif event[0] == "spare up":
+        event = own.MemberUp(_spares(owner)[0])
+    elif event[0] == "asked":
+        event = own.HeadsAsked("reader", (SESSION,))
     else:
         event = event[1]
     effects = owner.handle(event, NOW_MS)
@@ -54,7 +75,7 @@ def step(owner: SlotOwner, event: Any) -> list[Any]:
     return [out for effect in effects for out in _carry_out(effect)]
 
 
-def _let_go_off(owner: SlotOwner, alarm: str) -> None:
+def _let_go_off(owner: SlotOwner, alarm: str, turn: int = 0) -> None:
     if alarm == "attempt":
         owner._due_ms = NOW_MS
         if owner.phase is Phase.SEALING and owner.attempt is not None:
@@ -63,7 +84,9 @@ def _let_go_off(owner: SlotOwner, alarm: str) -> None:
         owner._tell_commit_ms = NOW_MS
     elif alarm == "lookup":
         for lookup in owner._lookups.values():
-            lookup.due_ms = NOW_MS
+            lookup.due_ms, lookup.tries = NOW_MS, turn
+    elif alarm == "idle":
+        owner._evict_ms = NOW_MS
 
 
 def _forget_what_does_not_matter(owner: SlotOwner) -> None:
@@ -74,9 +97,13 @@ def _forget_what_does_not_matter(owner: SlotOwner) -> None:
     owner._evict_ms = NOW_MS + 1
     owner._resend_ms = None
     for state in owner.members.values():
-        state.applied_lsn = state.commit_lsn = state.needs = 0
+        state.commit_lsn = state.needs = 0
+        if not forgets(owner):
+            state.applied_lsn = 0
     for lookup in owner._lookups.values():
         lookup.tries = 0
+    for session in owner.serving.sessions.values():
+        session.used_ms = 0
     for event in owner.serving.pending.values():
         # Resends of one key are alike: they get the same answer.
         event.waiters = event.waiters[:1]
@@ -100,6 +127,8 @@ def _carry_out(effect: Any) -> list[Any]:
         case own.Published(_, events):
             decoded = [decode_event(event.data) for event in events]
             return [("published", e.session, e.seq, e.device, e.n) for e in decoded]
+        case own.HeadsKnown(_, heads):
+            return [("head", seq) for _, seq in heads]
         case own.Alarm(_, text):
             raise Broken(f"alarm of an owner: {text}")
     return []

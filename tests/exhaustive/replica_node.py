@@ -117,9 +117,19 @@ class ReplicaNode:
         self.log.backfill_due_ms, self.log.backfill_source = 0, source
         return self._handle(rep.Tick())
 
-    def task_done(self) -> list[Any]:
-        kind, argument = self.tasks.pop(0)
+    def task_done(self, place: int) -> list[Any]:
+        kind, argument = self.tasks.pop(place)
+        if kind == "drop":
+            # What had not begun to be applied before the deletion is forgotten with it.
+            self.tasks = self.tasks[place:]
         return self._do_task(kind, argument)
+
+    def tasks_at_hand(self) -> list[tuple[int, str]]:
+        """What history may do next. It does one thing after the other, but committed records wait
+        to be applied together, and what is asked for later may be done before them."""
+        kinds = [kind for kind, _ in self.tasks]
+        first = next((place for place, kind in enumerate(kinds) if kind != "apply"), len(kinds))
+        return [(place, kinds[place]) for place in {0, first} if place < len(kinds)]
 
     def restarted(self) -> list[Any]:
         """The process ended; it comes back with what the disk holds."""

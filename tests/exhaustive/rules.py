@@ -12,6 +12,7 @@ from typing import Any
 
 from im_actors.core.model import decode_event, record_events
 from im_actors.core.owner import Phase, SlotOwner
+from tests.exhaustive.owner_node import forgets
 from tests.exhaustive.replica_node import Broken, ReplicaNode
 
 Entry = tuple[int, int, tuple[tuple[int, str, int], ...]]
@@ -42,7 +43,7 @@ class ReplicaFacts:
     complete: bool
     epochs: tuple[Any, ...]
     backfills: bool
-    tasks: int
+    tasks: list[tuple[int, str]]
 
     def holds(self, lsn: int) -> bool:
         return any(first <= lsn <= last for first, last in self.held)
@@ -59,8 +60,8 @@ def replica_facts(node: ReplicaNode, check: bool) -> ReplicaFacts:
         [list(stretch) for stretch in log.held] if log else [[1, 0]],
         log.complete if log else True,
         log.epochs if log else (),
-        log is not None and not log.complete and not log.drain_lsn and not log.backfill_storing,
-        len(node.tasks),
+        log is not None and not log.complete and not log.backfill_storing,
+        node.tasks_at_hand(),
     )
     if check:
         _own_log(facts)
@@ -128,9 +129,14 @@ class OwnerFacts:
     commit_lsn: int
     members: tuple[str, ...]
     durable: dict[str, tuple[int, bool]]
+    applied: dict[str, int]
+    """What members have said of their tables; of no member when nothing depends on it."""
     loaded: tuple[tuple[str, int, tuple[tuple[str, int], ...]], ...]
     waiting: tuple[int, ...]
     lookups: frozenset[int]
+    loads: int
+    asked: bool
+    """Somebody waits for a session's head."""
     promised_max: int
     alarms: tuple[str, ...]
 
@@ -146,9 +152,11 @@ def owner_facts(owner: SlotOwner) -> OwnerFacts:
         *(owner.me, owner.phase, owner.epoch, owner.commit_lsn),
         tuple(member.replica for member in owner.members),
         {m.replica: (s.durable_lsn, s.complete) for m, s in owner.members.items()},
+        {m.replica: s.applied_lsn for m, s in owner.members.items() if forgets(owner)},
         tuple(sessions),
         tuple(send.n for sends in owner.serving.waiting.values() for send in sends),
         frozenset(owner._lookups),
+        *(owner._lookup_number, bool(owner._heads)),
         owner._promised_max,
         tuple(name for name, due in alarms if due is not None),
     )
@@ -199,6 +207,13 @@ def acked(ledger: Ledger, device: str, n: int, seq: int) -> None:
     """I5: every ACK for a key names the key's one committed seq; I1: and nothing else is ACKed."""
     if not any((seq, device, n) in entry[2] for entry in ledger):
         raise Broken(f"I5: {device} {n} is acked as {seq}; committed are {ledger}")
+
+
+def told_head(ledger: Ledger, seq: int) -> None:
+    """I7: no head that is told is above the commit point."""
+    last_seq = max((event[0] for entry in ledger for event in entry[2]), default=0)
+    if seq > last_seq:
+        raise Broken(f"I7: seq {seq} is told as the head; committed are {ledger}")
 
 
 def knows_its_sessions(owner: OwnerFacts, ledger: Ledger) -> None:

@@ -20,7 +20,8 @@ Of steps whose order nobody can see only one order is explored:
   like an owner that was slow to call.
 
 Not explored: links that owners notice to be up or down, records that are sent again on an alarm
-(the network repeats them anyway), sessions that are forgotten, followers and readers.
+(the network repeats them anyway), followers and readers; and only where the bound says so, links to
+spares that come up (``Bounds.spare_links``) and sessions that are forgotten (``Bounds.loads``).
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class Space(Machines):
             ReplicaNode(
                 *(m.replica, m.disk),
                 tuple(other.replica for other in self.members if other != m),
-                bounds.lazy_history,
+                m.replica in bounds.lazy,
             )
             for m in self.members
         ]
@@ -97,7 +98,8 @@ class Space(Machines):
         if known is None:
             bounds = self.bounds
             settings = own.OwnerSettings(copy_records_max=bounds.copy_records)
-            limits = ServingLimits(records_in_flight_max=bounds.flights)
+            sessions_max = 0 if bounds.loads else 1
+            limits = ServingLimits(records_in_flight_max=bounds.flights, sessions_max=sessions_max)
             owner = new_owner(name, self.members, settings, limits)
             known = self._idle[name] = self.things.number_of(owner)
         return known
@@ -117,7 +119,7 @@ class Space(Machines):
         for label, after in self.successors(state):
             if isinstance(after, Broken):
                 raise after
-            calm = label[0] == "owner" and type(label[2]) is tuple and label[-1] != "due"
+            calm = label[0] == "owner" and type(label[2]) is tuple and "due" not in label
             phases = [self.owner_facts(after[OWNER + i]).phase for i in range(len(OWNERS))]
             if calm and Phase.WAITING not in phases and Phase.HALTED not in phases:
                 return after
@@ -247,6 +249,17 @@ class Space(Machines):
             for n in range(1, bounds.records + 1):
                 if n not in facts.waiting:
                     yield ("submit", n)
+            if bounds.loads:
+                yield from self._forgetting(facts)
+
+    def _forgetting(self, facts: rules.OwnerFacts) -> Iterator[Any]:
+        """What may happen to an owner's knowledge of its session."""
+        if facts.loads < self.bounds.loads:
+            yield ("due", "idle")
+        if not facts.asked:
+            yield ("asked",)
+        for turn in range(len(facts.members)) if facts.lookups else ():
+            yield ("due", "lookup", turn)
 
     def _hearings(self, state: State, index: int) -> Steps:
         """The owner hears answers. Those that it only remembers are heard just before the one that
@@ -256,9 +269,9 @@ class Space(Machines):
         waiting: list[tuple[State, int, Label]] = [(state, 0, ())]
         for at, least, heard in waiting:
             before = at[place]
-            if heard and self.owner_facts(before).phase is Phase.SEALING:
-                for after, outs in self._owner_step(before, ("due", "attempt")):
-                    label = ("owner", index, *heard, "due")
+            for event in self._decided_by(before) if heard else ():
+                for after, outs in self._owner_step(before, event):
+                    label = ("owner", index, *heard, *event)
                     yield from self._carried(label, at, index, after, outs)
             for replica, item, did, come in self._at_hand(at, index, least):
                 for after, outs in self._owner_step(before, ("item", item)):
@@ -276,6 +289,14 @@ class Space(Machines):
                     if then not in seen:
                         seen.add(then)
                         waiting.append((then, replica, label))
+
+    def _decided_by(self, number: int) -> Iterator[Any]:
+        """What may happen to an owner without a message, and depends on what it remembers."""
+        facts = self.owner_facts(number)
+        if facts.phase is Phase.SEALING:
+            yield ("due", "attempt")
+        if facts.phase is Phase.SERVING and facts.loads < self.bounds.loads:
+            yield ("due", "idle")
 
     def _at_hand(
         self, state: State, index: int, least: int
@@ -350,7 +371,9 @@ class Space(Machines):
 
     def _outcome(self, new: list[int], out: Any) -> None:
         ledger = self.things.trees[new[LEDGER]]
-        if out[0] == "published":
+        if out[0] == "head":
+            rules.told_head(ledger, out[1])
+        elif out[0] == "published":
             rules.acked(ledger, out[3], out[4], out[2])
         elif out[2] == 0:
             rules.acked(ledger, out[1][1], out[1][2], out[3])

@@ -17,6 +17,7 @@ STATES_MIN = {
     "quick-view-store": 2_000,
     "quick-late-acks": 200,
     "quick-live-owner": 800,
+    "quick-forgetting": 800,
 }
 """Fewer would mean that the explorer does not look any more."""
 QUICK_CASES = ("promise-in-memory", "measure-before-promising", "no-epoch-start")

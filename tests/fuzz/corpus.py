@@ -27,6 +27,8 @@ INSIDE: tuple[Any, ...] = (
     m.Prepare(3, 7, 9, 1, ((1, 1), (7, 8))),
     m.Prepared(3, 7, 9),
     m.Append(3, 7, 7, 7, 7, RECORDS),
+    m.Append(3, 7, 8, 7, 8, RECORDS[1:]),
+    m.Committed(3, 7, 9),
     m.Appended(3, 7, 9, 8, 8, True),
     m.Need(3, 7, 5),
     m.Fetch(3, 7, 1, 9, 65536, True),
@@ -42,7 +44,17 @@ INSIDE: tuple[Any, ...] = (
     m.FindEvent(3, 7, 4, 8, "team", 4),
     m.EventFound(3, 7, 4, True, 4, 99 << 22, 1, "alice/phone"),
 )
-"""One of each message of the core that travels between actors."""
+"""One of each message of the core that travels between actors, two of appends."""
+COLUMNS: tuple[Any, ...] = tuple(
+    message
+    for several in (
+        [m.Append(s, 7, 8, 7, 8, (make_record(s, 9, 7, [EVENT]),)) for s in (1, 2)],
+        [m.Committed(s, 7, 9) for s in (3, 4)],
+        [m.Appended(s, 7, 9, 8, 8, s == 1) for s in (1, 2)],
+    )
+    for message in several
+)
+"""Of these several in a row travel together."""
 
 
 def decoded(frame: bytes) -> list[Any]:
@@ -56,6 +68,7 @@ FROM_CLIENTS = [message for message in PROTOCOL if message[0] < 64]
 BETWEEN_ACTORS: list[list[Any]] = [
     *(decoded(pack_inside(InsideType.REQUESTS, [one])) for one in INSIDE),
     decoded(pack_inside(InsideType.ANSWERS, INSIDE)),
+    decoded(pack_inside(InsideType.REQUESTS, COLUMNS)),
 ]
 HANDSHAKE: list[list[Any]] = [
     [int(LinkType.HELLO), LINK_VERSION, "gateway", "gateway-1", "gateway-1.5", b"n" * NONCE_BYTES],

@@ -12,6 +12,7 @@ import random
 import tempfile
 import time
 import traceback
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def plausible(rng: random.Random, address: str) -> list[Any]:
     number = a_number(rng)
     start = a_number(rng)
     run = [an_event(rng, session, min(start + i, 2**64 - 1), address) for i in range(3)]
-    match rng.randrange(8):
+    match rng.randrange(11):
         case 0:
             return [m.ACK, [[session, number, a_number(rng), a_number(rng), 3, a_number(rng)]]]
         case 1:
@@ -70,15 +71,45 @@ def plausible(rng: random.Random, address: str) -> list[Any]:
         case 2:
             return [m.EVENTS, number, session, a_number(rng), rng.choice((0, 0, 0, 200, 300)), run]
         case 3:
-            return [m.HEADS, [[session, number], [rng.choice(SESSIONS), a_number(rng)]]]
+            refused = [rng.choice(SESSIONS), 0, rng.choice((0, 111, a_number(rng)))]
+            return [m.HEADS, [[session, number], [rng.choice(SESSIONS), a_number(rng)], refused]]
         case 4:
             return [m.PUSH, run]
         case 5:
             return [m.ERROR, rng.choice((200, 201, 121, 110, 303, a_number(rng))), "no"]
         case 6:
             return [m.SERVER_BYE, "bye", rng.choice((0, 5))]
+        case 7:
+            return [
+                m.SIGNALED,
+                [[session, "bob", rng.choice(("typing", "x")), rng.choice((True, []))]],
+            ]
+        case 8 | 9:
+            code = rng.choice((0, 0, 0, 0, 100, 200, a_number(rng)))
+            return [m.ANSWER, number, code, "no", a_value(rng, session)]
         case _:
             return [m.PONG, number]
+
+
+def a_value(rng: random.Random, session: str) -> Any:
+    """Of some query, mostly of the right form."""
+    version = a_number(rng)
+    row = [
+        session, version, *(a_number(rng) for _ in range(4)), "bob", "hi", a_number(rng),
+        rng.choice((None, [0, 9, 1, [[4, 4]]], [a_number(rng), a_number(rng), a_number(rng), []])),
+        *(a_number(rng) for _ in range(4)), "", "",
+    ]  # fmt: skip
+    values = (
+        [version, [row, row], rng.choice((None, "next")), a_number(rng)],
+        [version, [row], rng.random() < 0.5],
+        [version, rng.choice((row, None))],
+        [version, a_number(rng)],
+        [[a_number(rng), a_number(rng), rng.choice((2, 3)), rng.choice((None, b"new"))]],
+        [version, [["phone", "about", a_number(rng), True]]],
+        [version, "title", "bob", a_number(rng), "owner", True, 0, a_number(rng)],
+    )
+    value = rng.choice(values)
+    return value if rng.random() < 0.9 else mutated_message(rng, [0, value])[-1]
 
 
 def a_welcome(rng: random.Random) -> list[Any]:
@@ -94,6 +125,7 @@ class Liar:
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
+        self._asked = [3]
         self.said = 0
 
     async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -102,14 +134,26 @@ class Liar:
             async with asyncio.timeout(2):
                 address = await self._hello(reader)
                 writer.write(self._first(address))
-                for _ in range(rng.randint(0, 12)):
-                    writer.write(self._something(address))
-                    self.said += 1
-                    await writer.drain()
-                    await asyncio.sleep(rng.choice((0, 0, 0.01)))
+                listening = asyncio.create_task(self._listen(reader))
+                try:
+                    for _ in range(rng.randint(0, 12)):
+                        writer.write(self._something(address))
+                        self.said += 1
+                        await writer.drain()
+                        await asyncio.sleep(rng.choice((0, 0, 0.01)))
+                finally:
+                    listening.cancel()
         writer.close()
         with contextlib.suppress(OSError):
             await writer.wait_closed()
+
+    async def _listen(self, reader: asyncio.StreamReader) -> None:
+        """Remember which queries wait for an answer, so that some get one."""
+        decoder = FrameDecoder()
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(1 << 16):
+                asked = [message for message in decoder.feed(data) if message[0] == m.QUERY]
+                self._asked = [*self._asked, *(message[1] for message in asked)][-8:]
 
     async def _hello(self, reader: asyncio.StreamReader) -> str:
         decoder = FrameDecoder()
@@ -129,6 +173,8 @@ class Liar:
     def _something(self, address: str) -> bytes:
         rng = self._rng
         message = plausible(rng, address)
+        if message[0] == m.ANSWER:
+            message[1] = rng.choice(self._asked)
         if message[0] == m.SERVER_BYE:
             # An odd one is obeyed: never to come back, or in a million years.
             return frame_of(message)
@@ -205,10 +251,11 @@ async def _talk(
             await client.send(session, "x")
         with contextlib.suppress(Exception):
             await client.history("team", limit=3)
+        await _use(client)
         await asyncio.sleep(0.02)
     front.gateway = cluster.node("gateway-1").host, cluster.node("gateway-1").port
     # A session of which no lie was told: what was lied about may be a conflict for ever.
-    sent = await client.send(f"true-{seed}", "arrives")
+    sent = await client.send(f"true-{seed}", "x")
     while sent.ack is None:
         # The last refusal of the liar is told until the client is in.
         with contextlib.suppress(ImError):
@@ -218,6 +265,25 @@ async def _talk(
     for reader in readers:
         reader.cancel()
     await asyncio.gather(*readers, return_exceptions=True)
+
+
+async def _use(client: Client) -> None:
+    """Everything that a list on a screen needs. What it is told may be nonsense, and is an error of
+    ours then."""
+    asked: tuple[Callable[[], Awaitable[Any]], ...] = (
+        client.conversations,
+        client.unread,
+        client.devices,
+        lambda: client.mark_read("other", 1),
+        lambda: client.conversation("team"),
+        lambda: client.receipts("team", 1),
+        lambda: client.groups.info("g"),
+        lambda: client.groups.members("g"),
+    )
+    found = await asyncio.gather(*(ask() for ask in asked), return_exceptions=True)
+    odd = [error for error in found if isinstance(error, Exception)]
+    assert all(isinstance(error, ImError) for error in odd), odd
+    client.who_types("team")
 
 
 async def _read(client: Client, session: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from im_actors.errors import ImError, ProtocolViolation
 from im_actors.net import link_connection as lc
 from im_actors.net import link_server
-from im_actors.wire import answers, messages
+from im_actors.wire import answers, messages, queries
 from im_actors.wire.codec import HEADER_BYTES, FrameDecoder, encode_frame
 from im_actors.wire.limits import CLIENT_ARRAY_ITEMS_MAX, Limits
 from im_actors.wire.links import InsideType, pack_inside, read_inside
@@ -29,6 +29,8 @@ CHECKS: dict[int, Callable[[list[Any]], Any]] = {
     messages.PULL: lambda message: messages.check_pull(message, LIMITS),
     messages.PING: messages.check_ping,
     messages.BYE: messages.check_bye,
+    messages.QUERY: lambda message: queries.check_arguments(queries.check_query(message)),
+    messages.SIGNAL: queries.check_signal,
 }
 READERS: dict[int, Callable[[list[Any]], Any]] = {
     messages.WELCOME: answers.read_welcome,
@@ -40,7 +42,18 @@ READERS: dict[int, Callable[[list[Any]], Any]] = {
     messages.SERVER_BYE: answers.read_bye,
     messages.HEADS: answers.read_heads,
     messages.PUSH: answers.read_push,
+    messages.ANSWER: lambda message: _value(queries.read_answer(message)),
+    messages.SIGNALED: queries.read_signaled,
 }
+
+
+def _value(answer: queries.Answer) -> None:
+    """The value of an answer, read as that of every query, and so is each row of it."""
+    rows = answer.value[1] if type(answer.value) is list and len(answer.value) > 1 else []
+    for value in (answer.value, *(rows if type(rows) is list else ())):
+        for read in (queries.read_row, queries.read_overlays):
+            with contextlib.suppress(ImError):
+                read(value)
 
 
 def pieces(data: bytes) -> Iterator[bytes]:

@@ -137,6 +137,30 @@ async def test_too_fast_is_told_when_to_come_back() -> None:
         assert 0 < retry_after_ms <= 100
 
 
+async def test_who_is_overloaded_and_goes_on_is_not_read_from_for_a_while() -> None:
+    async with cluster(outstanding_per_connection=128, asks_per_s=1, asks_burst=30) as c:
+        client, other = await c.client(), await c.client("bob")
+        c.shards[0].silent = True
+        await client.send(text("team", *range(1, 129)), *[text("team", n) for n in range(129, 140)])
+        (connection,) = [x for x in c.gateway._connections if x.address.startswith("alice")]
+        await eventually(lambda: not connection._transport.is_reading())
+        await client.until(lambda: len(client.rows(m.NACK)) == 4)
+        assert all(row[2] == Overloaded.code and row[3] > 0 for row in client.rows(m.NACK))
+        await other.send(text("team", 1))
+        await eventually(lambda: len(c.shards[0].submitted) == 129)
+        assert len(client.rows(m.NACK)) == 4
+
+
+async def test_a_full_gateway_says_that_it_is_full_and_not_that_the_client_is_too_fast() -> None:
+    limits = {"outstanding_per_connection": 128, "outstanding_rows_max": 128}
+    async with cluster(sends_per_s=1, sends_burst=128, **limits) as c:
+        client = await c.client()
+        c.shards[0].silent = True
+        await client.send(text("team", *range(1, 129)), text("team", 129))
+        await client.until(lambda: client.rows(m.NACK))
+        assert client.rows(m.NACK)[0][2] == Overloaded.code
+
+
 async def test_too_many_without_an_answer() -> None:
     async with cluster(outstanding_per_connection=200) as c:
         client, other = await c.client(), await c.client("bob")

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from im_actors.core import replica as rep
 from im_actors.core.messages import Append, Drop, Prepare, Seal
 from im_actors.core.model import (
@@ -147,17 +149,60 @@ async def test_a_slot_that_begins_anew_does_not_show_what_a_read_had_brought_in(
 
 async def test_a_slot_that_begins_anew_is_not_trimmed_by_its_past(tmp_path: Path) -> None:
     failures: list[Exception] = []
-    node = await started(tmp_path, failures, apply_every_ms=1)
-    node._trim_due = float("inf")
+    node = await started(tmp_path, failures, apply_every_ms=1, trim_every_ms=3_600_000)
     ask(node, [*life(1, 1), Append(SLOT, 1, 1, 1, 1, ())])
     await until(lambda: node._storage.history.applied() == {SLOT: 1} and not node._applying)
     ask(node, [Drop(SLOT, 1, View(SLOT, 1, 1, "o1", ELSEWHERE))])
     await until(lambda: node.machine.logs[SLOT].dropping is None)
     ask(node, life(2, 2))
     await until(lambda: node._storage.journal.lsns(SLOT) == [1] and not node._writing)
-    node._trim_due = 0
-    node._trim_if_due()
+    node._trim()
     await asyncio.gather(*node._tasks)
     assert node._storage.journal.lsns(SLOT) == [1]
+    await node.stop()
+    assert not failures
+
+
+async def test_what_is_staged_in_parts_is_trimmed_in_parts_of_a_bounded_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("im_actors.server.replica.TRIMS_MAX", 2)
+    never = 3_600_000
+    failures: list[Exception] = []
+    node = await started(
+        tmp_path, failures, apply_every_ms=never, stage_every_ms=never, trim_every_ms=never
+    )
+    ask(node, life(1, 1))
+    for lsn in range(2, 6):
+        ask(node, [append(1, lsn, lsn - 1), commit(1, lsn)])
+        await until(lambda lsn=lsn: node._queue.backlog() == lsn)
+        node._stage()
+    assert node._storage.history.applied() == {}
+    node._apply()
+    await until(lambda: node.machine.logs[SLOT].applied_lsn == 5)
+    assert [upto[SLOT] for upto in node._trims] == [2, 5]
+    assert node._storage.journal.lsns(SLOT) == [1, 2, 3, 4, 5]
+    node._trim()
+    await asyncio.gather(*node._tasks)
+    assert node._storage.journal.lsns(SLOT) == [3, 4, 5]
+    await node.stop()
+    assert not failures
+
+
+async def test_more_than_enough_waiting_lets_history_go_on_without_rests(tmp_path: Path) -> None:
+    never = 3_600_000
+    failures: list[Exception] = []
+    node = await started(
+        tmp_path, failures, apply_every_ms=never, stage_every_ms=never, apply_bytes=1
+    )
+    node._applying = True
+    ask(node, [*life(1, 1), append(1, 2, 1), commit(1, 2)])
+    await until(lambda: node._hurried)
+    assert node._storage.pacer._hurry.is_set()
+    node._applying = False
+    node._apply_soon()
+    await until(lambda: node.machine.logs[SLOT].applied_lsn == 2)
+    assert not node._hurried
+    assert not node._storage.pacer._hurry.is_set()
     await node.stop()
     assert not failures

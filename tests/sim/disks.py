@@ -22,10 +22,11 @@ from im_actors.core.messages import (
 from im_actors.core.model import (
     Event,
     Record,
-    body_checksum,
     decode_event,
     record_events,
+    record_index,
     record_intact,
+    unpack_sends,
 )
 from im_actors.core.storage_ops import CutRecords, DropSlot, StoreMeta, StoreRecords
 from im_actors.errors import CorruptData
@@ -47,17 +48,20 @@ class Row(NamedTuple):
     event: Event
     data: bytes
     checksum: int
+    """Of the body that was sent, which the owner may have changed."""
     facts: tuple[Fact, ...]
 
 
 @lru_cache(maxsize=20_000)
 def rows_of(payload: bytes) -> tuple[Row, ...]:
     """The events of a record. Three replicas read the same bytes, so they are decoded once."""
+    sends = [sent for part in record_index(payload).parts for sent in unpack_sends(part[3])]
+    checksums = {sent.position: sent.checksum for sent in sends}
     rows = []
-    for data in record_events(payload):
+    for position, data in enumerate(record_events(payload)):
         event = decode_event(data)
-        checksum = body_checksum(event.kind, event.body)
-        rows.append(Row(event, data, checksum, tuple(fact_model.said_by(event))))
+        said = tuple(fact_model.said_by(event))
+        rows.append(Row(event, data, checksums[position], said))
     return tuple(rows)
 
 

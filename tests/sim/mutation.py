@@ -19,7 +19,7 @@ from types import CodeType, ModuleType
 from typing import Any
 
 SIMULATION = "simulation"
-EXHAUSTIVE, FIRE, TEST = "exhaustive", "fire", "test"
+EXHAUSTIVE, FIRE = "exhaustive", "fire"
 FOUND = 3
 """The exit code of a check that has found something, and not only broken down."""
 INSTALLED = "IM_ACTORS_MUTANT"
@@ -48,9 +48,8 @@ class Mutant:
     """The rule in words, with its section of the design."""
     edits: tuple[Edit, ...]
     by: str = SIMULATION
-    """Who must notice: the simulation, ``exhaustive`` with the name of a configuration, ``fire``
-    with the kind of store and the part of ``tests.storage.fire``; and for the few situations that
-    none of these meets, ``test`` with what pytest is told to run."""
+    """Who must notice: the simulation, ``exhaustive`` with the name of a configuration, or ``fire``
+    with the kind of store and the part of ``tests.storage.fire``."""
     seeds: int = 40
     """Within so many seeds it must be noticed."""
     known: int | None = None

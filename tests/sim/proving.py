@@ -5,8 +5,7 @@ must find nothing without it, on the same seeds; otherwise the whole result is v
 
 Who notices is said by ``Mutant.by``: the simulation, on one seed after the other; the exhaustive
 check, in one of its configurations; and for the shells that touch real files, which the two do
-without, storage under fire, with one kind of store and of fire. A directed test does it for the few
-that nobody of them meets; their mutants say why.
+without, storage under fire, with one kind of store and of fire.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tests.sim.mutants import MUTANTS, find
-from tests.sim.mutation import EXHAUSTIVE, FIRE, FOUND, SIMULATION, TEST, Mutant
+from tests.sim.mutation import EXHAUSTIVE, FIRE, FOUND, SIMULATION, Mutant
 
 OPERATIONS = 300
 """Client sends per seed."""
@@ -125,8 +124,6 @@ def check_words(by: str) -> list[str]:
     checker, *words = by.split()
     if checker == EXHAUSTIVE:
         return ["tests.exhaustive", "--config", *words]
-    if checker == TEST:
-        return ["pytest", "-q", "-x", "--timeout=60", "-p", "no:cacheprovider", *words]
     assert checker == FIRE, by
     kind, part = words
     return ["tests.storage.fire", "--seeds", "1", "--kind", kind, "--part", part]
@@ -135,8 +132,7 @@ def check_words(by: str) -> list[str]:
 def finding(by: str, done: subprocess.CompletedProcess[str]) -> str | None:
     """What a check found; None when it found nothing, or nothing that says anything of a rule: the
     changed code broke down, or the check did."""
-    # Tests that could not be collected end with another code than 1.
-    if done.returncode != (1 if by.startswith(TEST) else FOUND):
+    if done.returncode != FOUND:
         return None
     *before, last = done.stdout.splitlines()
     text = before[-2].strip() if by.startswith(EXHAUSTIVE) else last

@@ -229,9 +229,9 @@ class SimReplica(Process):
             case rep.SendKey(peer, request):
                 peer(self, self._key_found(request))
             case rep.SendFacts(peer, request):
-                peer(self, self.disk.facts_loaded(request))
+                self._in_history(lambda: self._give(peer, self.disk.facts_loaded(request)))
             case rep.SendEvent(peer, request):
-                peer(self, self.disk.event_found(request))
+                self._in_history(lambda: self._give(peer, self.disk.event_found(request)))
             case rep.DropHistory(slot):
                 world.met("dropped")
                 self._in_history(lambda: self._drop_history(slot))
@@ -287,6 +287,13 @@ class SimReplica(Process):
             world.network.send(sender, self, arrived, reply)
 
         world.network.send(self, source, lambda: source.ask(answer, None, request), request)
+
+    def _give(self, peer: Any, answer: Any) -> None:
+        """Now, or when much has happened since it was true."""
+        if self.world.faults.strikes("slow_load", self.rng):
+            self.later(self.rng.uniform(1, 3_000), lambda: peer(self, answer))
+        else:
+            peer(self, answer)
 
     # -- history -------------------------------------------------------------------------------
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgpack
 
 from im_actors.core import owner as own
 from im_actors.core.directory import Directory, ReplicaAddress, ShardAddress
-from im_actors.core.messages import Append
+from im_actors.core.messages import Append, Appended
 from im_actors.core.model import Member, View
 from im_actors.core.serving import Send
 from im_actors.server.rounds import HOLD_MS, Rounds
@@ -59,7 +60,9 @@ class SimShard(Process):
         self.owners = {}
         for slot in range(world.slots):
             rng = random.Random(self.rng.random())
-            owner = own.SlotOwner(slot, self.incarnation, rng, world.settings, world.limits)
+            decide = partial(world.registers.decide, self, slot)
+            limits = world.limits
+            owner = own.SlotOwner(slot, self.incarnation, rng, world.settings, limits, decide)
             self.owners[slot] = owner
             world.stories.add(self.incarnation, owner.story.story, of_slots=True)
         self.later(self.rng.uniform(1, 20), self._watch_links)
@@ -163,6 +166,13 @@ class SimShard(Process):
             self._rounds.add(slot, sends, self.clock.now)
         self._begin_rounds()
 
+    def serves(self, slot: int) -> bool:
+        return self.owners[slot].phase is own.Phase.SERVING
+
+    def noted(self, slot: int, notes: list[Send]) -> None:
+        """Another server's notes for sessions of this slot."""
+        self._handle(slot, own.Noted(notes))
+
     def _watch(self, end: End, sessions: list[str]) -> None:
         by_slot: dict[int, list[str]] = {}
         for session in sessions:
@@ -180,8 +190,12 @@ class SimShard(Process):
     def _handle(self, slot: int, event: own.OwnerEvent) -> None:
         owner, world = self.owners[slot], self.world
         before = (owner.epoch, owner.commit_lsn)
+        asked = (owner.deadline_ms(), owner.flying, owner.untold)
         effects = owner.handle(event, self.clock.now)
         world.owner_stepped(owner, before)
+        if type(event) is own.ReplicaAnswered and type(event.answer) is Appended and not effects:
+            # The real shell does not ask again then.
+            assert asked == (owner.deadline_ms(), owner.flying, owner.untold), event
         for effect in effects:
             self._carry_out(slot, owner, effect)
         self._flush()

@@ -25,7 +25,7 @@ from im_actors.errors import (
     NewerFormat,
     WrongDirectory,
 )
-from im_actors.storage import client_store
+from im_actors.storage import client_schema, client_statements, client_store
 from im_actors.storage.client_store import (
     CachedEvent,
     ClientStore,
@@ -226,13 +226,13 @@ async def test_a_newer_format_is_refused_and_left_alone(path: Path) -> None:
 
 async def test_a_file_of_the_first_format_is_brought_to_this_one(path: Path) -> None:
     with sqlite3.connect(path) as db:
-        db.executescript(client_store._SCHEMA)
+        db.executescript(client_schema.SCHEMA)
         db.execute("INSERT INTO identity VALUES ('alice', 'phone', 'abc')")
         db.execute("INSERT INTO outbox VALUES (1, 's', 7, 1, x'6869', 5)")
         db.execute("INSERT INTO counters VALUES ('t', 4)")
         db.execute("INSERT INTO cursors VALUES ('s', 3)")
         db.execute("INSERT INTO timeline VALUES ('s', 1, ?)", (encode_event(EVENT),))
-        db.execute(f"PRAGMA application_id = {client_store.APPLICATION_ID}")
+        db.execute(f"PRAGMA application_id = {client_schema.APPLICATION_ID}")
         db.execute("PRAGMA user_version = 1")
     for _ in range(2):
         store, found = await opened(path)
@@ -281,6 +281,41 @@ async def test_a_changed_event_is_not_cached(path: Path) -> None:
     mended = EVENT._replace(session="t")
     store.cache([CachedEvent("t", 1, encode_event(mended))])
     assert await store.events_after("t", 0, 9) == [mended]
+    await store.close()
+
+
+async def test_what_is_kept(path: Path) -> None:
+    store, first = await opened(path)
+    assert first.kept == {}
+    for name in ("a", "b", "c"):
+        store.keep("one", name, name.encode())
+    store.keep("two", "a", b"")
+    await store.flush()
+    store.keep("one", "b", b"new")
+    store.keep("one", "c", None)
+    store.keep("two", "never there", None)
+    await store.close()
+    with sqlite3.connect(path) as db:
+        assert db.execute("UPDATE kept SET value = x'00' WHERE area = 'two'").rowcount == 1
+    store, again = await opened(path)
+    assert again.kept == {"one": {"a": b"a", "b": b"new"}}, "what was changed is not kept"
+    await store.close()
+
+
+async def test_a_file_of_the_second_format_is_brought_to_this_one(path: Path) -> None:
+    with sqlite3.connect(path) as db:
+        db.create_function("guard_of", -1, client_schema.guard_of)
+        db.executescript(client_schema.SCHEMA + client_schema.GUARDS)
+        identity = "'alice', 'phone', 'abc'"
+        db.execute(f"INSERT INTO identity VALUES ({identity}, guard_of({identity}))")
+        db.execute(f"PRAGMA application_id = {client_schema.APPLICATION_ID}")
+        db.execute("PRAGMA user_version = 2")
+    store, found = await opened(path)
+    assert (found.address, found.kept) == ("alice/phone-abc", {})
+    store.keep("area", "name", b"value")
+    await store.close()
+    store, found = await opened(path)
+    assert found.kept == {"area": {"name": b"value"}}
     await store.close()
 
 
@@ -404,7 +439,7 @@ async def test_a_failing_disk_is_reported_once_and_nothing_is_taken_for_saved(
     async def full(*args: object) -> None:
         raise sqlite3.OperationalError("database or disk is full")
 
-    monkeypatch.setattr(client_store, "_transaction", full)
+    monkeypatch.setattr(client_statements, "transaction", full)
     store.save(row(2))
     async with asyncio.timeout(20):
         while not log.failed:
@@ -449,9 +484,11 @@ async def test_a_cancelled_open_lets_go_of_the_file(path: Path) -> None:
 async def test_deleting_by_key_uses_the_index(path: Path) -> None:
     store, _ = await opened(path)
     await store.close()
-    ((sql, values),) = [s for s in client_store._deletes([("s", 1), ("t", 2)]) if "DELETE" in s[0]]
+    ((sql, values),) = [
+        s for s in client_statements.deletes([("s", 1), ("t", 2)]) if "DELETE" in s[0]
+    ]
     with sqlite3.connect(path) as db:
-        db.create_function("guard_of", -1, client_store.guard_of)
+        db.create_function("guard_of", -1, client_schema.guard_of)
         plan = " ".join(str(step) for step in db.execute(f"EXPLAIN QUERY PLAN {sql}", values))
     assert "SEARCH o " in plan, plan
     assert "SCAN outbox" not in plan, plan

@@ -47,6 +47,9 @@ def test_values() -> None:
     assert read[answers.read_events] == answers.Events(1, "team", 1, 0, [EVENT])
     assert read[answers.read_push] == [EVENT, EVENT]
     assert read[answers.read_heads] == [answers.Head("team", 4)]
+    message = received(messages.heads([("team", 4), ("group:g", 0, 111), ("s", 5, 0)]))
+    assert answers.read_heads(message) == [("team", 4), ("s", 5)]
+    assert answers.read_refused(message) == [("group:g", 111)]
     assert read[answers.read_pong] == 4
     assert isinstance(read[answers.read_error], Overloaded)
     assert read[answers.read_bye] == answers.ServerBye("later", 100)

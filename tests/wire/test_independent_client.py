@@ -123,6 +123,7 @@ async def test_welcome_names_the_limits(cluster: LocalCluster) -> None:
         "heartbeat_ms": 10000,
         "pull_events": 500,
         "follow_sessions": 1000,
+        "queries": 8,
     }
 
 

@@ -97,4 +97,5 @@ def test_a_client_survives_strange_limits() -> None:
         "new": [],
         "pull_events": "x",
     }
-    assert heard_limits(later) == Limits()
+    assert heard_limits(later) == Limits(queries=0)
+    assert heard_limits(later | {"queries": 20}) == Limits(queries=20)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from im_actors.core.model import pack
 from im_actors.errors import (
     BadRequest,
     ImError,
@@ -93,6 +94,17 @@ def test_a_void_has_no_body() -> None:
     assert [(nack.n, nack.code) for nack in sends.refused] == [(2, BadRequest.code)]
 
 
+def test_changes_pass_as_they_came() -> None:
+    bodies = [
+        (2, pack([5])),
+        (3, pack([5, b"new"])),
+        (4, pack(["leave", []])),
+        (5, pack(["x", []])),
+    ]
+    entries = [entry(n=n, kind=kind, body=body) for n, (kind, body) in enumerate(bodies, 1)]
+    assert check_send([2, entries], LIMITS) == (entries, [])
+
+
 @pytest.mark.parametrize(
     ("bad", "code"),
     [
@@ -107,6 +119,18 @@ def test_a_void_has_no_body() -> None:
         (entry(n=-1), BadRequest.code),
         (entry(n=2**63), BadRequest.code),
         (entry(kind=2), BadRequest.code),
+        (entry(kind=2, body=b"\x91\x00"), BadRequest.code),
+        (entry(kind=2, body=b"\x92\x05\xc4\x01x"), BadRequest.code),
+        (entry(kind=2, body=b"\x91" * 99), BadRequest.code),
+        (entry(kind=3, body=b"\x91\x05"), BadRequest.code),
+        (entry(kind=3, body=b"\x92\x05\xa1x"), BadRequest.code),
+        (entry(kind=3, body=b"\x92\x05\xc0"), BadRequest.code),
+        (entry(kind=4), BadRequest.code),
+        (entry(kind=4, body=b"\x92\xa0\x90"), BadRequest.code),
+        (entry(kind=5, body=b"\x92\xa4read\x81\x01\x02"), BadRequest.code),
+        (entry(kind=5, body=b"\x93\xa4read\x90\x90"), BadRequest.code),
+        (entry(kind=6), BadRequest.code),
+        (entry(kind=7), BadRequest.code),
         (entry(kind=True), BadRequest.code),
         (entry(kind=1.0), BadRequest.code),
         (entry(kind=[]), BadRequest.code),
@@ -232,7 +256,7 @@ def test_ping_and_bye() -> None:
             check(bad)
 
 
-@pytest.mark.parametrize("kind", [1, 0, 8, 65, 128, -1])
+@pytest.mark.parametrize("kind", [1, 0, 10, 65, 128, -1])
 def test_other_types_are_refused(kind: int) -> None:
     with pytest.raises(ProtocolViolation):
         messages.refuse_type([kind])

@@ -19,18 +19,22 @@ from im_actors.core.model import (
     NAME_BYTES_MAX,
     SESSION_BYTES_MAX,
     Event,
+    EventKind,
     decode_event,
     encode_event,
     key_time_ms,
+    pack,
 )
 from im_actors.errors import BY_CODE
-from im_actors.wire import answers, limits, messages
+from im_actors.wire import answers, limits, messages, queries
+from im_actors.wire.bodies import GROUP_CHANGES, MAILBOX_CHANGES, SENT_KINDS, check_kind_body
 from im_actors.wire.codec import FrameDecoder, encode_frame
 from im_actors.wire.limits import WELCOME_LIMITS, Limits
 from im_actors.wire.messages import MessageType
 
 DOCUMENT = Path(im_actors.wire.__path__[0]) / "PROTOCOL.md"
 BLOCK = re.compile(r"```frame\n(.*?)\n```", re.DOTALL)
+BODY = re.compile(r"```body\n(\d+) (.*?)\n```", re.DOTALL)
 HEX_BYTES_PER_LINE = 24
 
 
@@ -48,6 +52,13 @@ def from_json(value: Any) -> Any:
     if isinstance(value, dict) and set(value) == {"$event"}:
         return encode_event(Event._make(from_json(value["$event"])))
     return value
+
+
+def bodies() -> list[tuple[int, Any, bytes]]:
+    """The kind, what the body says, and its bytes."""
+    found = BODY.findall(DOCUMENT.read_text())
+    parts = [(kind, *block.partition("\n\n")[::2]) for kind, block in found]
+    return [(int(k), from_json(json.loads(text)), bytes.fromhex(data)) for k, text, data in parts]
 
 
 def parse(block: str) -> Example:
@@ -115,6 +126,10 @@ def test_builder_makes_the_example(kind: MessageType) -> None:
         MessageType.SERVER_BYE: lambda: messages.server_bye(*fields),
         MessageType.HEADS: lambda: messages.heads(*fields),
         MessageType.PUSH: lambda: messages.push(*fields),
+        MessageType.QUERY: lambda: queries.query(*fields),
+        MessageType.SIGNAL: lambda: queries.signal(*fields),
+        MessageType.ANSWER: lambda: queries.answer(fields[0], fields[3]),
+        MessageType.SIGNALED: lambda: queries.signaled([queries.Signaled(*r) for r in fields[0]]),
     }
     assert encode_frame(build[kind]()) == example_of(kind).frame
 
@@ -139,6 +154,10 @@ def test_the_receiver_accepts_the_example(kind: MessageType) -> None:
         MessageType.SERVER_BYE: answers.read_bye,
         MessageType.HEADS: answers.read_heads,
         MessageType.PUSH: answers.read_push,
+        MessageType.QUERY: queries.check_query,
+        MessageType.SIGNAL: queries.check_signal,
+        MessageType.ANSWER: queries.read_answer,
+        MessageType.SIGNALED: queries.read_signaled,
     }
     accept[kind](example_of(kind).message)
 
@@ -193,22 +212,80 @@ def test_limits_tables() -> None:
         "reason, detail": str(limits.DETAIL_BYTES_MAX),
         "rows": str(limits.ROWS_PER_FRAME_MAX),
         "array": str(limits.CLIENT_ARRAY_ITEMS_MAX),
+        "name of a query": str(limits.QUERY_NAME_BYTES_MAX),
+        "arguments": str(limits.QUERY_ARGUMENTS_MAX),
+        "answer rows": str(limits.QUERY_ROWS_MAX),
+        "signal": str(limits.SIGNAL_BYTES_MAX),
+        "cursor": str(limits.CURSOR_BYTES_MAX),
+        "label": str(limits.LABEL_BYTES_MAX),
+        "preview": str(limits.PREVIEW_CHARS_MAX),
+        "skips": str(limits.SKIPS_MAX),
     }
+
+
+def test_the_example_query_is_answered_by_the_example_answer() -> None:
+    query = queries.check_query(example_of(MessageType.QUERY).message)
+    assert queries.check_arguments(query) == query.args
+    answer = queries.read_answer(example_of(MessageType.ANSWER).message)
+    assert answer.request == query.request
+    _version, (row,), _cursor, total = answer.value
+    base, last, skipped, ranges = queries.read_row(row).inputs or [0, 0, 0, []]
+    assert skipped == sum(end - start + 1 for start, end in ranges)
+    assert last - base - skipped == total
+
+
+def test_bodies() -> None:
+    found = bodies()
+    assert {kind for kind, _, _ in found} == {k for k in SENT_KINDS if k > EventKind.MESSAGE}
+    for kind, said, data in found:
+        assert pack(said).hex(" ") == data.hex(" ")
+        check_kind_body(kind, data)
+
+
+def test_tables_of_the_user_side() -> None:
+    kinds = table("kind", "name", "body as sent", "in which sessions")
+    assert [(int(row[0]), row[1]) for row in kinds] == [(k.value, k.name) for k in EventKind]
+    assert [int(row[0]) for row in kinds if "servers only" not in row[2]] == list(SENT_KINDS)
+    mailbox = table("what", "arguments", "does")
+    assert [row[0] for row in mailbox] == list(MAILBOX_CHANGES)
+    group = table("what", "arguments", "who may", "does")
+    assert [row[0] for row in group] == list(GROUP_CHANGES)
+    asked = table("what", "arguments", "value")
+    assert {row[0]: row[1] for row in asked} == {
+        what: ", ".join(name for name, _ in checks) for what, checks in queries.QUERIES.items()
+    }
+    signals = table("what", "value", "means")
+    assert [row[0] for row in signals] == list(queries.SIGNALS)
+
+
+def test_the_table_of_a_conversation() -> None:
+    text = DOCUMENT.read_text().partition("A **row** of a conversation")[2]
+    rows = [cells(line) for line in text.splitlines()[4:] if line.startswith("|")]
+    names = [row[0] for row in rows[: len(queries.ConversationRow._fields)]]
+    assert names == list(queries.ConversationRow._fields)
+    flags = ", ".join(f"{flag.value} {flag.name.lower()}" for flag in queries.RowFlag)
+    assert flags in text
 
 
 def write() -> None:
     """Renew the hex of every example."""
 
+    def hex_lines(data: bytes) -> list[str]:
+        step = HEX_BYTES_PER_LINE
+        return [data[i : i + step].hex(" ") for i in range(0, len(data), step)]
+
     def renewed(match: re.Match[str]) -> str:
         rendering = match[1].partition("\n\n")[0]
         frame = encode_frame(from_json(json.loads(rendering)))
-        lines = [
-            frame[i : i + HEX_BYTES_PER_LINE].hex(" ")
-            for i in range(0, len(frame), HEX_BYTES_PER_LINE)
-        ]
-        return "\n".join(["```frame", rendering, "", *lines, "```"])
+        return "\n".join(["```frame", rendering, "", *hex_lines(frame), "```"])
 
-    DOCUMENT.write_text(BLOCK.sub(renewed, DOCUMENT.read_text()))
+    def renewed_body(match: re.Match[str]) -> str:
+        rendering = match[2].partition("\n\n")[0]
+        body = pack(from_json(json.loads(rendering)))
+        return "\n".join([f"```body\n{match[1]} {rendering}", "", *hex_lines(body), "```"])
+
+    text = BLOCK.sub(renewed, DOCUMENT.read_text())
+    DOCUMENT.write_text(BODY.sub(renewed_body, text))
 
 
 if __name__ == "__main__":

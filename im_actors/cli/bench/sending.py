@@ -3,13 +3,15 @@
 The hot path is ``submit`` and ``_acked``. What the server refuses for now goes the way of
 ``Stalled``: nothing more is sent to that session before everything that was sent has its answer and
 the time that the server asked for has passed; then it goes on from the lowest message without ACK.
+So does what is above the messages that may be in flight on this connection: as many as the SDK has,
+half of that after each OVERLOADED, and more again with the ACKs.
 """
 
 from __future__ import annotations
 
 import asyncio
 from array import array
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterator
 from itertools import islice
 from struct import Struct
@@ -17,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from im_actors.cli.bench.wire import Wire, micros
 from im_actors.core.model import COPIES, DEVICE_WINDOW
-from im_actors.errors import ImError, OutOfOrder
+from im_actors.core.outbox import IN_FLIGHT_GROWTH, IN_FLIGHT_ROWS_MAX, IN_FLIGHT_ROWS_MIN
+from im_actors.errors import ImError, OutOfOrder, Overloaded
 from im_actors.wire import messages as m
 from im_actors.wire.codec import FrameDecoder, encode_frame
 
@@ -64,6 +67,12 @@ class Sender(Wire):
         self.number = number
         self.sent: defaultdict[str, array[int]] = defaultdict(_new_entries)
         self.unacked = 0
+        self.flying = 0
+        """Sent, and not answered yet."""
+        self.flying_max = float(IN_FLIGHT_ROWS_MAX)
+        self._eased_until = 0
+        self._ready: deque[str] = deque()
+        """Stalled sessions that wait for nothing but room."""
         self._next_session = draws.__next__
         self._filler = run.filler
         self._entries_max = max(1, min(DEVICE_WINDOW, FRAME_BYTES // load.bytes))
@@ -77,12 +86,16 @@ class Sender(Wire):
         """Send so many messages that are due at this time."""
         sent, next_session, stalled = self.sent, self._next_session, self._stalled
         body = put_stamp(at) + self._filler
-        entries = []
+        entries: list[tuple[str, int, int, bytes]] = []
+        room = int(self.flying_max) - self.flying
         for _ in range(count):
             session = next_session()
             times = sent[session]
             times.append(at)
             if stalled and session in stalled:
+                continue
+            if len(entries) >= room:
+                self._hold_back(session)
                 continue
             entries.append((session, len(times), 1, body))
         self.unacked += count
@@ -97,17 +110,23 @@ class Sender(Wire):
                 answered += len(message[1])
             elif message[0] == m.NACK:
                 self._refused(message[1])
+                self.flying -= len(message[1])
             else:
                 self.rare(message)
         if self._decoder.error is not None:
             self._end(self._decoder.error)
         if answered:
             self.unacked -= answered
+            self.flying -= answered
             run.acked += answered
+            if self.flying_max < IN_FLIGHT_ROWS_MAX:
+                self.flying_max += answered * IN_FLIGHT_GROWTH / self.flying_max
             if run.closed_loop:
                 now = micros()
                 if now < run.ends:
                     self.submit(answered, now)
+        if self._ready:
+            self._fill()
 
     def _acked(self, rows: list[list[Any]]) -> None:
         run, sent, stalled = self.run, self.sent, self._stalled
@@ -129,6 +148,7 @@ class Sender(Wire):
 
     def _write(self, entries: list[tuple[str, int, int, bytes]]) -> None:
         most = self._entries_max
+        self.flying += len(entries)
         if 0 < len(entries) <= most:
             self._transport.write(encode_frame((m.SEND, entries)))
         else:
@@ -153,11 +173,36 @@ class Sender(Wire):
             stalled = self._stalled.get(session)
             if stalled is None:
                 stalled = self._stall(session)
+            if code == Overloaded.code:
+                self._ease(retry_after_ms or RETRY_MS_DEFAULT)
             if code in RETRYABLE:
                 stalled.retry_ms = max(stalled.retry_ms, retry_after_ms or RETRY_MS_DEFAULT)
                 if not retry_after_ms:
                     self.run.without_wait += 1
             self._answered(session, stalled)
+
+    def _ease(self, wait_ms: int) -> None:
+        """Have half as many in flight, once for all that is refused together."""
+        now = micros()
+        if now >= self._eased_until:
+            self._eased_until = now + wait_ms * 1000
+            many = min(self.flying_max, self.flying)
+            self.flying_max = max(many / 2, float(IN_FLIGHT_ROWS_MIN))
+
+    def _hold_back(self, session: str) -> None:
+        """There is no room for the newest message of the session."""
+        stalled = self._stall(session)
+        stalled.sent -= 1
+        stalled.waiting -= 1
+        if not stalled.waiting:
+            self._ready.append(session)
+
+    def _fill(self) -> None:
+        """Go on with what waited for room."""
+        for _ in range(len(self._ready)):
+            if self.flying >= self.flying_max:
+                return
+            self._try_again(self._ready.popleft())
 
     def _stall(self, session: str) -> Stalled:
         """What has no ACK is at the end: a window of ACKs in a row is below all of it."""
@@ -176,14 +221,21 @@ class Sender(Wire):
         stalled.waiting -= 1
         if stalled.waiting:
             return
+        if not stalled.retry_ms:
+            self._ready.append(session)
+            return
         wait_s = stalled.retry_ms / 1000 * self.run.rng.uniform(1.0, 1.2)
         asyncio.get_running_loop().call_later(wait_s, self._try_again, session)
 
     def _try_again(self, session: str) -> None:
         """Send from the lowest message without ACK on, a window full at most."""
+        room = int(self.flying_max) - self.flying
+        if room <= 0:
+            self._ready.append(session)
+            return
         stalled, times = self._stalled[session], self.sent[session]
         missing = (n for n in range(stalled.lowest, len(times) + 1) if times[n - 1] > 0)
-        part = list(islice(missing, DEVICE_WINDOW))
+        part = list(islice(missing, min(room, DEVICE_WINDOW)))
         if not part:
             del self._stalled[session]
             return

@@ -82,7 +82,7 @@ COPIES_OF_OLD = (
         ),
         # A member that was prepared in vain, and that has a second hole before history is through
         # with what lies below the first one.
-        by="test tests/core/test_replica.py -k second_hole",
+        by="exhaustive second-life",
     ),
     mutant(
         "backfill-unchecked",
@@ -105,6 +105,6 @@ COPIES_OF_OLD = (
         Edit(REPLICA, "if log.complete or log.held[0][1] + 1 != first_lsn:", "if log.complete:"),
         # Within one life of a slot here no answer begins above what was filled once. It takes one
         # from before a deletion, in the middle of the next backfill.
-        by="test tests/core/test_replica.py -k backfill_of_another_log",
+        by="exhaustive second-life",
     ),
 )

@@ -107,6 +107,7 @@ KNOWLEDGE = (
         "floor-not-raised",
         "5.4: a forgotten session is loaded from tables that have what it was forgotten with",
         Edit(OWNER, _RAISE_FLOOR, ""),
+        known=68,
         faults=("slow_apply", "stuck_disk", "delay"),
     ),
     mutant(
@@ -114,7 +115,7 @@ KNOWLEDGE = (
         "5.4: a session whose state is being loaded is not forgotten",
         Edit(SERVING, "if settled and idle and name not in busy:", "if settled and idle:"),
         # The answer has to be later than history, a word of it, and the look at idle sessions.
-        by="test tests/core/test_owner.py -k not_forgotten_while",
+        by="exhaustive quick-forgetting",
     ),
     mutant(
         "hole-in-the-journal",

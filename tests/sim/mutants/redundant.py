@@ -70,9 +70,7 @@ REDUNDANT = (
         " one epoch has one owner and one attempt, so that what is there already is the same.",
         edits=(
             Edit(REPLICA, "if epoch_at(log.epochs, prev_lsn) != prev_epoch:", "if False:"),
-            Edit(
-                REPLICA, "if not same_epoch or known not in (None, record.checksum):", "if False:"
-            ),
+            Edit(REPLICA, "if not same_epoch or known not in (None, checksum):", "if False:"),
         ),
         others=(
             Edit(

@@ -49,10 +49,9 @@ _NO_EPOCH_START = (
     ),
     Edit(
         OWNER,
-        "                self.slot, self.epoch, record.lsn - 1, self.epoch, self.commit_lsn,"
-        " (record,)\n",
-        "                self.slot, self.epoch, record.lsn - 1, self._epoch_of(record.lsn - 1),"
-        " self.commit_lsn, (record,)\n",
+        "fields = (self.slot, epoch, record.lsn - 1, epoch, self.commit_lsn, (record,))",
+        "fields = (self.slot, epoch, record.lsn - 1, self._epoch_of(record.lsn - 1),"
+        " self.commit_lsn, (record,))",
     ),
     Edit(
         OWNER,
@@ -279,7 +278,7 @@ TAKEOVERS = (
             "            assert self.attempt is not None\n"
             "            view = self._swap_of(self.attempt)[1]\n",
         ),
-        known=60,
+        known=75,
     ),
     mutant(
         "lost-swap-is-won",
@@ -294,6 +293,7 @@ TAKEOVERS = (
             "if self.views[old.slot] == old:",
             "if self.views[old.slot].epoch == old.epoch:",
         ),
+        known=49,
     ),
     mutant(
         "claim-passes-for-knowledge",
