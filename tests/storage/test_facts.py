@@ -30,6 +30,7 @@ from im_actors.errors import BadRequest, CorruptData, InvariantBroken
 from im_actors.storage import history as history_module
 from im_actors.storage.facts import BY_KEY, BY_RANK, BY_SEQ, SCHEMA, FactTable, fact_guard
 from im_actors.storage.history import History
+from im_actors.storage.steps import STEP_ROWS
 from tests.fact_model import fact_page, facts_of
 from tests.storage.conftest import LogBuilder, quick_directory
 
@@ -176,6 +177,19 @@ def test_an_old_record_that_comes_late_changes_nothing(path: Path, log: Any) -> 
     history.apply(log.batch(1, 1, 1), {})
     assert ask(history, "s", OfKeys(("k",))) == [Fact("k", 3, 3, b"2")]
     assert history.index.facts.staged(1) == 0, "what is written is not kept in memory"
+    history.close()
+
+
+def test_many_facts_of_one_event_are_written_in_steps(path: Path, log: Any) -> None:
+    """Also when a single record says all of them."""
+    log.state(1, "s", *[(f"k{number}", 0, b"") for number in range(20 * STEP_ROWS)])
+    history = History(path)
+    history.stage(log.batch(1), {1: 1})
+    rests: list[None] = []
+    history.rest = lambda: rests.append(None)
+    history.write()
+    assert len(rests) >= 20
+    assert len(joined(all_since(history, "s", 0, 100))) == 20 * STEP_ROWS
     history.close()
 
 
