@@ -22,7 +22,8 @@ from typing import Any
 
 from bench.apply_designs import OTHERS, Batch
 from bench.machine import describe, fsync_us
-from im_actors.core.model import Event, encode_event, make_record, next_key, slot_of
+from im_actors.core.facts import pack_state
+from im_actors.core.model import Event, EventKind, encode_event, make_record, next_key, slot_of
 from im_actors.core.storage_ops import StoreRecords
 from im_actors.storage import history as history_module
 from im_actors.storage.database import Database
@@ -48,7 +49,8 @@ STAGES: tuple[tuple[str, Any, str], ...] = (
 @dataclass(frozen=True)
 class Load:
     """``mixed``: every device sends to every session; otherwise four devices share one, as in
-    ``im-actors bench``."""
+    ``im-actors bench``. ``state_every``: every so many events one says a fact, the row of one of
+    the 200 conversations of a mailbox."""
 
     name: str
     sessions: int = 2_000
@@ -56,6 +58,7 @@ class Load:
     transaction_events: int = 50_000
     mixed: bool = False
     body_bytes: int = 128
+    state_every: int = 0
 
 
 LOADS = (
@@ -66,6 +69,8 @@ LOADS = (
     Load("records of 4", record_events=4),
     Load("one hot session", sessions=1),
     Load("200,000 sessions", sessions=200_000, mixed=True),
+    Load("every tenth event says a fact", state_every=10),
+    Load("every event says a fact", state_every=1),
 )
 
 
@@ -84,6 +89,7 @@ class Owners:
         self.open: list[list[bytes]] = [[] for _ in range(SLOTS)]
         self.turns = [0] * DEVICES
         self.body = b"x" * load.body_bytes
+        self.sent = 0
 
     def batches(self, events: int) -> Iterator[tuple[int, Batch]]:
         """Transactions of committed records, with the number of events in each."""
@@ -113,14 +119,19 @@ class Owners:
         self.last_seq[session] += 1
         self.last_n[session, device] += 1
         self.last_key[slot] = next_key(self.last_key[slot], START_MS, slot)
+        self.sent += 1
+        kind, body = EventKind.MESSAGE, self.body
+        if self.load.state_every and self.sent % self.load.state_every == 0:
+            row = (f"c/direct:alice/{self.rng.randrange(200)}", self.last_key[slot], b"x" * 60)
+            kind, body = EventKind.MAILBOX, pack_state("note", [], [row])
         event = Event(
             self.names[session],
             self.last_seq[session],
             self.last_key[slot],
-            1,
+            int(kind),
             f"bench-{device}/1234abcd",
             self.last_n[session, device],
-            self.body,
+            body,
         )
         self.open[slot].append(encode_event(event))
         return slot

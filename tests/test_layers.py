@@ -17,22 +17,24 @@ MAY = {
     "wire": {"core", "errors"},
     "storage": {"core", "errors"},
     "net": {"wire", "core", "errors"},
-    "gateway": {"net", "storage", "wire", "core", "errors"},
+    "mailbox": {"net", "storage", "wire", "core", "errors"},
+    "gateway": {"mailbox", "net", "storage", "wire", "core", "errors"},
     "client": {"net", "storage", "wire", "core", "errors"},
     "server": {"net", "storage", "wire", "core", "errors"},
-    "actors": {"server", "gateway", "net", "storage", "wire", "core", "errors"},
+    "actors": {"server", "gateway", "mailbox", "net", "storage", "wire", "core", "errors"},
     "testing": {
-        *("proof", "client", "server", "gateway", "net", "storage", "wire", "core", "errors"),
+        *("proof", "client", "server", "gateway", "mailbox"),
+        *("net", "storage", "wire", "core", "errors"),
     },
     "cli": {
         *("proof", "actors", "testing", "client", "server", "gateway"),
-        *("net", "storage", "wire", "core", "errors"),
+        *("mailbox", "net", "storage", "wire", "core", "errors"),
     },
 }
 """Each package and those that it may import, besides itself and ``im_actors`` for its version."""
 RAY_MODULES = {"actors/ray_api.py", "actors/start_hook.py"}
 SDK = {"errors", "core", "wire", "net", "client"}
-EXTRAS = {"ray", "redis", "jwt", "rich", "psutil", "uvloop", "matplotlib"}
+EXTRAS = {"ray", "redis", "jwt", "rich", "psutil", "uvloop", "matplotlib", "sortedcontainers"}
 """Not in the base install, which has to be enough for the SDK and what it rests on."""
 
 

@@ -62,8 +62,9 @@ class Subject(NamedTuple):
 class Note(Protocol):
     """What there is to say of one subject."""
 
-    def joined(self, later: Note) -> Note:
-        """This note and a later one of the same subject, in one."""
+    def joined(self, later: Note) -> Note | None:
+        """This note and the next one of the same subject, in one; None: that would be too much for
+        one."""
 
     def body(self) -> bytes:
         """The body of the event by which the hearer is told."""
@@ -173,6 +174,17 @@ class Pending:
     """0: waits to be told."""
     tries: int = 0
     later: Pending | None = None
+
+    def add(self, added: Pending) -> None:
+        """Join what came later of the same subject to the last note that was not told yet."""
+        last = self
+        while last.later is not None:
+            last = last.later
+        joined = None if last.token else last.note.joined(added.note)
+        if joined is None:
+            last.later = added
+        else:
+            last.note = joined
 
 
 class Diffusion:
@@ -311,14 +323,11 @@ class Diffusion:
 
     def _add(self, subject: Subject, note: Note, lsn: int) -> None:
         pending = self._pending.get(subject)
+        added = Pending(note, lsn, self._now_ms)
         if pending is None:
-            self._wait(subject, Pending(note, lsn, self._now_ms))
-        elif not pending.token:
-            pending.note = pending.note.joined(note)
-        elif pending.later is None:
-            pending.later = Pending(note, lsn, self._now_ms)
+            self._wait(subject, added)
         else:
-            pending.later.note = pending.later.note.joined(note)
+            pending.add(added)
 
     def _wait(self, subject: Subject, pending: Pending) -> None:
         self._pending[subject] = pending
@@ -351,10 +360,12 @@ class Diffusion:
     def _put_off(self, subject: Subject) -> None:
         """Tell it again after a while, with what came since."""
         settings, pending = self.settings, self._pending[subject]
-        if pending.later is not None:
-            pending.note = pending.note.joined(pending.later.note)
-            pending.later = None
         pending.token = 0
+        later, pending.later = pending.later, None
+        while later is not None:
+            added, later = later, later.later
+            added.later = None
+            pending.add(added)
         wait_ms = min(settings.retry_ms_max, settings.retry_ms_min << min(pending.tries, 10))
         pending.tries += 1
         heappush(self._dues, (self._now_ms + wait_ms, 0, subject))

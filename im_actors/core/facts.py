@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import msgpack
 
-from im_actors.core.model import Event, EventKind, decode_event, pack, record_index
+from im_actors.core.model import STATE_KINDS_FROM, Event, decode_event, pack, record_index
 from im_actors.errors import BadRequest, TooLarge
 
 FACT_KEY_BYTES_MAX = 400
@@ -23,7 +23,8 @@ RANK_MAX = (1 << 63) - 1
 
 class Fact(NamedTuple):
     """One row of a session's state. ``seq`` is that of the event that said it; ``rank`` is its
-    place in the session's ordered list, the greatest first, 0 for none; ``value`` None: gone."""
+    place in the session's ordered list, the greatest first, 0 for none; ``value`` None: gone, and
+    in no ordered list."""
 
     key: str
     seq: int
@@ -42,7 +43,7 @@ class StateBody(NamedTuple):
 
 def is_state(kind: int) -> bool:
     """Whether events of this kind carry facts."""
-    return kind >= EventKind.GROUP
+    return kind >= STATE_KINDS_FROM
 
 
 def pack_request(what: str, *args: Any) -> bytes:
@@ -64,8 +65,13 @@ def read_request(body: bytes) -> tuple[str, list[Any]]:
 def pack_state(
     what: str, args: Iterable[Any], facts: Iterable[tuple[str, int, bytes | None]]
 ) -> bytes:
-    """The body of a committed state event. TooLarge names a fact above its limits."""
+    """The body of a committed state event. TooLarge names a fact above its limits; BadRequest a key
+    that would have two of them, of which nobody could say which one holds."""
     rows = list(facts)
+    keys = [key for key, _, _ in rows]
+    if len(set(keys)) < len(keys):
+        twice = next(key for at, key in enumerate(keys) if key in keys[:at])
+        raise BadRequest(f"{twice!r} would be said twice")
     for key, rank, value in rows:
         assert 0 <= rank <= RANK_MAX, rank
         if len(key.encode()) > FACT_KEY_BYTES_MAX or len(value or b"") > FACT_VALUE_BYTES_MAX:
@@ -83,7 +89,10 @@ def event_facts(event: Event) -> list[Fact]:
     """What an event says of its session's state; nothing unless it is a state event."""
     if not is_state(event.kind):
         return []
-    return [Fact(key, event.seq, rank, value) for key, rank, value in read_state(event.body).facts]
+    return [
+        Fact(key, event.seq, 0 if value is None else rank, value)
+        for key, rank, value in read_state(event.body).facts
+    ]
 
 
 def record_facts(payload: bytes) -> Iterator[tuple[str, list[Fact]]]:

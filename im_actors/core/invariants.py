@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NoReturn, Protocol
 
 from im_actors.core.epochs import epoch_at
+from im_actors.core.facts import Fact, event_facts
+from im_actors.core.knowledge import Knowledge
 from im_actors.core.model import Member, Record, View, decode_event, record_events
 from im_actors.core.owner import Phase, SlotOwner
 from im_actors.core.replica import Replica, SlotLog
@@ -72,6 +74,8 @@ class Ledger:
     last_seq: dict[str, int] = field(default_factory=dict)
     last_n: dict[tuple[str, str], int] = field(default_factory=dict)
     seqs: dict[Key, int] = field(default_factory=dict)
+    facts: dict[str, dict[str, Fact]] = field(default_factory=dict)
+    """session -> key -> what the newest committed event says."""
 
     def last_lsn(self, slot: int) -> int:
         return len(self.log.get(slot, ()))
@@ -147,6 +151,8 @@ def _take_in(ledger: Ledger, owner: SlotOwner, record: Record) -> None:
         if event.n != last_n + 1:
             _broken("I6", owner, f"{event.device} in {event.session!r}: {event.n} after {last_n}")
         ledger.last_n[key[:2]] = event.n
+        facts = ledger.facts.setdefault(event.session, {})
+        facts.update((fact.key, fact) for fact in event_facts(event))
 
 
 # -- what left the cluster ---------------------------------------------------------------------
@@ -318,6 +324,21 @@ def knows_its_sessions(ledger: Ledger, owner: SlotOwner) -> None:
         for address, device in state.devices.items():
             if device.last_n < ledger.last_n.get((name, address), 0):
                 _broken("I9", owner, f"{name!r}: {address} is known up to {device.last_n}")
+        if state.knowledge is not None:
+            knows_its_facts(ledger, owner, name, state.knowledge)
+
+
+def knows_its_facts(ledger: Ledger, owner: SlotOwner, session: str, knowledge: Knowledge) -> None:
+    """I9: what the owner knows of a session's state is what its newest events say."""
+    committed, last_seq = ledger.facts.get(session, {}), ledger.last_seq.get(session, 0)
+    for key, known in knowledge.facts.items():
+        seq = knowledge.said_at(key)
+        if seq > last_seq:
+            continue  # By an event that has not committed.
+        fact = committed.get(key)
+        there = None if fact is None or fact.value is None else fact
+        if seq != (fact.seq if fact else 0) or known != there:
+            _broken("I9", owner, f"{session!r}: {key!r} is known as {known}, and is {fact}")
 
 
 # -- errors ------------------------------------------------------------------------------------

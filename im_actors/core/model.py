@@ -41,15 +41,15 @@ SLOT_SESSION = "slot:"
 
 class EventKind(IntEnum):
     """What an event is. A VOID takes a seq and shows nothing: its sender withdrew its own counter
-    after a definite refusal, so that later sends are not held up by the hole. From GROUP on events
+    after a definite refusal, so that later sends are not held up by the hole. From RECALL on events
     change a session's state (``core.facts``)."""
 
     VOID = 0
     MESSAGE = 1
     RECALL = 2
-    """Takes an earlier message back. Body: msgpack [its seq]."""
+    """Takes an earlier message back (``core.overlays``)."""
     EDIT = 3
-    """Gives an earlier message a new text. Body: msgpack [its seq, text bin]."""
+    """Gives an earlier message a new text (``core.overlays``)."""
     GROUP = 4
     """A group was made, or its members, their roles or its settings changed."""
     MAILBOX = 5
@@ -58,6 +58,10 @@ class EventKind(IntEnum):
     """A server wrote down what follows from events elsewhere."""
     BATCH = 7
     """A batch message was ordered, or went on, or was stopped."""
+
+
+STATE_KINDS_FROM = EventKind.RECALL
+"""Events of this kind and above carry facts."""
 
 
 class Change(NamedTuple):
@@ -230,12 +234,11 @@ def record_index(payload: bytes) -> RecordIndex:
     index = msgpack.unpackb(payload)[0]
     if type(index) is int:
         return RecordIndex(index, index, [], [])
-    first_key, last_key, *rest = index
     # Records of the first releases have no list of changes, and no state events.
-    changes = rest.pop(0) if rest and type(rest[0]) is list else []
-    fields = iter(rest)
+    has_changes = len(index) > 2 and type(index[2]) is list
+    fields = iter(index[3:] if has_changes else index[2:])
     parts = list(zip(fields, fields, fields, fields, strict=True))
-    return RecordIndex(first_key, last_key, changes, parts)
+    return RecordIndex(index[0], index[1], index[2] if has_changes else [], parts)
 
 
 def unpack_sends(sends: bytes) -> list[Sent]:
@@ -271,7 +274,7 @@ def make_record(slot: int, lsn: int, epoch: int, events: list[bytes]) -> Record:
     found = [decode_event(data) for data in events]
     entries = [(e.session, e.seq, e.device, e.n, body_checksum(e.kind, e.body)) for e in found]
     keys = (found[0].key, found[-1].key) if found else (0, 0)
-    changes = [at for at, event in enumerate(found) if event.kind >= EventKind.GROUP]
+    changes = [at for at, event in enumerate(found) if event.kind >= STATE_KINDS_FROM]
     return sealed_record(slot, lsn, epoch, pack_record(entries, keys, events, changes))
 
 

@@ -26,11 +26,11 @@ from im_actors.core.messages import (
     Committed,
     Drop,
     Dropped,
+    EventFound,
+    FactsLoaded,
     Fetch,
     Fetched,
-    FindKey,
     KeyFound,
-    LoadSessions,
     Need,
     Prepared,
     Refused,
@@ -53,6 +53,7 @@ from im_actors.core.model import (
     record_intact,
     record_keys,
 )
+from im_actors.core.owner_lookups import KEYS_MAX, Lookup, LookupAnswer, ask_for
 from im_actors.core.owner_words import (
     Activated,
     Alarm,
@@ -62,6 +63,7 @@ from im_actors.core.owner_words import (
     HeadsKnown,
     MemberDown,
     MemberUp,
+    Noted,
     OwnerEffect,
     OwnerEvent,
     OwnerSettings,
@@ -80,6 +82,7 @@ from im_actors.core.owner_words import (
     ViewSwapped,
 )
 from im_actors.core.placement import ranked_replicas
+from im_actors.core.rules import SERVER, Decide, EventHead, messages_only
 from im_actors.core.serving import OK, Answer, Send, Serving, ServingLimits, refused
 from im_actors.core.story import Story
 from im_actors.core.takeover import (
@@ -106,6 +109,7 @@ __all__ = [
     "HeadsKnown",
     "MemberDown",
     "MemberUp",
+    "Noted",
     "OwnerEffect",
     "OwnerEvent",
     "OwnerSettings",
@@ -133,6 +137,10 @@ HEADS_WAITING_MAX = 100_000
 """Asked heads whose sessions are still being loaded; more are not answered, and asked again."""
 KEY_LOOKUPS_MAX = 256
 """Very old resends that history is asked about at the same time; more are told to come later."""
+FIND_AGAIN_MS = 50
+"""After so long an event that the tables did not have yet is asked about again."""
+FORGET_FACTS_MS = 250
+"""How often sessions of which too many facts are known are looked at."""
 NEED_AGAIN_MS = 50
 """A member that asks for the same records again within this gets them once."""
 NEEDS_MAX = 20
@@ -197,19 +205,6 @@ class MemberState:
     need_until_ms: int = 0
 
 
-@dataclass(slots=True)
-class Lookup:
-    """A read that a complete member has to answer: session states or one old key."""
-
-    number: int
-    sessions: tuple[str, ...]
-    send: Send | None
-    floor_lsn: int
-    """The answer must come from tables that have applied so much."""
-    due_ms: int = 0
-    tries: int = 0
-
-
 class SlotOwner:
     """One slot as one shard incarnation sees it. ``me`` names the incarnation."""
 
@@ -220,6 +215,7 @@ class SlotOwner:
         rng: random.Random,
         settings: OwnerSettings | None = None,
         limits: ServingLimits | None = None,
+        decide: Decide = messages_only,
     ) -> None:
         self.slot = slot
         self.me = me
@@ -234,7 +230,7 @@ class SlotOwner:
         self.story = Story()
         self._rng = rng
         self._settings = settings or OwnerSettings()
-        self.serving = Serving(slot, limits or ServingLimits())
+        self.serving = Serving(slot, limits or ServingLimits(), decide)
         self._replicas: tuple[ReplicaInfo, ...] = ()
         self._up: set[Member] = set()
         self._lineage = 0
@@ -248,6 +244,8 @@ class SlotOwner:
         self._lookups: dict[int, Lookup] = {}
         self._lookup_number = 0
         self._loading: set[str] = set()
+        self._needed: dict[str, int] = {}
+        """How many lookups a session's first waiting send needs."""
         self._heads: dict[str, list[Any]] = {}
         """Who asked for the heads of sessions that are being loaded."""
         self._heads_waiting = 0
@@ -257,6 +255,7 @@ class SlotOwner:
         self._member_is_down = False
         self._dropped_for = 0
         self._evict_ms = 0
+        self._forget_ms = 0
         self._now_ms = 0
         self._effects: list[OwnerEffect] = []
 
@@ -284,6 +283,9 @@ class SlotOwner:
                     self._tell_commit()
             case Tick():
                 self._tick()
+            case Noted(notes):
+                assert all(note.device == SERVER and not note.n for note in notes)
+                self._submitted(notes)
             case HeadsAsked(token, sessions):
                 self._heads_asked(token, sessions)
             case MemberUp(member):
@@ -312,6 +314,8 @@ class SlotOwner:
                 dues += [lookup.due_ms for lookup in self._lookups.values()]
             if len(self.serving.sessions) > self.serving.limits.sessions_max:
                 dues.append(self._evict_ms)
+            if self.serving.crowded:
+                dues.append(self._forget_ms)
             if self._member_is_down and self._spare_is_up():
                 dues += [
                     state.down_since_ms + self._settings.replace_after_ms
@@ -401,6 +405,7 @@ class SlotOwner:
             self._effects.append(Answered(answers))
         self.members = {}
         self._lookups = {}
+        self._needed = {}
         self._loading = set()
         self._heads = {}
         self._heads_waiting = 0
@@ -718,7 +723,9 @@ class SlotOwner:
 
     def _continue_serving(self) -> None:
         if self.serving.waiting:
-            self._load_sessions(self.serving.waiting)
+            self._load_sessions(s for s in self.serving.waiting if not self._is_loaded(s))
+        if self.serving.needs:
+            self._load_needs()
         if self.serving.ancient:
             self._find_keys()
         self._flush()
@@ -752,6 +759,10 @@ class SlotOwner:
                 self._need(member, answer)
             case KeyFound():
                 self._key_found(answer)
+            case FactsLoaded():
+                self._facts_loaded(answer)
+            case EventFound():
+                self._event_found(answer)
             case Dropped():
                 pass
 
@@ -929,7 +940,7 @@ class SlotOwner:
         for start in range(0, len(fresh), LOAD_SESSIONS_MAX):
             names = tuple(fresh[start : start + LOAD_SESSIONS_MAX])
             self._loading.update(names)
-            self._ask(Lookup(self._next_lookup(), names, None, self._floor_lsn))
+            self._ask(Lookup(self._next_lookup(), self._floor_lsn, names))
 
     def _next_lookup(self) -> int:
         self._lookup_number += 1
@@ -937,12 +948,12 @@ class SlotOwner:
 
     def _find_keys(self) -> None:
         ancient, self.serving.ancient = self.serving.ancient, []
-        room = KEY_LOOKUPS_MAX - sum(not look.sessions for look in self._lookups.values())
+        room = KEY_LOOKUPS_MAX - sum(look.send is not None for look in self._lookups.values())
         for send in ancient[:room]:
             # It is committed, perhaps only just: the tables must have come so far.
             last_lsn = self.serving.sessions[send.session].last_lsn
             floor_lsn = max(self._floor_lsn, last_lsn)
-            self._ask(Lookup(self._next_lookup(), (), send, floor_lsn))
+            self._ask(Lookup(self._next_lookup(), floor_lsn, send=send))
         refusals = [refused(send.token, Overloaded.code) for send in ancient[room:]]
         if refusals:
             self._effects.append(Answered(refusals))
@@ -958,14 +969,7 @@ class SlotOwner:
         ready.sort(key=lambda m: self.members[m].applied_lsn, reverse=True)
         member = ready[lookup.tries % len(ready)]
         lookup.tries += 1
-        send, floor = lookup.send, lookup.floor_lsn
-        message: LoadSessions | FindKey
-        if send is None:
-            message = LoadSessions(self.slot, self.epoch, lookup.number, floor, lookup.sessions)
-        else:
-            key = (send.session, send.device, send.n)
-            message = FindKey(self.slot, self.epoch, lookup.number, floor, *key)
-        self._effects.append(ToReplica(member, message))
+        self._effects.append(ToReplica(member, ask_for(lookup, self.slot, self.epoch)))
 
     def _sessions_loaded(self, answer: SessionsLoaded) -> None:
         lookup = self._answered_lookup(answer)
@@ -981,12 +985,59 @@ class SlotOwner:
         self._answer_heads(lookup.sessions)
         self._continue_serving()
 
-    def _answered_lookup(self, answer: SessionsLoaded | KeyFound) -> Lookup | None:
+    def _answered_lookup(self, answer: LookupAnswer) -> Lookup | None:
         """The lookup that this answers; None if it is not the time or the place. A refusal waits
         for the lookup's deadline, so that lagging tables catch up."""
         if self.phase is not Phase.SERVING or answer.epoch != self.epoch or not answer.ready:
             return None
         return self._lookups.pop(answer.request, None)
+
+    def _load_needs(self) -> None:
+        """Ask for what the rules have to know of sessions before their next send."""
+        needs, self.serving.needs = self.serving.needs, {}
+        for session, (keys, events) in needs.items():
+            floor, of = self._floor_lsn, (session,)
+            parts = [keys[start : start + KEYS_MAX] for start in range(0, len(keys), KEYS_MAX)]
+            lookups = [Lookup(self._next_lookup(), floor, of, keys=part) for part in parts]
+            lookups += [Lookup(self._next_lookup(), floor, of, event=seq) for seq in events]
+            self._needed[session] = len(lookups)
+            for lookup in lookups:
+                self._ask(lookup)
+
+    def _facts_loaded(self, answer: FactsLoaded) -> None:
+        lookup = self._answered_lookup(answer)
+        if lookup is not None:
+            self.serving.facts_loaded(lookup.session, lookup.keys, answer.facts)
+            self._need_met(lookup.session)
+
+    def _event_found(self, answer: EventFound) -> None:
+        lookup = self._answered_lookup(answer)
+        if lookup is None:
+            return
+        last_lsn = self.serving.sessions[lookup.session].last_lsn
+        if not answer.seq and lookup.floor_lsn < last_lsn:
+            # Committed, perhaps only just: only tables that have come so far can say that there is
+            # none. That is soon; and old events, which most are asked about, did not wait for it.
+            # Under a new number: another answer to the first question may be on its way.
+            lookup.number = self._next_lookup()
+            lookup.floor_lsn, lookup.due_ms = last_lsn, self._now_ms + FIND_AGAIN_MS
+            self._lookups[lookup.number] = lookup
+            return
+        head = None
+        if answer.seq:
+            head = EventHead(answer.seq, answer.kind, answer.device, key_time_ms(answer.key))
+        self.serving.event_found(lookup.session, lookup.event, head)
+        self._need_met(lookup.session)
+
+    def _need_met(self, session: str) -> None:
+        self._needed[session] -= 1
+        if self._needed[session]:
+            return
+        del self._needed[session]
+        answers = self.serving.decide_again(session, self.epoch, self._now_ms)
+        if answers:
+            self._effects.append(Answered(answers))
+        self._continue_serving()
 
     def _key_found(self, answer: KeyFound) -> None:
         lookup = self._answered_lookup(answer)
@@ -1069,6 +1120,8 @@ class SlotOwner:
         self._replace_lost()
         if self._evict_ms <= now:
             self._evict()
+        if self.serving.crowded and self._forget_ms <= now:
+            self._forget_facts()
 
     def _attempt_due(self) -> None:
         attempt = self.attempt
@@ -1118,11 +1171,20 @@ class SlotOwner:
 
     def _evict(self) -> None:
         self._evict_ms = self._now_ms + self._settings.idle_session_ms // 4
-        tables = [state.applied_lsn for state in self.members.values() if state.complete]
         idle_before = self._now_ms - self._settings.idle_session_ms
         keys = {lookup.send.session for lookup in self._lookups.values() if lookup.send}
-        floor = self.serving.evict(idle_before, max(tables, default=0), self._loading | keys)
+        floor = self.serving.evict(idle_before, self._applied_lsn(), self._loading | keys)
         self._floor_lsn = max(self._floor_lsn, floor)
+
+    def _forget_facts(self) -> None:
+        self._forget_ms = self._now_ms + FORGET_FACTS_MS
+        forgotten_lsn = self.serving.forget_facts(self._applied_lsn())
+        self._floor_lsn = max(self._floor_lsn, forgotten_lsn)
+
+    def _applied_lsn(self) -> int:
+        """Up to where the tables of a complete member go."""
+        tables = [state.applied_lsn for state in self.members.values() if state.complete]
+        return max(tables, default=0)
 
     def _note(self, text: str) -> None:
         self.story.note(self._now_ms, (self.slot,), text)

@@ -107,6 +107,14 @@ class Submitted:
     sends: list[Send]
 
 
+@dataclass(slots=True)
+class Noted:
+    """Servers say what follows from events elsewhere: sends with the device SERVER and ``n`` 0.
+    Each is answered like a send of a client."""
+
+    notes: list[Send]
+
+
 @dataclass(frozen=True, slots=True)
 class HeadsAsked:
     """Somebody wants to know the last committed seq of sessions."""
@@ -136,6 +144,7 @@ OwnerEvent = (
     | MemberDown
     | ReplicasKnown
     | Submitted
+    | Noted
     | HeadsAsked
     | FrameLeaves
     | Tick

@@ -23,10 +23,14 @@ from im_actors.core.messages import (
     Drop,
     Dropped,
     Epochs,
+    EventFound,
+    FactsLoaded,
     Fetch,
     Fetched,
+    FindEvent,
     FindKey,
     KeyFound,
+    LoadFacts,
     LoadSessions,
     Need,
     Prepare,
@@ -153,6 +157,22 @@ class SendKey:
     request: FindKey
 
 
+@dataclass(frozen=True, slots=True)
+class SendFacts:
+    """Read facts of a session from the tables and answer with FactsLoaded."""
+
+    peer: Any
+    request: LoadFacts
+
+
+@dataclass(frozen=True, slots=True)
+class SendEvent:
+    """Read the event in history and answer with EventFound."""
+
+    peer: Any
+    request: FindEvent
+
+
 @dataclass(slots=True)
 class Commit:
     """The slot's commit point rose: records up to ``lsn`` may be applied to history."""
@@ -208,6 +228,8 @@ ReplicaEffect = (
     | SendRecords
     | SendStates
     | SendKey
+    | SendFacts
+    | SendEvent
     | Commit
     | Forget
     | DropHistory
@@ -375,6 +397,8 @@ class Replica:
             Drop: self._drop,
             LoadSessions: self._load_sessions,
             FindKey: self._find_key,
+            LoadFacts: self._load_facts,
+            FindEvent: self._find_event,
         }
 
     def handle(self, event: ReplicaEvent, now_ms: int) -> list[ReplicaEffect]:
@@ -656,6 +680,20 @@ class Replica:
             return
         slot, epoch, number = request.slot, request.epoch, request.request
         self._send(peer, KeyFound(slot, epoch, number, False, 0, 0, 0))
+
+    def _load_facts(self, peer: Any, request: LoadFacts) -> None:
+        if self._tables_ready(request.slot, request.floor_lsn):
+            self._effects.append(SendFacts(peer, request))
+            return
+        slot, epoch, number = request.slot, request.epoch, request.request
+        self._send(peer, FactsLoaded(slot, epoch, number, False, ()))
+
+    def _find_event(self, peer: Any, request: FindEvent) -> None:
+        if self._tables_ready(request.slot, request.floor_lsn):
+            self._effects.append(SendEvent(peer, request))
+            return
+        slot, epoch, number = request.slot, request.epoch, request.request
+        self._send(peer, EventFound(slot, epoch, number, False, 0, 0, 0, ""))
 
     # -- backfill ------------------------------------------------------------------------------
 

@@ -8,10 +8,12 @@ So a refusal is definite (P6).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from im_actors.core.facts import Fact
-from im_actors.errors import ImError
+from im_actors.core.model import EventKind
+from im_actors.errors import Forbidden, ImError
 
 SERVER = "*"
 """The device address of events that servers make. Without a "/" it is nobody's."""
@@ -75,3 +77,11 @@ class Nothing(NamedTuple):
 
 
 Decision = Accept | Refuse | Needs | Nothing
+Decide = Callable[[Known, Request], Decision]
+
+
+def messages_only(known: Known, request: Request) -> Decision:
+    """The rule where there are no others: everybody sends messages, nobody anything else."""
+    if request.kind <= EventKind.MESSAGE:
+        return Accept(request.kind, request.body)
+    return Refuse(Forbidden(f"events of kind {request.kind} are not taken here"))

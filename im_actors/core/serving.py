@@ -12,10 +12,14 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 from zlib import crc32
 
+from im_actors.core.facts import Fact, event_facts, record_facts
+from im_actors.core.knowledge import FACTS_KNOWN_MAX
 from im_actors.core.messages import SessionImage
 from im_actors.core.model import (
+    STATE_KINDS_FROM,
     Indexed,
     Record,
+    decode_event,
     key_time_ms,
     next_key,
     pack,
@@ -24,8 +28,21 @@ from im_actors.core.model import (
     sealed_record,
     unpack_sends,
 )
+from im_actors.core.rules import (
+    SERVER,
+    Accept,
+    Decide,
+    Decision,
+    EventHead,
+    Known,
+    Needs,
+    Refuse,
+    Request,
+    messages_only,
+)
 from im_actors.core.sessions import ANCIENT, FULL, GAP, KNOWN, NEW, SessionState
 from im_actors.errors import (
+    ImError,
     InvariantBroken,
     KeyConflict,
     OutOfOrder,
@@ -39,6 +56,10 @@ RECORD_BYTES_MAX = 256 * 1024
 RECORD_EVENTS_MAX = 2_048
 WAITERS_MAX = 8
 """Resends that wait for one uncommitted event; a further one takes the place of the oldest."""
+REFUSALS_MAX = 4_096
+"""Refusals that are remembered: as long as a copy of what was refused may be on its way."""
+POSTPONED_MAX = 1_024
+"""Decisions that wait for what they rest on to commit; further ones are to be asked for later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +67,8 @@ class ServingLimits:
     """Bounds of one slot's owner."""
 
     pending_events_max: int = 8_192
-    """Events that are numbered and not committed, or wait for their session's state."""
+    """Events that are numbered and not committed, or wait for what is to be known of their
+    session."""
     pending_bytes_max: int = 16 * 1024 * 1024
     records_in_flight_max: int = 1
     """Records sent and not committed. What arrives meanwhile is the next record."""
@@ -62,7 +84,8 @@ class ServingLimits:
 
 
 class Send(NamedTuple):
-    """One message to be numbered. ``token`` is the caller's, returned with the answer."""
+    """One message to be numbered. ``token`` is the caller's, returned with the answer. A server's
+    note has the device SERVER and ``n`` 0: its number is the owner's affair."""
 
     token: Any
     session: str
@@ -90,6 +113,7 @@ class PendingEvent:
     """An event with a seq that is not committed yet, and who waits for it."""
 
     __slots__ = ("data", "entry", "key", "seq", "session", "waiters")
+    changes_state = False
 
     def __init__(
         self, session: SessionState, entry: Indexed, key: int, data: bytes, token: Any
@@ -103,6 +127,13 @@ class PendingEvent:
         self.waiters = [token]
 
 
+class PendingChange(PendingEvent):
+    """One that changes its session's state: the index of its record has to say so."""
+
+    __slots__ = ()
+    changes_state = True
+
+
 class Flight(NamedTuple):
     """A record on its way to the members."""
 
@@ -114,20 +145,43 @@ _new = tuple.__new__
 """Makes a named tuple from a tuple in half the time of a call of its class."""
 
 
+_CHANGES_STATE = int(STATE_KINDS_FROM)
+
+
 def refused(token: Any, code: int, expected_n: int = 0) -> Answer:
     return Answer(token, code, 0, 0, 0, expected_n)
+
+
+def _outcome(token: Any, code: int, seq: int, epoch: int, time_ms: int) -> Answer:
+    return refused(token, code) if code else Answer(token, OK, seq, epoch, time_ms, 0)
 
 
 class Serving:
     """The counters and dedup sets of one slot, and its uncommitted events."""
 
-    def __init__(self, slot: int, limits: ServingLimits) -> None:
+    def __init__(self, slot: int, limits: ServingLimits, decide: Decide = messages_only) -> None:
         self.slot = slot
         self.limits = limits
+        self.decide = decide
         self.sessions: dict[str, SessionState] = {}
         self.waiting: dict[str, list[Send]] = {}
-        """Sends whose session's state is being loaded."""
+        """Sends of sessions of which something is being loaded, in order. All that comes later
+        waits behind them."""
         self.waiting_events = 0
+        self.needs: dict[str, Needs] = {}
+        """What has to be known of a session for its first send in ``waiting``; the owner takes
+        this from here."""
+        self.postponed: dict[tuple[str, int], list[tuple[Any, int]]] = {}
+        """(session, seq) -> (token, code): decided on what is known up to that event, and told
+        when it has committed: nothing that is not committed ever leaves here."""
+        self.postponed_answers = 0
+        self.refused: dict[tuple[str, str], tuple[int, int, int]] = {}
+        """(session, device) -> (n, checksum, code) of its last refusal, the newest at the end. A
+        copy that comes late is refused as well, whatever the rules would say by then."""
+        self.crowded: set[str] = set()
+        """Sessions of which more facts are known than are to be kept."""
+        self.changes_open = 0
+        """How many of ``open`` change their session's state."""
         self.open: deque[PendingEvent] = deque()
         self.flights: deque[Flight] = deque()
         self.pending: dict[tuple[str, int], PendingEvent] = {}
@@ -153,7 +207,7 @@ class Serving:
                 and not closed
             )
             state = sessions.get(send[1])
-            if state is not None and state.loaded:
+            if state is not None and state.ready:
                 answer = self._admit(state, send, epoch, now_ms, room)
                 if answer is not None:
                     answers.append(answer)
@@ -171,14 +225,26 @@ class Serving:
         token, session, device, n, kind, body = send
         state.used_ms = now_ms
         checksum = crc32(body, kind)
+        if kind > state.free_kind or not n:
+            n = n or state.next_n(device)
+            if kind and state.admit(device, n, kind, checksum, room, take=False)[0] is NEW:
+                decided = self._decide(state, send, n, checksum, epoch, now_ms)
+                if not isinstance(decided, Accept):
+                    return decided
+                # The checksum stays that of what was sent: a resend has to be known again.
+                kind, body = decided
         outcome, seq = state.admit(device, n, kind, checksum, room)
         if outcome is NEW:
             self.last_key = key = next_key(self.last_key, now_ms, self.slot)
             data = pack((session, seq, key, kind, device, n, body))
-            event = PendingEvent(state, (session, seq, device, n, checksum), key, data, token)
+            made = PendingEvent if kind < _CHANGES_STATE else PendingChange
+            event = made(state, (session, seq, device, n, checksum), key, data, token)
             self.pending[session, seq] = event
             self.pending_bytes += len(data)
             self.open.append(event)
+            if made is PendingChange:
+                self.changes_open += 1
+                self._said(state, event_facts(decode_event(data)))
             return None
         if outcome is KNOWN:
             pending = self.pending.get((session, seq))
@@ -205,15 +271,147 @@ class Serving:
             state = self.sessions[image.session] = SessionState(image.session)
         if not state.loaded:
             state.merge(image)
+        return self._decide_waiting(state, epoch, now_ms)
+
+    # -- what the rules decide -----------------------------------------------------------------
+
+    def _decide(
+        self, state: SessionState, send: Send, n: int, checksum: int, epoch: int, now_ms: int
+    ) -> Accept | Answer | None:
+        """What the rules say of a send that is new; otherwise its answer, or None: it comes later.
+        VOIDs are nobody's affair but their sender's."""
+        token, session, device, _, kind, body = send
+        if self.refused:
+            before = self.refused.get((session, device))
+            if before is not None and before[:2] == (n, checksum):
+                return self._postpone(state, token, before[2], epoch, now_ms)
+        decision = self._decision(state, _new(Request, (device, kind, body, now_ms)))
+        if isinstance(decision, Accept):
+            return decision
+        match decision:
+            case Refuse(error):
+                self._remember_refusal((session, device), (n, checksum, error.code))
+                return self._postpone(state, token, error.code, epoch, now_ms)
+            case Needs():
+                self._wait(state, send, decision)
+                return None
+            case _:
+                assert device == SERVER, f"{device} asks for something and is told nothing"
+                return self._postpone(state, token, OK, epoch, now_ms)
+
+    def _remember_refusal(self, who: tuple[str, str], what: tuple[int, int, int]) -> None:
+        self.refused.pop(who, None)
+        self.refused[who] = what
+        if len(self.refused) > REFUSALS_MAX:
+            del self.refused[next(iter(self.refused))]
+
+    def _decision(self, state: SessionState, request: Request) -> Decision:
+        """What the rules say; Needs only what has to be loaded. A rule may raise its refusal."""
+        asked: Needs | None = None
+        while True:
+            knowledge = state.knowledge
+            facts = {} if knowledge is None else knowledge.facts
+            events = {} if knowledge is None else knowledge.events
+            try:
+                known = _new(Known, (state.name, state.last_seq, facts, events))
+                decision = self.decide(known, request)
+            except ImError as error:
+                decision = Refuse(error)
+            if type(decision) is not Needs:
+                # Another send may ask for what was not there yet.
+                events.clear()
+                return decision
+            assert decision != asked, f"a rule for {state.name!r} asks again for {asked}"
+            asked = decision
+            self._look_at_pending(state, decision.events)
+            lacking = state.know().lacks(decision)
+            if any(lacking):
+                return lacking
+
+    def _look_at_pending(self, state: SessionState, seqs: tuple[int, ...]) -> None:
+        """Of events that no table can have: those that are not committed, and those to come."""
+        for seq in seqs:
+            if (state.name, seq) in self.pending:
+                event = decode_event(self.pending[state.name, seq].data)
+                head = EventHead(seq, event.kind, event.device, event.time_ms)
+                state.know().events[seq] = head
+            elif not 0 < seq <= state.last_seq:
+                state.know().events[seq] = None
+
+    def _said(self, state: SessionState, facts: list[Fact]) -> None:
+        """Facts of events that are newer than all that is known."""
+        knowledge = state.know()
+        knowledge.said(facts)
+        if len(knowledge) > FACTS_KNOWN_MAX:
+            self.crowded.add(state.name)
+
+    def _postpone(
+        self, state: SessionState, token: Any, code: int, epoch: int, now_ms: int
+    ) -> Answer | None:
+        """The outcome of a send that takes no seq. It rests on what is known, and so it is told
+        when all of that has committed."""
+        if state.last_seq == state.committed_seq:
+            return _outcome(token, code, state.last_seq, epoch, now_ms)
+        if self.postponed_answers >= POSTPONED_MAX:
+            return refused(token, Overloaded.code)
+        self.postponed_answers += 1
+        self.postponed.setdefault((state.name, state.last_seq), []).append((token, code))
+        return None
+
+    def _wait(self, state: SessionState, send: Send, needs: Needs) -> None:
+        """Something has to be known first. All that comes later of this session waits behind."""
+        self.needs[state.name] = needs
+        state.ready = False
+        self.waiting[state.name] = [send]
+        self.waiting_events += 1
+        self.pending_bytes += len(send.body)
+
+    def facts_loaded(self, session: str, keys: tuple[str, ...], facts: tuple[Fact, ...]) -> None:
+        """The tables have said what there is under these keys."""
+        state = self.sessions[session]
+        knowledge = state.know()
+        knowledge.loaded(keys, facts)
+        if len(knowledge) > FACTS_KNOWN_MAX:
+            self.crowded.add(session)
+
+    def event_found(self, session: str, seq: int, head: EventHead | None) -> None:
+        """History has said what this event is."""
+        self.sessions[session].know().events[seq] = head
+
+    def decide_again(self, session: str, epoch: int, now_ms: int) -> list[Answer]:
+        """What a session's first waiting send needed is known now."""
+        state = self.sessions[session]
+        state.ready = True
+        return self._decide_waiting(state, epoch, now_ms)
+
+    def _decide_waiting(self, state: SessionState, epoch: int, now_ms: int) -> list[Answer]:
+        """Decide on what waits, in order, up to the next that needs something."""
         state.used_ms = now_ms
+        waiting = self.waiting.pop(state.name, [])
         answers = []
-        for send in self.waiting.pop(image.session, ()):
+        for position, send in enumerate(waiting, 1):
             self.waiting_events -= 1
             self.pending_bytes -= len(send.body)
             answer = self._admit(state, send, epoch, now_ms)
             if answer is not None:
                 answers.append(answer)
+            if not state.ready:
+                self.waiting[state.name] += waiting[position:]
+                break
         return answers
+
+    def forget_facts(self, applied_lsn: int) -> int:
+        """Forget facts of crowded sessions that the tables have; the lsn from which on tables may
+        be asked for them again."""
+        floor = 0
+        for name in [name for name in sorted(self.crowded) if name not in self.waiting]:
+            state = self.sessions.get(name)
+            if state is not None:
+                lsn, seq = state.last_lsn, state.committed_seq
+                floor = max(floor, state.know().forget_settled(seq, lsn, applied_lsn))
+            if state is None or len(state.know()) <= FACTS_KNOWN_MAX:
+                self.crowded.discard(name)
+        return floor
 
     # -- committing ----------------------------------------------------------------------------
 
@@ -222,10 +420,15 @@ class Serving:
         if not self.open or len(self.flights) >= self.limits.records_in_flight_max:
             return None
         events = self._next_events()
+        changes: list[int] = []
+        if self.changes_open:
+            changes = [position for position, event in enumerate(events) if event.changes_state]
+            self.changes_open -= len(changes)
         payload = pack_record(
             [event.entry for event in events],
             (events[0].key, events[-1].key),
             [event.data for event in events],
+            changes,
         )
         record = sealed_record(self.slot, lsn, epoch, payload)
         self.flights.append(_new(Flight, (record, events)))
@@ -250,6 +453,8 @@ class Serving:
         while self.flights and self.flights[0].record.lsn <= lsn:
             record, committed = self.flights.popleft()
             self._commit_events(committed, record.lsn, epoch, answers)
+            if self.postponed:
+                self._tell_postponed(committed, epoch, answers)
             events += committed
         return answers, events
 
@@ -271,6 +476,15 @@ class Serving:
             for token in event.waiters:
                 answers.append(_new(Answer, (token, OK, seq, epoch, time_ms, 0)))
 
+    def _tell_postponed(
+        self, committed: list[PendingEvent], epoch: int, answers: list[Answer]
+    ) -> None:
+        for event in committed:
+            time_ms = key_time_ms(event.key)
+            for token, code in self.postponed.pop((event.session.name, event.seq), ()):
+                self.postponed_answers -= 1
+                answers.append(_outcome(token, code, event.seq, epoch, time_ms))
+
     # -- takeovers -----------------------------------------------------------------------------
 
     def keep(self, epochs_at: Any, last_lsn: int) -> tuple[int, list[Flight]]:
@@ -287,17 +501,22 @@ class Serving:
         reopened = [self.flights.pop() for _ in range(len(self.flights) - kept)]
         for flight in reopened:
             self.open.extendleft(reversed(flight.events))
+            self.changes_open += sum(event.changes_state for event in flight.events)
         return kept, reopened
 
     def replay(self, records: list[Record]) -> None:
         """Take in the end of the log that the tables may not have (a new owner only)."""
         for record in records:
-            for session, first_seq, _, sends in record_index(record.payload).parts:
+            index = record_index(record.payload)
+            for session, first_seq, _, sends in index.parts:
                 state = self.sessions.get(session)
                 if state is None:
                     state = self.sessions[session] = SessionState(session)
                 for seq, (_, device, n, checksum) in enumerate(unpack_sends(sends), first_seq):
                     state.replay(seq, device, n, checksum, record.lsn)
+            if index.changes:
+                for session, facts in record_facts(record.payload):
+                    self._said(self.sessions[session], facts)
 
     def abandon(self) -> list[Answer]:
         """The slot is somebody else's: everything pending is answered "unknown, ask again"."""
@@ -307,10 +526,12 @@ class Serving:
             for token in event.waiters
         ]
         answers += [refused(send.token, Unknown.code) for send in self.ancient]
+        told_later = [token for rows in self.postponed.values() for token, _ in rows]
+        answers += [refused(token, Unknown.code) for token in told_later]
         # These were never numbered, so the answer is definite.
         parked = [send for sends in self.waiting.values() for send in sends]
         answers += [refused(send.token, SlotMoving.code) for send in parked]
-        self.__init__(self.slot, self.limits)  # type: ignore[misc]
+        self.__init__(self.slot, self.limits, self.decide)  # type: ignore[misc]
         return answers
 
     def evict(self, idle_before_ms: int, applied_lsn: int, busy: Container[str] = ()) -> int:
@@ -337,6 +558,18 @@ class Serving:
             raise InvariantBroken(
                 f"slot {self.slot}: {seen} events open, {len(self.pending)} known"
             )
+        changes = sum(event.changes_state for event in self.open)
+        postponed = sum(map(len, self.postponed.values()))
+        if (changes, postponed) != (self.changes_open, self.postponed_answers):
+            raise InvariantBroken(f"slot {self.slot}: {changes} changes, {postponed} postponed")
+        waiting = sum(map(len, self.waiting.values()))
+        if waiting != self.waiting_events:
+            raise InvariantBroken(f"slot {self.slot}: {waiting} of {self.waiting_events} wait")
+        if lost := self.postponed.keys() - self.pending.keys():
+            raise InvariantBroken(f"slot {self.slot}: nothing will tell the outcomes at {lost}")
+        for name, state in self.sessions.items():
+            if state.loaded and state.ready == (name in self.waiting):
+                raise InvariantBroken(f"slot {self.slot}: sends of {name!r} wait out of turn")
         expected = {name: state.committed_seq for name, state in self.sessions.items()}
         ordered = [event for flight in self.flights for event in flight.events] + list(self.open)
         for event in ordered:

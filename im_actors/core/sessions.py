@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from enum import IntEnum
 from itertools import chain
 
+from im_actors.core.knowledge import Knowledge
 from im_actors.core.messages import DeviceImage, SessionImage
 from im_actors.core.model import DEVICE_WINDOW, EventKind
+from im_actors.core.names import SessionKind, session_kind
 
 
 class Admission(IntEnum):
@@ -33,6 +35,9 @@ CONFLICT, ANCIENT, FULL = Admission.CONFLICT, Admission.ANCIENT, Admission.FULL
 Admitted = tuple[Admission, int]
 """The outcome, and a number: for NEW and KNOWN the event's seq, for GAP and CONFLICT the device's
 next n."""
+
+
+_FREE_KIND = int(EventKind.MESSAGE)
 
 
 class DeviceState:
@@ -69,23 +74,39 @@ class SessionState:
     """One session: seqs given and committed, and the dedup set.
 
     ``loaded`` is false while only the replayed end of the log is known; the tables' part is merged
-    in by ``merge``. ``last_lsn`` is the newest record that touched the session.
+    in by ``merge``. ``ready`` says that the next send is decided on at once: the session is loaded,
+    and no earlier send of it waits. ``last_lsn`` is the newest record that touched the session.
     """
 
-    __slots__ = ("committed_seq", "devices", "last_lsn", "last_seq", "loaded", "name", "used_ms")
+    __slots__ = (
+        "committed_seq", "devices", "free_kind", "knowledge", "last_lsn", "last_seq", "loaded",
+        "name", "ready", "used_ms",
+    )  # fmt: skip
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.free_kind = _FREE_KIND if session_kind(name) is SessionKind.OPEN else -1
+        """No rule is asked about events of kinds up to this one."""
+        self.knowledge: Knowledge | None = None
         self.last_seq = 0
         self.committed_seq = 0
         self.devices: dict[str, DeviceState] = {}
         self.last_lsn = 0
-        self.loaded = False
+        self.loaded = self.ready = False
         self.used_ms = 0
 
-    def admit(self, device: str, n: int, kind: int, checksum: int, room: bool = True) -> Admitted:
+    def admit(
+        self,
+        device: str,
+        n: int,
+        kind: int,
+        checksum: int,
+        room: bool = True,
+        take: bool = True,
+    ) -> Admitted:
         """Decide on a send and, when it is new and there is ``room``, give it its seq. Nothing can
-        come in between: the check and the number are one synchronous step."""
+        come in between: the check and the number are one synchronous step. Without ``take`` it is
+        only said what the send is, and NEW ones are not known afterwards."""
         state = self.devices.get(device)
         last_n = state.last_n if state is not None else 0
         if n > last_n:
@@ -95,10 +116,14 @@ class SessionState:
             if n > last_n + 1:
                 return GAP, last_n + 1
             if state is None:
+                if not take:
+                    return NEW, self.last_seq + 1
                 state = self.devices[device] = DeviceState()
             sent = state.sent
             if len(sent) == 2 * DEVICE_WINDOW and sent[0] > self.committed_seq:
                 return FULL, 0
+            if not take:
+                return NEW, self.last_seq + 1
             self.last_seq += 1
             state.add(n, self.last_seq, checksum)
             return NEW, self.last_seq
@@ -111,6 +136,16 @@ class SessionState:
         if checksum != known_checksum and kind != EventKind.VOID:
             return CONFLICT, state.last_n + 1
         return KNOWN, seq
+
+    def next_n(self, device: str) -> int:
+        state = self.devices.get(device)
+        return 1 if state is None else state.last_n + 1
+
+    def know(self) -> Knowledge:
+        """What is known of the session's state, to be added to."""
+        if self.knowledge is None:
+            self.knowledge = Knowledge()
+        return self.knowledge
 
     def replay(self, seq: int, device: str, n: int, checksum: int, lsn: int) -> None:
         """Take in a committed event while the log's end is replayed after a takeover."""
@@ -130,7 +165,7 @@ class SessionState:
         for device, last_n, recent in image.devices:
             mine = self.devices.get(device)
             self.devices[device] = _joined(mine, last_n, recent)
-        self.loaded = True
+        self.loaded = self.ready = True
 
     def image(self) -> SessionImage:
         """The state as the tables would hold it."""

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import msgpack
 
 VOID = 0
-CHANGES_FROM = 4
+RECALL, EDIT = 2, 3
+CHANGES_FROM = RECALL
 """Events of this kind and above change their session's state."""
 
 
@@ -48,6 +49,20 @@ def read_payload(payload: bytes) -> Batch:
     if not _is_index_of(parts[0], events):
         raise ValueError("the index of a record says something else than its events")
     return Batch(None, events)
+
+
+def made_from(kind: int, body: bytes, sent: bytes) -> bool:
+    """Whether an owner may have made this body of a change of state from the one that was sent: of
+    a recall or an edit [seq, ...], of others [what, arguments]. Committed it is [what, arguments,
+    rows]; arguments that the rows say too may be left out at the end."""
+    try:
+        what, arguments, _ = _unpacked(body)
+        asked = _unpacked(sent)
+        if kind in (RECALL, EDIT):
+            return bool(arguments == asked[:1])
+        return bool(what == asked[0] and arguments == asked[1][: len(arguments)])
+    except (TypeError, ValueError, IndexError):
+        return False
 
 
 def is_intact(slot: int, lsn: int, epoch: int, payload: bytes, checksum: int) -> bool:

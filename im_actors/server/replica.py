@@ -7,7 +7,7 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,33 +15,42 @@ from typing import Any, TypeVar
 
 from im_actors.core import replica as rep
 from im_actors.core.directory import Directory, ReplicaAddress
-from im_actors.core.messages import Fetched, FindKey, KeyFound, LoadSessions, SessionsLoaded
-from im_actors.core.model import Record, body_checksum, slot_of
+from im_actors.core.fact_lists import OfKeys
+from im_actors.core.messages import (
+    EventFound,
+    FactsLoaded,
+    Fetched,
+    FindEvent,
+    FindKey,
+    KeyFound,
+    LoadFacts,
+    LoadSessions,
+    SessionsLoaded,
+)
+from im_actors.core.model import Record
 from im_actors.core.storage_ops import StorageOp, StoreMeta, StoreRecords
-from im_actors.errors import CorruptData, ImError, NotReachable, Overloaded
+from im_actors.errors import CorruptData, ImError
 from im_actors.net.link import Link, LinkConfig, PeerInfo
 from im_actors.net.link_connection import LinkConnection
 from im_actors.net.link_server import LinkCallbacks, LinkServer
 from im_actors.server.apply import ApplyQueue, Batch
 from im_actors.server.clock import now_ms
+from im_actors.server.reads import Door, Reads
 from im_actors.server.storage import ReplicaStorage
-from im_actors.storage.history import HistoryPage
+from im_actors.server.turns import in_turns
 from im_actors.storage.scan import scan_history, scan_journal
 from im_actors.storage.verify import join_scans
 from im_actors.wire.links import (
     LINK_FRAME_BYTES_MAX,
     InsideType,
-    pack_frame,
     pack_inside,
     read_inside,
 )
+from im_actors.wire.questions import QUESTIONS, read_question
 
 logger = logging.getLogger(__name__)
 
 REQUESTS = int(InsideType.REQUESTS)
-READ = int(InsideType.READ)
-SCAN_TURN_S = 0.005
-"""A scan holds a storage thread for so long at a time."""
 
 MOVES_FOR = 10
 """After a commit that held up the event loop for long, it leaves commits to the journal's thread
@@ -104,19 +113,6 @@ def _is_small(ops: list[StorageOp], bytes_max: int) -> bool:
     return size <= bytes_max
 
 
-def _scan_turn(scan: Iterator[T | None]) -> tuple[list[T], bool]:
-    found: list[T] = []
-    deadline = time.monotonic() + SCAN_TURN_S
-    while time.monotonic() < deadline:
-        try:
-            item = next(scan)
-        except StopIteration:
-            return found, True
-        if item is not None:
-            found.append(item)
-    return found, False
-
-
 class ReplicaNode:
     """One data directory, served over links.
 
@@ -167,7 +163,8 @@ class ReplicaNode:
         """Whether history is written without rests, because more than enough waits for it."""
         self._trims: deque[dict[int, int]] = deque()
         """Up to where the journal may delete, the next step first."""
-        self._reads = 0
+        door = Door(slots, self._log, self._storage, self._stage_and, self._start)
+        self._reads = Reads(door, self._config)
         self._tasks: set[asyncio.Task[None]] = set()
         self._failed: ImError | None = None
         self._stopping = False
@@ -305,8 +302,8 @@ class ReplicaNode:
         for message in messages:
             if message[0] == REQUESTS:
                 self._handle(*[rep.Asked(connection, req) for req in read_inside(message[1])])
-            elif message[0] == READ:
-                self._start_read(connection, message)
+            elif message[0] in QUESTIONS:
+                self._reads.ask(connection, read_question(message))
 
     def _backfilled(self, name: str, messages: list[Any]) -> None:
         for message in messages:
@@ -411,6 +408,10 @@ class ReplicaNode:
                 self._start(self._send_states(peer, request))
             case rep.SendKey(peer, request):
                 self._start(self._send_key(peer, request))
+            case rep.SendFacts(peer, request):
+                self._start(self._send_facts(peer, request))
+            case rep.SendEvent(peer, request):
+                self._start(self._send_event(peer, request))
             case rep.Forget(slot, after_lsn):
                 self._queue.forget(slot, after_lsn)
                 if after_lsn == 0:
@@ -425,6 +426,9 @@ class ReplicaNode:
                 self._start(self._store_history(slot, records))
             case rep.Alarm(slot, text):
                 logger.error("ALARM replica %s slot %d: %s", self.name, slot, text)
+
+    def _log(self, slot: int) -> rep.SlotLog | None:
+        return self.machine.logs.get(slot)
 
     def _start(self, work: Any) -> None:
         """Run a coroutine that uses the history's thread; its failure ends the node."""
@@ -462,14 +466,33 @@ class ReplicaNode:
         peer.send(pack_inside(InsideType.ANSWERS, [answer]))
 
     async def _send_key(self, peer: LinkConnection, request: FindKey) -> None:
-        event = await self._storage.in_history(
+        found = await self._storage.in_history(
             self._storage.history.find, request.session, request.device, request.n
         )
         slot, epoch, number = request.slot, request.epoch, request.request
         answer = KeyFound(slot, epoch, number, True, 0, 0, 0)
+        if found is not None:
+            answer = KeyFound(slot, epoch, number, True, *found)
+        peer.send(pack_inside(InsideType.ANSWERS, [answer]))
+
+    async def _send_facts(self, peer: LinkConnection, request: LoadFacts) -> None:
+        history, query = self._storage.history, OfKeys(request.keys)
+        _, page = await self._storage.in_history(history.facts, request.session, query)
+        slot, epoch, number = request.slot, request.epoch, request.request
+        answer = FactsLoaded(slot, epoch, number, True, tuple(page.facts))
+        peer.send(pack_inside(InsideType.ANSWERS, [answer]))
+
+    async def _send_event(self, peer: LinkConnection, request: FindEvent) -> None:
+        slot, epoch, number, _, session, seq = request
+        event, last_seq = await self._storage.in_history(self._storage.history.event, session, seq)
+        answer = EventFound(slot, epoch, number, not 0 < seq <= last_seq, 0, 0, 0, "")
         if event is not None:
-            checksum = body_checksum(event.kind, event.body)
-            answer = KeyFound(slot, epoch, number, True, event.seq, event.key, checksum)
+            key, kind, device = event.key, event.kind, event.device
+            answer = EventFound(slot, epoch, number, True, seq, key, kind, device)
+        elif not answer.ready:
+            # Unknown, never absent: the owner asks another member.
+            text = "ALARM replica %s slot %d: seq %d of %s is lost"
+            logger.error(text, self.name, slot, seq, session)
         peer.send(pack_inside(InsideType.ANSWERS, [answer]))
 
     async def _drop_history(self, slot: int) -> None:
@@ -584,62 +607,20 @@ class ReplicaNode:
 
     # -- reading for gateways ------------------------------------------------------------------
 
-    def _start_read(self, connection: LinkConnection, message: list[Any]) -> None:
-        if self._reads >= self._config.reads_max:
-            connection.send(pack_frame((InsideType.PAGE, message[1], Overloaded.code, 0, [])))
-            return
-        self._reads += 1
-        self._start(self._read(connection, *message[1:]))
-
-    async def _read(
-        self,
-        connection: LinkConnection,
-        request: int,
-        session: str,
-        after: int,
-        before: int,
-        limit: int,
-        head: int,
-    ) -> None:
-        try:
-            slot = slot_of(session, self.slots)
-            log = self.machine.logs.get(slot)
-            if log is None or not log.answers_reads:
-                # Unknown is not absent: with a hole, or deleted here, others know more.
-                page: tuple[int, list[bytes]] = (0, [])
-                code = NotReachable.code
-            else:
-                page = await self._page(slot, session, after, before, limit, head)
-                code = 0
-            connection.send(pack_frame((InsideType.PAGE, request, code, *page)))
-        finally:
-            self._reads -= 1
-
-    async def _page(
-        self, slot: int, session: str, after: int, before: int, limit: int, head: int
-    ) -> tuple[int, list[bytes]]:
-        deadline = self._loop.time() + self._config.head_wait_ms / 1000
-        while True:
-            batch = self._queue.take_slot(slot, self._config.apply_bytes_max)
-            if batch:
-                self._note_staged(batch)
-            found = await self._storage.in_history(
-                self._stage_and_read, batch, self._marks(batch), session, after, before, limit
-            )
-            self._apply_soon()
-            if found.last_seq >= head or self._loop.time() >= deadline:
-                return found.last_seq, found.events
-            # The commit point that covers ``head`` is on its way to us.
-            await asyncio.sleep(0.005)
-
-    def _stage_and_read(
-        self, batch: Batch, marks: dict[int, int], session: str, after: int, before: int, limit: int
-    ) -> HistoryPage:
-        """Read what is committed, also what is not in history's files yet."""
-        history = self._storage.history
+    async def _stage_and(self, slot: int, read: Callable[[], T]) -> T:
+        """Read what is committed of a slot, also what is not in history's files yet."""
+        batch = self._queue.take_slot(slot, self._config.apply_bytes_max)
         if batch:
-            history.stage(batch, marks)
-        return history.read(session, after, before, limit)
+            self._note_staged(batch)
+        marks = self._marks(batch)
+        found: T = await self._storage.in_history(self._staged_read, batch, marks, read)
+        self._apply_soon()
+        return found
+
+    def _staged_read(self, batch: Batch, marks: dict[int, int], read: Callable[[], T]) -> T:
+        if batch:
+            self._storage.history.stage(batch, marks)
+        return read()
 
     # -- looking in ----------------------------------------------------------------------------
 
@@ -654,23 +635,13 @@ class ReplicaNode:
         storage = self._storage
         # The journal first: records only ever move from there to the history.
         await storage.in_journal(storage.journal.forget_pages)
-        journals = await self._scan(storage.in_journal, scan_journal(storage.journal))
+        journals = await in_turns(storage.in_journal, scan_journal(storage.journal))
         await storage.in_history(storage.history.forget_pages)
-        histories = await self._scan(storage.in_history, scan_history(storage.history))
+        histories = await in_turns(storage.in_history, scan_history(storage.history))
         applied = await storage.in_history(storage.history.applied)
         report = join_scans(journals, histories, applied, held, commit, self.name, self.disk)
         report.bytes_on_disk = storage.journal.bytes_on_disk() + storage.history.bytes_on_disk()
         return report.to_dict()
-
-    @staticmethod
-    async def _scan(run: Any, scan: Iterator[T | None]) -> list[T]:
-        """Carry a scan through its thread in short turns, so that the hot path gets in between."""
-        found: list[T] = []
-        done = False
-        while not done:
-            items, done = await run(_scan_turn, scan)
-            found += items
-        return found
 
     async def repair(self) -> None:
         """Put this disk's data aside and come back as a new one, to be filled by the others."""

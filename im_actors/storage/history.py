@@ -18,6 +18,8 @@ from typing import NamedTuple
 
 import msgpack
 
+from im_actors.core.fact_lists import FactPage, FactQuery
+from im_actors.core.facts import Fact, record_facts
 from im_actors.core.messages import SessionImage
 from im_actors.core.model import (
     Event,
@@ -30,6 +32,7 @@ from im_actors.core.model import (
 )
 from im_actors.errors import CorruptData, InvariantBroken
 from im_actors.storage.database import fsync_directory
+from im_actors.storage.facts import STAGED_READ_MAX
 from im_actors.storage.index import IndexFile, SessionEntry
 from im_actors.storage.journal import LSN_BITS, LSN_MAX, row_id
 from im_actors.storage.months import MonthFile, MonthSpan, month_name, month_of
@@ -50,6 +53,15 @@ class HistoryPage(NamedTuple):
 
     events: list[bytes]
     last_seq: int
+
+
+class Sent(NamedTuple):
+    """An event as its sender knows it: ``checksum`` is that of the body that was sent, of which the
+    owner may have made another."""
+
+    seq: int
+    key: int
+    checksum: int
 
 
 class History:
@@ -118,6 +130,8 @@ class History:
         month = self._span.month
         self._staged.setdefault(month, {})[row_id(slot, record.lsn)] = record
         self.index.stage(slot, record.lsn, month, index.parts)
+        if index.changes:
+            self.index.stage_facts(_facts_of(slot, record))
         if record.lsn <= self.index.applied.get(slot, LSN_MAX):
             self._filling.add(slot)
 
@@ -304,7 +318,7 @@ class History:
         images = [self.index.image(name) for name in names]
         return [image for image, _ in images] if all(whole for _, whole in images) else None
 
-    def find(self, session: str, device: str, n: int) -> Event | None:
+    def find(self, session: str, device: str, n: int) -> Sent | None:
         """The event with this key. For a resend from before the window: reads backwards."""
         known = self._session(session)
         if known is None:
@@ -317,8 +331,33 @@ class History:
             if place is not None:
                 if place.n != n:
                     return None  # Newer than what the device has sent, or not here.
-                return decode_event(self._load(known, [place], 0)[0])
+                event = decode_event(self._load(known, [place], 0)[0])
+                return Sent(event.seq, event.key, place.checksum)
         return None
+
+    def event(self, session: str, seq: int) -> tuple[Event | None, int]:
+        """One event of a session, if it is here, and the session's last seq."""
+        last_seq = self.last_seq(session)
+        if not 0 < seq <= last_seq:
+            return None, last_seq
+        events = self.read(session, seq - 1, seq + 1, 1).events
+        return decode_event(events[0]) if events else None, last_seq
+
+    # -- facts -----------------------------------------------------------------------------------
+
+    def last_seq(self, session: str) -> int:
+        """The newest event of a session in history; 0 when there is none."""
+        known = self.index.session(session)
+        return known.last_seq if known else 0
+
+    def facts(self, session: str, query: FactQuery) -> tuple[int, FactPage]:
+        """The session's last seq here, and the facts asked for as its events up to there say."""
+        known = self.index.session(session)
+        if known is None:
+            return 0, FactPage([], False)
+        if self.index.facts.staged(known.id) > STAGED_READ_MAX:
+            self.write()
+        return known.last_seq, self.index.facts.page(known.id, query)
 
     # -- the whole -------------------------------------------------------------------------------
 
@@ -359,3 +398,12 @@ class History:
         while self._open:
             self._open.popitem()[1].db.abandon()
         self.index.db.abandon()
+
+
+def _facts_of(slot: int, record: Record) -> list[tuple[str, list[Fact]]]:
+    try:
+        return list(record_facts(record.payload))
+    except (ValueError, TypeError, IndexError, msgpack.exceptions.UnpackException) as error:
+        raise InvariantBroken(
+            f"slot {slot} lsn {record.lsn} is intact and what it says of a state is not"
+        ) from error

@@ -4,7 +4,8 @@ how far history goes. One transaction changes all of it.
 A row of ``runs`` is a stretch of consecutive events of one session: (lsn, sends) of each record
 that holds some of them, exactly as the record's own index says it. So rows are few, and nothing
 here is done for each event. The devices' last n are brought into ``devices`` only every FOLD_EVENTS
-events of a session ("folded"); the newer part is read from its runs.
+events of a session ("folded"); the newer part is read from its runs. What the few events say that
+change a session's state is in ``facts`` (storage.facts).
 
 Staging is in memory and may be read at once; ``write`` makes it durable. Records come in any order
 and repeatedly: backfill brings old ones after new ones, and a crash between the month files and
@@ -22,10 +23,13 @@ from pathlib import Path
 
 import msgpack
 
+from im_actors.core.facts import Fact
 from im_actors.core.messages import DeviceImage, SessionImage
 from im_actors.core.model import DEVICE_WINDOW, Part
 from im_actors.errors import CorruptData, InvariantBroken
+from im_actors.storage import facts
 from im_actors.storage.database import Database, Format
+from im_actors.storage.facts import FactTable
 from im_actors.storage.runs import RUN_EVENTS_MAX, Run
 from im_actors.storage.steps import Rest, in_steps, no_rest
 
@@ -42,7 +46,7 @@ resend of anything older is looked up by its key."""
 
 FORMAT = Format(
     name="history index",
-    version=1,
+    version=2,
     # ``guard`` is a checksum of its row: SQLite's pages have none, and a wrong counter served to an
     # owner is a seq given twice. Small pages: in the long run each session has a leaf of its own,
     # and a transaction that touches 2,000 sessions writes 2,000 of them.
@@ -62,7 +66,9 @@ FORMAT = Format(
         "CREATE TABLE months(month INTEGER PRIMARY KEY)",
         "CREATE TABLE filling(slot INTEGER PRIMARY KEY)",
         "CREATE TABLE dropping(slot INTEGER PRIMARY KEY)",
+        *facts.SCHEMA,
     ),
+    migrations={1: facts.create},
     page_bytes=4_096,
     cache_kib=32_768,
 )
@@ -155,6 +161,7 @@ class IndexFile:
         except BaseException:
             self.db.abandon()
             raise
+        self.facts = FactTable(self.db)
         self._cache: dict[str, SessionEntry] = {}
         """Entries without anything staged; the ones at the front were not used for longest."""
         self._staged: dict[str, SessionEntry] = {}
@@ -192,6 +199,12 @@ class IndexFile:
             else:
                 run = Run(first_seq, first_seq + length - 1, month, [lsn, sends])
                 self._begin(entry, run)
+
+    def stage_facts(self, stated: Iterable[tuple[str, list[Fact]]]) -> None:
+        """Take in what the state events of a record say, whose parts have been staged."""
+        for name, said in stated:
+            entry = self._staged[name]
+            self.facts.stage(entry.id, entry.stored_seq, said)
 
     def _enter(self, name: str, slot: int, first_seq: int) -> SessionEntry:
         """The session's entry, loaded, or made if it is new."""
@@ -244,6 +257,7 @@ class IndexFile:
             for step in in_steps(entries, rest):
                 self._fold_due(connection, step)
             _put_sessions(connection, entries, rest)
+            self.facts.write(connection)
             connection.executemany(
                 "INSERT OR REPLACE INTO applied VALUES(?,?,?)",
                 [(slot, lsn, applied_guard(slot, lsn)) for slot, lsn in marks.items()],
@@ -258,6 +272,7 @@ class IndexFile:
             entry.settle()
             self._cache[entry.name] = entry
         self._staged.clear()
+        self.facts.settle()
         self.late = False
         # In one pass: deleting the first key of a dict again and again walks over what was deleted.
         for name in list(islice(self._cache, max(0, len(self._cache) - SESSIONS_CACHED_MAX))):
@@ -449,7 +464,9 @@ class IndexFile:
             connection.execute("DELETE FROM filling WHERE slot=?", (slot,))
         self.applied.pop(slot, None)
         self.filling.discard(slot)
-        self._staged = {n: entry for n, entry in self._staged.items() if entry.slot != slot}
+        for entry in [entry for entry in self._staged.values() if entry.slot == slot]:
+            self.facts.forget(entry.id)
+            del self._staged[entry.name]
         self._cache.clear()
 
     def dropping(self) -> list[int]:
@@ -461,6 +478,7 @@ class IndexFile:
         with self.db.transaction() as connection:
             connection.executemany("DELETE FROM devices WHERE session=?", gone)
             connection.executemany("DELETE FROM runs WHERE session=?", gone)
+            self.facts.drop(connection, gone)
             connection.executemany("DELETE FROM sessions WHERE id=?", gone)
             connection.execute("DELETE FROM dropping WHERE slot=?", (slot,))
 

@@ -11,12 +11,22 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from im_actors.core.model import Event, Record, body_checksum, decode_event, record_events
+from im_actors.core.facts import is_state
+from im_actors.core.model import (
+    Event,
+    Record,
+    body_checksum,
+    decode_event,
+    record_events,
+    record_index,
+    unpack_sends,
+)
 from im_actors.errors import CorruptData
 from im_actors.storage.index import SessionEntry
 from im_actors.storage.journal import LSN_MAX, Journal, checked_record
 from im_actors.storage.months import MonthFile
 from im_actors.storage.runs import Place
+from im_actors.storage.scan_facts import Difference, FactCheck
 
 if TYPE_CHECKING:
     from im_actors.storage.history import History
@@ -26,12 +36,13 @@ SESSIONS_CHUNK = 256
 PROBLEMS_MAX = 100
 """Problems told per slot; the rest is only counted."""
 
-CORRUPT, ORDER, TABLES = "corrupt", "order", "tables"
+CORRUPT, ORDER, TABLES, FACTS = "corrupt", "order", "tables", "facts"
 
 
 class Problem(NamedTuple):
     """Something that is wrong. ``kind``: "corrupt" (bytes have changed), "order" (the log says what
-    it may not say), "tables" (the index disagrees with the records). lsn 0: no one record.
+    it may not say), "tables" (the index disagrees with the records), "facts" (so do the facts).
+    lsn 0: no one record.
     """
 
     kind: str
@@ -52,6 +63,8 @@ class SlotScan:
     """(epoch, its first lsn)."""
     problems: list[Problem] = field(default_factory=list)
     problems_untold: int = 0
+    divergent: int = 0
+    """Facts that are not what the events say."""
 
     def problem(self, kind: str, lsn: int, text: str) -> None:
         if len(self.problems) < PROBLEMS_MAX:
@@ -118,10 +131,15 @@ class _SlotScanner:
         self._stretch = 0
         self._month = 0
         self._unreadable: set[int] = set()
+        self._facts = FactCheck()
+        self._differences: Iterator[Difference | None] | None = None
+        """What comparing them finds, when everything else has been read."""
         self._told: set[str] = set()
 
     def step(self) -> bool:
-        """Read a chunk; false when the slot is done."""
+        """Do a part of the work; false when the slot is done."""
+        if self._differences is not None:
+            return self._compare_facts(self._differences)
         upto = self._history.applied().get(self._slot, LSN_MAX)
         for month in self._history.months():
             if month < self._month or month in self._unreadable:
@@ -134,8 +152,11 @@ class _SlotScanner:
                 self._unreadable.add(month)
                 self._stretch += 1
                 self.found.problem(CORRUPT, 0, str(error))
-        self._finish(upto)
-        return False
+        if not self._finish(upto):
+            return False
+        seen = {name: session.last_seq for name, session in self._sessions.items()}
+        self._differences = self._facts.compare(self._history.index, self._slot, seen)
+        return True
 
     def _read_chunk(self, file: MonthFile, month: int, upto: int) -> bool:
         """Whether there was anything. Beyond ``upto`` the journal has the records too, and the
@@ -164,11 +185,15 @@ class _SlotScanner:
         elif record.epoch > self._last_epoch:
             self.found.epochs.append((record.epoch, record.lsn))
         self._last_epoch = max(self._last_epoch, record.epoch)
+        sent = _sent_checksums(record)
         for position, data in enumerate(record_events(record.payload)):
             event = decode_event(data)
             self.found.events += 1
             session = self._take_event(record.lsn, event)
-            self._check_place(session, event, (month, record.lsn, position))
+            if is_state(event.kind):
+                self._take_facts(record.lsn, event)
+            checksum = sent.get(position, body_checksum(event.kind, event.body))
+            self._check_place(session, event, (month, record.lsn, position), checksum)
 
     def _take_event(self, lsn: int, event: Event) -> _Session:
         session = self._sessions.get(event.session)
@@ -190,6 +215,14 @@ class _SlotScanner:
         self._take_device(session, lsn, event)
         return session
 
+    def _take_facts(self, lsn: int, event: Event) -> None:
+        try:
+            self._facts.take(event)
+        except Exception as error:
+            # It fails in as many ways as a body can be wrong.
+            text = f"what {event.session!r} seq {event.seq} says at lsn {lsn} cannot be read"
+            self.found.problem(FACTS, lsn, f"{text}: {error}")
+
     def _take_device(self, session: _Session, lsn: int, event: Event) -> None:
         last_n = session.last_n.get(event.device, 0)
         # A device's n goes 1, 2, 3: then one that is not above the last is a key used twice.
@@ -202,8 +235,9 @@ class _SlotScanner:
             self.found.problem(ORDER, lsn, text)
         session.last_n[event.device] = max(last_n, event.n)
 
-    def _check_place(self, session: _Session, event: Event, at: tuple[int, int, int]) -> None:
-        checksum = body_checksum(event.kind, event.body)
+    def _check_place(
+        self, session: _Session, event: Event, at: tuple[int, int, int], checksum: int
+    ) -> None:
         expected = Place(event.seq, *at, event.device, event.n, checksum)
         try:
             found = self._place(session, event.seq)
@@ -244,8 +278,9 @@ class _SlotScanner:
 
     # -- tables ----------------------------------------------------------------------------------
 
-    def _finish(self, upto: int) -> None:
-        """Compare the tables with the records, in one step: nothing is applied meanwhile."""
+    def _finish(self, upto: int) -> bool:
+        """Compare the tables with the records, in one step: nothing is applied meanwhile. Whether
+        all records and all rows could be read."""
         complete = len(self.found.runs) == 1 and self.found.runs[0][0] == 1
         complete = complete and upto < LSN_MAX and self._slot not in self._history.index.filling
         unchecked = set(self._sessions) if complete else set()
@@ -260,9 +295,25 @@ class _SlotScanner:
                         self._compare(row, last_n)
         except CorruptData as error:
             self._damaged(str(error))
-            return
+            return False
         for name in sorted(unchecked):
             self.found.problem(TABLES, 0, f"session {name!r} has records and no state")
+        return complete
+
+    def _compare_facts(self, differences: Iterator[Difference | None]) -> bool:
+        """Go on with it; false at the end."""
+        try:
+            for difference in differences:
+                if difference is None:
+                    return True
+                if difference.corrupt:
+                    self._damaged(difference.text)
+                else:
+                    self.found.divergent += difference.facts
+                    self.found.problem(FACTS, 0, difference.text)
+        except CorruptData as error:
+            self._damaged(str(error))
+        return False
 
     def _last_n(self, row: SessionEntry) -> dict[str, int]:
         """The devices of a session as a new owner would be told."""
@@ -286,6 +337,16 @@ class _SlotScanner:
                 told = "" if what == "devices" else f": {tables} in the index, {records} by them"
                 text = f"session {row.name!r}: {what} disagree with the records{told}"
                 self.found.problem(TABLES, 0, text)
+
+
+def _sent_checksums(record: Record) -> dict[int, int]:
+    """The checksums of the bodies of which the owner has made those of the state events here, by
+    position: only the record itself says them."""
+    _, _, changes, parts = record_index(record.payload)
+    if not changes:
+        return {}
+    found = {s.position: s.checksum for part in parts for s in unpack_sends(part[3])}
+    return {position: found.get(position, 0) for position in changes}
 
 
 # -- the journal -----------------------------------------------------------------------------------

@@ -71,6 +71,8 @@ class ReplicaReport:
     problems: list[Problem] = field(default_factory=list)
     corrupt: int = 0
     bytes_on_disk: int = 0
+    divergent: int = 0
+    """Facts that are not what the events here say."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types only."""
@@ -88,6 +90,8 @@ class ReplicaReport:
             [Problem(*problem) for problem in fields["problems"]],
             fields["corrupt"],
             fields["bytes_on_disk"],
+            # The releases before there were facts do not say it.
+            fields.get("divergent", 0),
         )
 
 
@@ -101,9 +105,10 @@ def _slot_report(fields: Mapping[str, Any]) -> SlotReport:
 class VerifyReport:
     """The replicas together. ``records`` and ``events``: of each slot, the replica with the most.
 
-    ``divergent`` committed lsns differ between replicas, ``corrupt`` things on disk have changed
-    bytes, ``missing`` records are not where a view says they are. ``uncompared`` records could not
-    be compared, because only digests of different stretches were at hand.
+    ``divergent`` committed lsns differ between replicas, or facts from what their events say.
+    ``corrupt`` things on disk have changed bytes, ``missing`` records are not where a view says
+    they are. ``uncompared`` records could not be compared, because only digests of different
+    stretches were at hand.
     """
 
     slots: int = 0
@@ -168,6 +173,7 @@ def join_scans(
         commit_lsn = known if commit is None else commit.get(slot, known)
         report.problems += [*past.problems, *tail.problems]
         report.corrupt += sum(p.kind == CORRUPT for p in (*past.problems, *tail.problems))
+        report.divergent += past.divergent
         if past.problems_untold:
             text = f"slot {slot}: {past.problems_untold} more problems"
             report.problems.append(Problem(TABLES, slot, 0, text))
@@ -303,6 +309,7 @@ def compare(
     slots: dict[int, list[tuple[str, SlotReport]]] = defaultdict(list)
     for report in reports:
         verdict.corrupt += report.corrupt
+        verdict.divergent += report.divergent
         for problem in report.problems:
             verdict.problem(f"{report.replica}: {problem.text}")
         for slot in report.slots:

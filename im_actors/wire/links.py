@@ -1,12 +1,17 @@
 """Messages between actors, carried by the links of ``net`` (types from 140 on).
 
 They are inside: both ends know the cluster secret and run the same release, but for the minutes in
-which one is replaced by the next. One frame carries what one turn of the event loop produced.
+which one is replaced by the next. One frame carries what one turn of the event loop produced. What
+142 to 147 mean is in ``wire.questions``.
 
     140 REQUESTS  [140, [[kind, ...fields], ...]]    owner or replica to a replica (core.messages)
     141 ANSWERS   [141, [[kind, ...fields], ...]]    and back
     142 READ      [142, request, session, after, before, limit, head]     gateway to a replica
     143 PAGE      [143, request, code, last_seq, [event bin, ...]]        and back
+    144 LIST_FACTS [144, request, session, head, what, args]              gateway to a replica
+    145 FACTS     [145, request, code, last_seq, [[key, seq, rank, value], ...], more]   and back
+    146 COUNT     [146, request, session, head, after, upto, user]        gateway to a replica
+    147 COUNTED   [147, request, code, last_seq, count]                   and back
     150 SUBMIT    [150, [[token, slot, session, device, n, kind, body], ...]]   gateway to a shard
     151 RESULTS   [151, [[token, code, seq, epoch, time_ms, expected_n], ...]]  and back
     152 WATCH     [152, [session, ...]]              gateway to a shard: push this session's events
@@ -17,10 +22,10 @@ which one is replaced by the next. One frame carries what one turn of the event 
 Most requests and answers of a busy cluster are of three kinds and say one thing each of many slots.
 Several of them in a row are one row of columns, in which each field has a list:
 
-    [17, slots, epochs, prev_lsns, commit_lsns, payloads, checksums]   Append of one record each,
+    [21, slots, epochs, prev_lsns, commit_lsns, payloads, checksums]   Append of one record each,
                                                   of the epoch, after a record of the same epoch
-    [18, slots, epochs, durable_lsns, commit_lsns, applied_lsns, completes]               Appended
-    [19, slots, epochs, commit_lsns]                                                     Committed
+    [22, slots, epochs, durable_lsns, commit_lsns, applied_lsns, completes]               Appended
+    [23, slots, epochs, commit_lsns]                                                     Committed
 """
 
 from __future__ import annotations
@@ -32,6 +37,7 @@ from operator import add
 from typing import Any, get_type_hints
 
 from im_actors.core import messages as m
+from im_actors.core.facts import Fact
 from im_actors.core.model import Record, View, view_of
 from im_actors.errors import ProtocolViolation
 from im_actors.wire.codec import encode_frame
@@ -46,6 +52,10 @@ class InsideType(IntEnum):
     ANSWERS = 141
     READ = 142
     PAGE = 143
+    LIST_FACTS = 144
+    FACTS = 145
+    COUNT = 146
+    COUNTED = 147
     SUBMIT = 150
     RESULTS = 151
     WATCH = 152
@@ -72,6 +82,10 @@ _KINDS: tuple[type[Any], ...] = (
     m.FindKey,
     m.KeyFound,
     m.Committed,
+    m.LoadFacts,
+    m.FactsLoaded,
+    m.FindEvent,
+    m.EventFound,
 )
 _KIND_OF = {kind: number for number, kind in enumerate(_KINDS)}
 
@@ -117,8 +131,22 @@ def _view(fields: list[Any]) -> View:
     return view
 
 
-def _names(rows: list[Any]) -> tuple[str, ...]:
+def read_names(rows: list[Any]) -> tuple[str, ...]:
     return tuple(map(_str, rows))
+
+
+def read_facts(rows: list[Any]) -> tuple[Fact, ...]:
+    """The facts of a FACTS frame."""
+    return tuple(
+        Fact(_str(key), _int(seq), _int(rank), value if value is None else _bytes(value))
+        for key, seq, rank, value in rows
+    )
+
+
+def _bytes(value: Any) -> bytes:
+    if type(value) is not bytes:
+        raise ValueError(f"{type(value).__name__} in the place of bytes")
+    return value
 
 
 def _int(value: Any) -> int:
@@ -141,8 +169,10 @@ _NESTED: dict[type[Any], tuple[tuple[int, Callable[[Any], Any]], ...]] = {
     m.Drop: ((2, _view),),
     m.Sealed: ((3, _epochs),),
     m.Prepare: ((4, _epochs),),
-    m.LoadSessions: ((4, _names),),
+    m.LoadSessions: ((4, read_names),),
     m.SessionsLoaded: ((4, _images),),
+    m.LoadFacts: ((5, read_names),),
+    m.FactsLoaded: ((4, read_facts),),
 }
 
 

@@ -14,7 +14,8 @@ from typing import Any
 from im_actors.core import owner as own
 from im_actors.core import replica as rep
 from im_actors.core.messages import Fetched, KeyFound, SessionsLoaded
-from im_actors.core.model import Member, View, ViewState, body_checksum
+from im_actors.core.model import Member, View, ViewState
+from im_actors.core.rules import Decide, messages_only
 from im_actors.core.serving import Answer, Send, ServingLimits
 from im_actors.core.takeover import ReplicaInfo
 from tests.sim.disks import Disk, Head
@@ -72,6 +73,10 @@ class BenchReplica:
                 )
             case rep.SendKey(_, request):
                 self.answers.append(self.found(request))
+            case rep.SendFacts(_, request):
+                self.answers.append(self.disk.facts_loaded(request))
+            case rep.SendEvent(_, request):
+                self.answers.append(self.disk.event_found(request))
             case rep.DropHistory(slot):
                 self.disk.drop_history(slot, lambda _: slot)
                 self.run(self.machine.handle(rep.HistoryDropped(slot), START_MS))
@@ -82,9 +87,9 @@ class BenchReplica:
 
     def found(self, request: Any) -> KeyFound:
         where = (request.slot, request.epoch, request.request, True)
-        for event, _, _ in self.disk.timelines.get(request.session, {}).values():
+        for event, _, checksum, _ in self.disk.timelines.get(request.session, {}).values():
             if (event.device, event.n) == (request.device, request.n):
-                return KeyFound(*where, event.seq, event.key, body_checksum(event.kind, event.body))
+                return KeyFound(*where, event.seq, event.key, checksum)
         return KeyFound(*where, 0, 0, 0)
 
     def apply(self, upto_lsn: int | None = None) -> None:
@@ -120,13 +125,14 @@ class Bench:
         settings: own.OwnerSettings | None = None,
         limits: ServingLimits | None = None,
         me: str = "shard.1",
+        decide: Decide = messages_only,
     ) -> None:
         self.now_ms = START_MS
         names = [f"r{i}" for i in range(1, replicas + 1)]
         self.replicas = {name: BenchReplica(name, (hosts or {}).get(name, name)) for name in names}
         members = tuple(self.replicas[name].member for name in names[:3])
         self.view = View(SLOT, 0, ViewState.RECOVERING, "", members)
-        self.settings, self.limits = settings, limits
+        self.settings, self.limits, self.decide = settings, limits, decide
         self.out: list[tuple[Member, Any]] = []
         self.told: list[Any] = []
         self.store_answers = True
@@ -135,7 +141,8 @@ class Bench:
         self.know()
 
     def new_owner(self, me: str) -> own.SlotOwner:
-        return own.SlotOwner(SLOT, me, random.Random(1), self.settings, self.limits)
+        rng = random.Random(1)
+        return own.SlotOwner(SLOT, me, rng, self.settings, self.limits, self.decide)
 
     # -- telling the owner ---------------------------------------------------------------------
 

@@ -44,9 +44,11 @@ class Stretch(NamedTuple):
     first: int
     last: int
 
-    def joined(self, later: Note) -> Stretch:
+    def joined(self, later: Note) -> Stretch | None:
         assert isinstance(later, Stretch)
         assert later.first == self.last + 1, "a later note continues the one before"
+        if later.last - self.first >= 4:
+            return None
         return self._replace(last=later.last)
 
     def body(self) -> bytes:

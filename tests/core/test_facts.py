@@ -9,6 +9,7 @@ from im_actors.core.facts import (
     Fact,
     StateBody,
     event_facts,
+    is_state,
     newest,
     pack_request,
     pack_state,
@@ -52,6 +53,16 @@ def test_only_state_events_say_facts() -> None:
     assert event_facts(event._replace(kind=int(EventKind.MESSAGE))) == []
 
 
+def test_an_event_says_of_one_key_one_thing() -> None:
+    with pytest.raises(BadRequest, match="'b'"):
+        pack_state("put", [], [("a", 0, b""), ("b", 0, b"1"), ("c", 0, b""), ("b", 0, b"1")])
+
+
+def test_what_is_gone_is_in_no_ordered_list() -> None:
+    said = event_facts(state_event(7, ("gone", 5, None), ("here", 5, b"")))
+    assert said == [Fact("gone", 7, 0, None), Fact("here", 7, 5, b"")]
+
+
 def test_a_record_tells_the_facts_of_its_state_events() -> None:
     events = [
         Event("team", 1, 1, int(EventKind.MESSAGE), "bob/pc", 1, b"hello"),
@@ -65,6 +76,15 @@ def test_a_record_tells_the_facts_of_its_state_events() -> None:
     ]
     plain = make_record(3, 9, 2, [encode_event(events[0])])
     assert list(record_facts(plain.payload)) == []
+
+
+@pytest.mark.parametrize("kind", EventKind)
+def test_recalls_and_edits_change_the_state_and_messages_do_not(kind: EventKind) -> None:
+    stateless = (EventKind.VOID, EventKind.MESSAGE)
+    assert is_state(kind) == (kind not in stateless)
+    event = state_event(1, ("x/01", 1, b"row"))._replace(kind=int(kind))
+    record = make_record(3, 9, 2, [encode_event(event)])
+    assert len(list(record_facts(record.payload))) == (kind not in stateless)
 
 
 def test_any_order_gives_the_same_state() -> None:

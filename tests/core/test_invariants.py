@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 
 from im_actors.core import invariants
+from im_actors.core.facts import Fact, pack_state
 from im_actors.core.invariants import Ledger, Running
-from im_actors.core.model import Event, Record, encode_event, make_record
+from im_actors.core.knowledge import Knowledge
+from im_actors.core.model import Event, EventKind, Record, encode_event, make_record
 from im_actors.core.replica import Replica, SlotLog
+from im_actors.core.rules import Accept, Known, Request
 from im_actors.errors import InvariantBroken
 from tests.core.bench import SLOT, Bench, BenchReplica
 
@@ -277,6 +280,49 @@ def test_i9_an_owner_that_does_not_know_what_is_committed(
     forget(watched)
     with pytest.raises(InvariantBroken, match=r"^I9"):
         watched.check()
+
+
+def _a_state(watched: Watched) -> Knowledge:
+    """Two changes of a session's state, committed and known."""
+    for n, value in ((4, b"old"), (5, b"new")):
+        body = pack_state("set", [], [("x", 0, value), ("gone", 0, None)])
+        watched.bench.decide = watched.bench.owner.serving.decide = _takes_everything
+        watched.bench.submit("s", "a/1", n, body=body, kind=EventKind.GROUP)
+        watched.bench.deliver()
+        watched.stepped()
+    knowledge = watched.bench.owner.serving.sessions["s"].know()
+    assert sorted(knowledge.facts) == ["gone", "x"]
+    watched.check()
+    return knowledge
+
+
+def _takes_everything(known: Known, request: Request) -> Accept:
+    return Accept(request.kind, request.body)
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [("x", Fact("x", 4, 0, b"old")), ("x", None), ("gone", Fact("gone", 5, 0, b"x"))],
+)
+def test_i9_an_owner_that_knows_a_fact_otherwise(
+    watched: Watched, key: str, said: Fact | None
+) -> None:
+    _a_state(watched).facts[key] = said
+    with pytest.raises(InvariantBroken, match=r"^I9.*is known as"):
+        watched.check()
+
+
+def test_i9_an_owner_that_takes_a_fact_for_absent(watched: Watched) -> None:
+    knowledge = _a_state(watched)
+    knowledge.forget_settled(5, 9, 9)
+    knowledge.loaded(("x",), ())
+    with pytest.raises(InvariantBroken, match=r"^I9.*is known as None"):
+        watched.check()
+
+
+def test_i9_what_has_not_committed_is_not_compared(watched: Watched) -> None:
+    _a_state(watched).said([Fact("x", 6, 0, b"newest")])
+    watched.check()
 
 
 # -- the error ---------------------------------------------------------------------------------

@@ -14,10 +14,14 @@ from im_actors.core.messages import (
     Committed,
     Drop,
     Dropped,
+    EventFound,
+    FactsLoaded,
     Fetch,
     Fetched,
+    FindEvent,
     FindKey,
     KeyFound,
+    LoadFacts,
     LoadSessions,
     Need,
     Prepare,
@@ -399,6 +403,8 @@ def test_a_dropped_slot_is_unknown_and_not_empty() -> None:
     assert not there.log.answers_reads
     assert one(there.ask(LoadSessions(SLOT, 4, 1, 0, ("s",)))).ready is False
     assert one(there.ask(FindKey(SLOT, 4, 2, 0, "s", "a/1", 1))).ready is False
+    assert one(there.ask(LoadFacts(SLOT, 4, 3, 0, "s", ("k",)))).ready is False
+    assert one(there.ask(FindEvent(SLOT, 4, 4, 0, "s", 1))).ready is False
     there.restart()
     assert not there.log.answers_reads
 
@@ -481,7 +487,12 @@ def test_a_slot_never_seen_has_no_records() -> None:
 
 @pytest.mark.parametrize(
     ("request_type", "answer_type", "rest"),
-    [(LoadSessions, SessionsLoaded, (("s",),)), (FindKey, KeyFound, ("s", "a/1", 2))],
+    [
+        (LoadSessions, SessionsLoaded, (("s",),)),
+        (FindKey, KeyFound, ("s", "a/1", 2)),
+        (LoadFacts, FactsLoaded, ("s", ("k",))),
+        (FindEvent, EventFound, ("s", 2)),
+    ],
 )
 def test_tables_answer_only_if_they_are_whole_and_far_enough(
     request_type: Any, answer_type: Any, rest: tuple[Any, ...]

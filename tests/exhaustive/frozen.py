@@ -11,6 +11,7 @@ from array import array
 from collections import deque
 from collections.abc import Mapping
 from enum import Enum
+from types import FunctionType
 from typing import Any
 
 from im_actors.core.model import Member, View
@@ -43,7 +44,7 @@ class Silence:
 RANDOM = ConstantRandom()
 SILENCE = Silence()
 _LEAVES = (
-    *(int, float, bytes, type(None), Enum),
+    *(int, float, bytes, type(None), Enum, FunctionType),
     *(OwnerSettings, ServingLimits, ConstantRandom, Silence),
 )
 _FIELDS: dict[type, tuple[str, ...]] = {}

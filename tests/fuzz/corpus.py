@@ -7,6 +7,7 @@ from typing import Any
 import msgpack
 
 from im_actors.core import messages as m
+from im_actors.core.facts import Fact
 from im_actors.core.model import Event, Member, View, encode_event, epoch_start, make_record
 from im_actors.net.link_connection import LINK_VERSION, NONCE_BYTES, LinkType
 from im_actors.wire.codec import FrameDecoder, encode_frame
@@ -38,6 +39,10 @@ INSIDE: tuple[Any, ...] = (
     m.SessionsLoaded(3, 7, 1, True, (IMAGE, m.SessionImage("empty", 0, ()))),
     m.FindKey(3, 7, 2, 8, "team", "alice/phone", 1),
     m.KeyFound(3, 7, 2, True, 3, 97 << 22, 11),
+    m.LoadFacts(3, 7, 3, 8, "group:g", ("m/alice", "m/bob")),
+    m.FactsLoaded(3, 7, 3, True, (Fact("m/alice", 4, 0, b"x"), Fact("m/bob", 5, 0, None))),
+    m.FindEvent(3, 7, 4, 8, "team", 4),
+    m.EventFound(3, 7, 4, True, 4, 99 << 22, 1, "alice/phone"),
 )
 """One of each message of the core that travels between actors, two of appends."""
 COLUMNS: tuple[Any, ...] = tuple(

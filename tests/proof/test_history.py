@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 
 import pytest
 
+from im_actors.core.facts import pack_request, pack_state
 from im_actors.core.model import Event, Record, epoch_start, make_key, make_record, sealed_record
 from im_actors.core.model import encode_event as encoded
 from im_actors.proof import NAMES, Anomaly, ClientHistory, History, anomalies
@@ -211,6 +212,32 @@ def one_message_twice_in_the_log(bad: bool) -> ClientHistory:
     cluster.write(2 if bad else 3)
     cluster.commit()
     return cluster.end()
+
+
+@fires("wrong-content")
+def an_owner_that_did_something_else_than_was_asked(bad: bool) -> ClientHistory:
+    history = ClientHistory()
+    history.sent(SESSION, ALICE, 1, 4, pack_request("add", "bob"))
+    told = "remove" if bad else "add"
+    changed = pack_state(told, ["bob"], [("m/bob", 0, b"member")])
+    history.final_read(SESSION, [(1, ALICE, 1, 4, changed)])
+    return history
+
+
+@fires("wrong-content")
+def a_message_in_the_place_of_a_change(bad: bool) -> ClientHistory:
+    history = ClientHistory()
+    history.sent(SESSION, ALICE, 1, 4, pack_request("add", "bob"))
+    changed = pack_state("add", ["bob"], [])
+    history.final_read(SESSION, [(1, ALICE, 1, 1 if bad else 4, changed)])
+    return history
+
+
+@fires("wrong-content")
+def what_nobody_sent_and_no_server_wrote(bad: bool) -> ClientHistory:
+    history = ClientHistory()
+    history.final_read(SESSION, [shown(1, 1, ALICE if bad else "*", 6)])
+    return history
 
 
 @fires("inconsistent-offsets")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from im_actors.core import model
+from im_actors.core import facts, model
 from im_actors.proof import records
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -44,6 +44,28 @@ def test_an_index_that_tells_other_events_is_no_payload() -> None:
             records.read_payload(model.pack_record([lie], (2, 2), data))
     with pytest.raises(ValueError, match="index"):
         records.read_payload(model.pack_record([], (2, 2), data))
+
+
+def test_a_change_of_state_is_made_from_what_was_sent() -> None:
+    sent = facts.pack_request("create", "Climbers", ["bob", "eve"])
+    for args in (["Climbers", ["bob", "eve"]], ["Climbers"]):
+        body = facts.pack_state("create", args, [("g", 0, b"row")])
+        assert records.made_from(4, body, sent)
+    assert not records.made_from(4, facts.pack_state("create", ["Other"], []), sent)
+    assert not records.made_from(4, facts.pack_state("add", [], []), sent)
+
+
+def test_a_recall_is_of_the_message_that_was_named() -> None:
+    body = facts.pack_state("edit", [7], [("x", 7, b"row")])
+    assert records.made_from(3, body, model.pack((7, b"text")))
+    assert not records.made_from(3, body, model.pack((8, b"text")))
+
+
+@pytest.mark.parametrize("kind", [2, 4])
+@pytest.mark.parametrize("body", [b"", b"text", b"\xc1", b"\x92\xa1a\x90", b"\x03"])
+def test_what_is_no_change_of_state_is_made_from_nothing(kind: int, body: bytes) -> None:
+    assert not records.made_from(kind, body, facts.pack_request("add", "bob", 3))
+    assert not records.made_from(kind, facts.pack_state("add", [1], []), body)
 
 
 @given(st.integers(0, 1023), numbers, numbers, numbers)

@@ -84,7 +84,7 @@ def commit(epoch: int, lsn: int) -> Append:
 
 
 async def page(node: ReplicaNode) -> tuple[int, list[int]]:
-    head, events = await node._page(SLOT, "s", 0, 0, 100, 0)
+    head, events = await node._reads.page(SLOT, "s", 0, 0, 100, 0)
     return head, [decode_event(event).seq for event in events]
 
 

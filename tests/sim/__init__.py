@@ -3,6 +3,7 @@
     clock, network        time, processes that crash and pause, messages and connections
     disks, replicas       ``core.replica`` and the apply queue on disks that keep what was synced
     shards, store         ``core.owner`` for each slot; the view store
+    registers             sessions with rules, and what their facts must be
     gateways              the real router, followers, pulls and client connections
     clients, device_store the real outbox, inbox and dialer in apps that die
     controllers           opinions about who runs

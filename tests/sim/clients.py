@@ -20,6 +20,7 @@ from im_actors.wire.limits import Limits
 from tests.sim.device_store import DeviceFile, DeviceStore
 from tests.sim.gateways import REFUSED
 from tests.sim.network import End, Process
+from tests.sim.registers import REFUSALS, is_register
 
 if TYPE_CHECKING:
     from tests.sim.world import World
@@ -59,6 +60,8 @@ class SimClient(Process):
         self.past: list[o.OutboxRow] = []
         """What was ever put on a connection, for stray copies."""
         self.acked_keys: list[o.Key] = []
+        self.asked: dict[o.Key, bytes] = {}
+        """What was asked of registers."""
         self.unanswered: dict[o.Key, None] = {}
         """What is on the disk, and the user has not been told what became of it."""
         # A device that does not keep to the window that it is told is only slower.
@@ -119,7 +122,9 @@ class SimClient(Process):
     def _submit(self) -> bool:
         session = self.rng.choice([s for s, left in self.writes.items() if left])
         body = self.rng.randbytes(self.rng.randint(0, 40))
-        if self.world.faults.strikes("refusal", self.rng):
+        if is_register(session) and self.rng.random() < 0.8:
+            body = self.world.registers.request(session, self.rng)
+        elif self.world.faults.strikes("refusal", self.rng):
             body = REFUSED + body
         event = o.Submitted(session, EventKind.MESSAGE, body, self.clock.now)
         try:
@@ -129,6 +134,7 @@ class SimClient(Process):
         assert isinstance(effect, o.StoreRow)
         self.writes[session] -= 1
         self.submitted += 1
+        self.asked[session, effect.row.n] = body
         self.store.save(effect.row)
         return True
 
@@ -176,8 +182,7 @@ class SimClient(Process):
                 case o.DeleteRows(keys):
                     self.store.delete(keys)
                 case o.Refuse(session, n, _):
-                    self.world.met("refused")
-                    self.world.history.refused(session, self.address, n)
+                    self._told_refused(session, n)
                 case o.Renumber(session, n, _):
                     key = (session, self.address, n)
                     self.world.fail("conflict", f"{key} was sent in one form only", key=key)
@@ -187,6 +192,13 @@ class SimClient(Process):
                 case o.Warn():
                     self.world.met("outbox_warned")
         self._arm()
+
+    def _told_refused(self, session: str, n: int) -> None:
+        self.world.met("refused")
+        if self.world.is_refused(self.asked[session, n]):
+            # What a rule refused may be taken all the same, when an early copy of it comes late and
+            # the state has changed: then the VOID is answered with its seq.
+            self.world.history.refused(session, self.address, n)
 
     def _send_rows(self, rows: list[o.OutboxRow]) -> None:
         self.past += rows
@@ -324,6 +336,9 @@ class SimClient(Process):
                 nacks = [o.NackRow._make(row) for row in answers.read_nacks(frame)]
                 for nack in nacks:
                     self.world.met(f"nack_{nack.code}")
+                    if nack.code in REFUSALS:
+                        body = self.asked[nack.session, nack.n]
+                        self.world.registers.refused(nack.session, self.address, body, nack.code)
                 self._outbox(o.Nacked(nacks))
             case messages.PUSH:
                 events = answers.read_push(frame)

@@ -75,6 +75,7 @@ class DeviceStore:
         client.world.history.sent(row.session, client.address, row.n, row.kind, row.body)
         if row.kind == EventKind.VOID:
             client.world.met("void")
+            client.world.withdrawn.add((row.session, client.address, row.n))
             client.unanswered.pop((row.session, row.n), None)
         else:
             client.unanswered[row.session, row.n] = None

@@ -9,17 +9,28 @@ from typing import Any, NamedTuple
 
 from im_actors.core import replica as rep
 from im_actors.core import sessions
-from im_actors.core.messages import DeviceImage, SessionImage
+from im_actors.core.fact_lists import FactQuery
+from im_actors.core.facts import Fact
+from im_actors.core.messages import (
+    DeviceImage,
+    EventFound,
+    FactsLoaded,
+    FindEvent,
+    LoadFacts,
+    SessionImage,
+)
 from im_actors.core.model import (
     Event,
     Record,
-    body_checksum,
     decode_event,
     record_events,
+    record_index,
     record_intact,
+    unpack_sends,
 )
 from im_actors.core.storage_ops import CutRecords, DropSlot, StoreMeta, StoreRecords
 from im_actors.errors import CorruptData
+from tests import fact_model
 
 
 class Head(NamedTuple):
@@ -37,15 +48,20 @@ class Row(NamedTuple):
     event: Event
     data: bytes
     checksum: int
+    """Of the body that was sent, which the owner may have changed."""
+    facts: tuple[Fact, ...]
 
 
 @lru_cache(maxsize=20_000)
 def rows_of(payload: bytes) -> tuple[Row, ...]:
     """The events of a record. Three replicas read the same bytes, so they are decoded once."""
+    sends = [sent for part in record_index(payload).parts for sent in unpack_sends(part[3])]
+    checksums = {sent.position: sent.checksum for sent in sends}
     rows = []
-    for data in record_events(payload):
+    for position, data in enumerate(record_events(payload)):
         event = decode_event(data)
-        rows.append(Row(event, data, body_checksum(event.kind, event.body)))
+        said = tuple(fact_model.said_by(event))
+        rows.append(Row(event, data, checksums[position], said))
     return tuple(rows)
 
 
@@ -61,6 +77,8 @@ class Disk:
         self.timelines: dict[str, dict[int, Row]] = {}
         self.devices: dict[str, dict[str, dict[int, Row]]] = {}
         """session -> device -> n -> row."""
+        self.facts: dict[str, dict[str, Fact]] = {}
+        """session -> key -> what the newest event says."""
         self.lives: dict[int, int] = {}
         """How often a slot began anew here, after a deletion: what is read of it may go back."""
         self._deleted: set[int] = set()
@@ -100,6 +118,10 @@ class Disk:
                 self.timelines.setdefault(event.session, {})[event.seq] = row
                 devices = self.devices.setdefault(event.session, {})
                 devices.setdefault(event.device, {})[event.n] = row
+                for fact in row.facts:
+                    facts = self.facts.setdefault(event.session, {})
+                    if fact.key not in facts or facts[fact.key].seq < fact.seq:
+                        facts[fact.key] = fact
 
     def trim(self, slot: int, upto_lsn: int) -> None:
         rows = self.journal.get(slot, {})
@@ -112,6 +134,7 @@ class Disk:
         for session in [s for s in self.timelines if slot_of(s) == slot]:
             del self.timelines[session]
             del self.devices[session]
+            self.facts.pop(session, None)
 
     # -- reading -------------------------------------------------------------------------------
 
@@ -135,7 +158,7 @@ class Disk:
     def image(self, session: str) -> SessionImage:
         """A session as the tables have it: the windows go no further back than its last events."""
         images = []
-        last_seq = max(self.timelines.get(session, ()), default=0)
+        last_seq = self.last_seq(session)
         oldest = last_seq - 2 * sessions.DEVICE_WINDOW
         for device, rows in sorted(self.devices.get(session, {}).items()):
             numbers = sorted(rows)[-sessions.DEVICE_WINDOW :]
@@ -143,6 +166,26 @@ class Disk:
             recent = tuple((row.event.seq, row.checksum) for row in sent)
             images.append(DeviceImage(device, numbers[-1], recent))
         return SessionImage(session, last_seq, tuple(images))
+
+    def facts_loaded(self, request: LoadFacts) -> FactsLoaded:
+        """The answer to an owner."""
+        slot, epoch, number, _, session, keys = request
+        known = self.facts.get(session, {})
+        facts = tuple(known[key] for key in keys if key in known)
+        return FactsLoaded(slot, epoch, number, True, facts)
+
+    def event_found(self, request: FindEvent) -> EventFound:
+        """The answer to an owner; an event that it has no row of, is in no honest log."""
+        slot, epoch, number, _, session, seq = request
+        timeline = self.timelines.get(session, {})
+        if seq not in timeline:
+            whole = not 0 < seq <= max(timeline, default=0)
+            return EventFound(slot, epoch, number, whole, 0, 0, 0, "")
+        event = timeline[seq].event
+        return EventFound(slot, epoch, number, True, seq, event.key, event.kind, event.device)
+
+    def last_seq(self, session: str) -> int:
+        return max(self.timelines.get(session, ()), default=0)
 
     def page(self, session: str, after: int, before: int, limit: int) -> tuple[int, list[bytes]]:
         """The last seq, and the events of a READ."""
@@ -154,6 +197,15 @@ class Disk:
         else:
             wanted = range(after + 1, min(last, after + limit) + 1)
         return last, [timeline[seq].data for seq in wanted if seq in timeline]
+
+    def fact_page(self, session: str, query: FactQuery) -> tuple[list[Fact], bool]:
+        """The facts of a LIST_FACTS, and whether there are more."""
+        return fact_model.fact_page(self.facts.get(session, {}), query)
+
+    def count(self, session: str, after: int, upto: int, user: str) -> int:
+        """The messages of a COUNT."""
+        events = [row.event for row in self.timelines.get(session, {}).values()]
+        return fact_model.count_messages(events, after, upto, user)
 
     def load(self, slot_of: Callable[[str], int]) -> dict[int, rep.SlotLog]:
         """What a starting replica finds. Raises CorruptData."""

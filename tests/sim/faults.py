@@ -60,7 +60,11 @@ RARE = {
 }
 """Drawn in every RARE_SEEDS-th seed only: what they disturb would hide what the others show."""
 RARE_SEEDS = 5
-KINDS = {**COMMON, **RARE}
+OF_REGISTERS = {
+    "slow_load": 0.3,
+}
+"""Only where sessions have rules."""
+KINDS = {**COMMON, **RARE, **OF_REGISTERS}
 ROLL_BACKS = 0.04
 """Share of the seeds in which the view store loses its last changes. It is to be noticed."""
 LOSSES = ("wipe_disk", "flip_journal", "flip_history")
@@ -82,6 +86,13 @@ def rare(seed: int, rng: random.Random, only: Iterable[str] | None = None) -> di
     """A seed's rates of the rare kinds."""
     rates = {kind: rng.uniform(0.1, 1.0) * top for kind, top in RARE.items()}
     chosen = {kind for kind in RARE if rng.random() < 0.5 and seed % RARE_SEEDS == 3}
+    return _only(chosen if only is None else only, rates)
+
+
+def of_registers(rng: random.Random, only: Iterable[str] | None = None) -> dict[str, float]:
+    """A seed's rates of what only rules meet."""
+    rates = {kind: rng.uniform(0.1, 1.0) * top for kind, top in OF_REGISTERS.items()}
+    chosen = {kind for kind in OF_REGISTERS if rng.random() < 0.5}
     return _only(chosen if only is None else only, rates)
 
 

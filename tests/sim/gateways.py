@@ -252,8 +252,9 @@ class Stray:
                 self.world.fail("forged", f"another body for {key} was acked as {seq}", key=key)
             self.world.acked(key, seq, epoch, copies)
         for nack in self.nack_rows:
-            if nack[2] == KeyConflict.code and not self.forged:
-                key = (nack[0], self.address, nack[1])
+            key = (nack[0], self.address, nack[1])
+            one_form = not self.forged and key not in self.world.withdrawn
+            if nack[2] == KeyConflict.code and one_form:
                 self.world.fail("conflict", f"{key} was sent in one form only", key=key)
             self.world.met(f"stray_{'forged_' if self.forged else ''}{nack[2]}")
         self.ack_rows, self.nack_rows = [], []

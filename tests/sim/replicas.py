@@ -16,6 +16,7 @@ from im_actors.core.storage_ops import CutRecords, DropSlot, StoreRecords
 from im_actors.errors import CorruptData, NotReachable
 from im_actors.server.apply import ApplyQueue
 from im_actors.wire.links import InsideType
+from im_actors.wire.questions import CountAsked, FactsAsked, PageAsked, Question, read_question
 from tests.sim.disks import flipped
 from tests.sim.network import End, Process
 
@@ -25,6 +26,14 @@ if TYPE_CHECKING:
 TICK_MS = 150
 HEAD_WAIT_MS = 150
 """How long a read waits for a seq that the gateway has already heard of."""
+
+
+_ANSWERS: dict[type[Question], tuple[InsideType, tuple[Any, ...]]] = {
+    PageAsked: (InsideType.PAGE, ([],)),
+    FactsAsked: (InsideType.FACTS, ([], False)),
+    CountAsked: (InsideType.COUNTED, (0,)),
+}
+"""Their types, and what follows the last seq in one that says nothing."""
 
 
 class SimReplica(Process):
@@ -219,6 +228,10 @@ class SimReplica(Process):
                 peer(self, SessionsLoaded(slot, epoch, number, True, images))
             case rep.SendKey(peer, request):
                 peer(self, self._key_found(request))
+            case rep.SendFacts(peer, request):
+                self._in_history(lambda: self._give(peer, self.disk.facts_loaded(request)))
+            case rep.SendEvent(peer, request):
+                self._in_history(lambda: self._give(peer, self.disk.event_found(request)))
             case rep.DropHistory(slot):
                 world.met("dropped")
                 self._in_history(lambda: self._drop_history(slot))
@@ -274,6 +287,13 @@ class SimReplica(Process):
             world.network.send(sender, self, arrived, reply)
 
         world.network.send(self, source, lambda: source.ask(answer, None, request), request)
+
+    def _give(self, peer: Any, answer: Any) -> None:
+        """Now, or when much has happened since it was true."""
+        if self.world.faults.strikes("slow_load", self.rng):
+            self.later(self.rng.uniform(1, 3_000), lambda: peer(self, answer))
+        else:
+            peer(self, answer)
 
     # -- history -------------------------------------------------------------------------------
 
@@ -345,32 +365,41 @@ class SimReplica(Process):
         end.on_data = lambda frame: self._frame(end, frame)
 
     def _frame(self, end: End, frame: bytes) -> None:
-        message = msgpack.unpackb(frame[4:])
-        assert message[0] == InsideType.READ
-        self._read(end, message, self.clock.now_ms + HEAD_WAIT_MS)
+        question = read_question(msgpack.unpackb(frame[4:]))
+        self._read(end, question, self.clock.now_ms + HEAD_WAIT_MS)
 
-    def _read(self, end: End, message: list[Any], until_ms: float) -> None:
-        number, session = message[1:3]
+    def _read(self, end: End, question: Question, until_ms: float) -> None:
         assert self.machine
-        log = self.machine.logs.get(self.world.slot_of(session))
+        log = self.machine.logs.get(self.world.slot_of(question.session))
         if log is None or not log.answers_reads:
             # Unknown is not absent: with a hole, or deleted here, others know more.
-            end.send((int(InsideType.PAGE), number, NotReachable.code, 0, []))
+            frame, nothing = _ANSWERS[type(question)]
+            end.send((int(frame), question.request, NotReachable.code, 0, *nothing))
             return
         if log.applied_lsn < log.commit_lsn:
             self._apply()
             if self.running:
-                self._in_history(lambda: self._answer_read(end, message, until_ms))
+                self._in_history(lambda: self._answer_read(end, question, until_ms))
             return
-        self._answer_read(end, message, until_ms)
+        self._answer_read(end, question, until_ms)
 
-    def _answer_read(self, end: End, message: list[Any], until_ms: float) -> None:
-        _, number, session, after, before, limit, head = message
-        last_seq, events = self.disk.page(session, after, before, limit)
-        if last_seq < head and self.clock.now_ms < until_ms:
+    def _answer_read(self, end: End, question: Question, until_ms: float) -> None:
+        session = question.session
+        last_seq = self.disk.last_seq(session)
+        if last_seq < question.head and self.clock.now_ms < until_ms:
             # The commit point that covers ``head`` is on its way to us.
-            self.later(20, lambda: self._read(end, message, until_ms))
+            self.later(20, lambda: self._read(end, question, until_ms))
             return
-        source = f"{self.disk.identity}#{self.disk.lives.get(self.world.slot_of(session), 0)}"
-        self.world.history.polled(source, session, last_seq, last_seq)
-        end.send((int(InsideType.PAGE), number, 0, last_seq, events))
+        found: tuple[Any, ...]
+        match question:
+            case PageAsked(_, _, after, before, limit, _):
+                found = (self.disk.page(session, after, before, limit)[1],)
+                disk, lives = self.disk.identity, self.disk.lives
+                source = f"{disk}#{lives.get(self.world.slot_of(session), 0)}"
+                self.world.history.polled(source, session, last_seq, last_seq)
+            case FactsAsked(_, _, _, query):
+                found = self.disk.fact_page(session, query)
+            case CountAsked(_, _, _, after, upto, user):
+                found = (self.disk.count(session, after, upto, user),)
+        frame, _ = _ANSWERS[type(question)]
+        end.send((int(frame), question.request, 0, last_seq, *found))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgpack
@@ -59,7 +60,9 @@ class SimShard(Process):
         self.owners = {}
         for slot in range(world.slots):
             rng = random.Random(self.rng.random())
-            owner = own.SlotOwner(slot, self.incarnation, rng, world.settings, world.limits)
+            decide = partial(world.registers.decide, self, slot)
+            limits = world.limits
+            owner = own.SlotOwner(slot, self.incarnation, rng, world.settings, limits, decide)
             self.owners[slot] = owner
             world.stories.add(self.incarnation, owner.story.story, of_slots=True)
         self.later(self.rng.uniform(1, 20), self._watch_links)
@@ -162,6 +165,13 @@ class SimShard(Process):
         for slot, sends in by_slot.items():
             self._rounds.add(slot, sends, self.clock.now)
         self._begin_rounds()
+
+    def serves(self, slot: int) -> bool:
+        return self.owners[slot].phase is own.Phase.SERVING
+
+    def noted(self, slot: int, notes: list[Send]) -> None:
+        """Another server's notes for sessions of this slot."""
+        self._handle(slot, own.Noted(notes))
 
     def _watch(self, end: End, sessions: list[str]) -> None:
         by_slot: dict[int, list[str]] = {}

@@ -9,8 +9,9 @@ import zlib
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from im_actors.core import invariants, sessions
+from im_actors.core import invariants, serving, sessions
 from im_actors.core import owner as own
+from im_actors.core.knowledge import FACTS_KNOWN_MAX
 from im_actors.core.model import DEVICE_WINDOW, View, ViewState, slot_of
 from im_actors.core.owner import APPEND_BYTES_MAX
 from im_actors.core.placement import members_for
@@ -21,9 +22,10 @@ from tests.sim.clients import SimClient
 from tests.sim.clock import Clock
 from tests.sim.controllers import SimController
 from tests.sim.disks import Disk
-from tests.sim.faults import Faults, duration_ms, rare, swarm
+from tests.sim.faults import Faults, duration_ms, of_registers, rare, swarm
 from tests.sim.gateways import REFUSED, SimGateway
 from tests.sim.network import Network, Process
+from tests.sim.registers import PREFIX, Registers
 from tests.sim.replicas import SimReplica
 from tests.sim.shards import SimShard
 from tests.sim.store import ViewStore
@@ -85,6 +87,8 @@ class World:
         self.ledger = invariants.Ledger()
         self.serials = itertools.count()
         self.seen_conditions: dict[str, int] = {}
+        self.withdrawn: set[Key] = set()
+        """Numbers that their devices gave to a VOID, after a refusal."""
         self.healing = False
         self.rolled_back: int | None = None
         self.takeovers = 0
@@ -95,6 +99,7 @@ class World:
         self.history = History(self._found, self.slots, watches_disks=True)
         self._choose_settings(rng)
         self.sessions = [f"session-{i}" for i in range(rng.randint(1, 8))]
+        self._make_registers(self.rng_for("registers"))
         self.store = ViewStore(self)
         self._build(rng)
         self._populate(rng)
@@ -128,6 +133,16 @@ class World:
         self.pull_events = rng.choice([3, 20, 500])
         self.writing_ms = self.plan.safety_ms * rng.uniform(0.5, 0.9)
         self.pace_ms = rng.choice([100, 400, 2_000])
+
+    def _make_registers(self, rng: random.Random) -> None:
+        """Half of the runs have sessions with rules."""
+        count = rng.randint(1, len(self.sessions)) if rng.random() < 0.5 else 0
+        names = [f"{PREFIX}{number}" for number in range(count)]
+        self.sessions[:count] = names
+        self.registers = Registers(self, names, rng)
+        self.facts_known = rng.choice([2, 5, FACTS_KNOWN_MAX])
+        if names:
+            self.faults.rates |= of_registers(rng, self.plan.faults)
 
     # -- the cluster ---------------------------------------------------------------------------
 
@@ -174,6 +189,7 @@ class World:
         for process in self.processes.values():
             if process is not self.second:
                 process.start()
+        self.registers.start()
 
     def new_disk(self, identity: str) -> Disk:
         disk = self.disks[identity] = Disk(identity)
@@ -260,6 +276,7 @@ class World:
             self.history.committed(owner.me, owner.slot, owner.epoch, owner.commit_lsn, disks)
         if owner.slot != self.rolled_back:
             invariants.owner_stepped(self.ledger, owner, self.disks)
+            self.registers.committed(owner.slot)
 
     def _look_at_all(self) -> None:
         replicas = [
@@ -282,6 +299,7 @@ class World:
         """Both phases. The dedup window is small in most runs, so that old resends are common, and
         so are the frames of a takeover, so that one is not always enough."""
         sessions.DEVICE_WINDOW, own.APPEND_BYTES_MAX = self.device_window, self.append_bytes
+        serving.FACTS_KNOWN_MAX = self.facts_known
         try:
             self._start()
             self._safety()
@@ -292,6 +310,7 @@ class World:
             self.met("roll_back_noticed")
         finally:
             sessions.DEVICE_WINDOW, own.APPEND_BYTES_MAX = DEVICE_WINDOW, APPEND_BYTES_MAX
+            serving.FACTS_KNOWN_MAX = FACTS_KNOWN_MAX
 
     def _steps(self) -> None:
         for _ in range(CHECK_STEPS):
@@ -347,6 +366,8 @@ class World:
                 if cursor < head:
                     text = f"{feed.name} has {feed.session} up to {cursor} of {head}"
                     return text, self.slot_of(feed.session), None
+        if (why := self.registers.unsettled()) is not None:
+            return why, None, None
         return None
 
     def _slot_unsettled(self, slot: int) -> str | None:
@@ -382,3 +403,4 @@ class World:
                 rows = [(r.lsn, r.epoch, r.payload, r.checksum) for r in found if r is not None]
                 self.history.final_log(disk.identity, slot, rows)
         self.history.finish()
+        self.registers.finish()

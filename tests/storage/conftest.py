@@ -4,22 +4,35 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from im_actors.core.facts import pack_request, pack_state
 from im_actors.core.model import (
     Event,
+    EventKind,
     Record,
+    body_checksum,
     encode_event,
     epoch_start,
     make_record,
     next_key,
+    pack_record,
+    sealed_record,
 )
 
 START_MS = 1_700_000_000_000
+
+
+def quick_directory() -> tempfile.TemporaryDirectory[str]:
+    """In memory where the system has a place for that: for many small stores whose syncs are not
+    what is tested."""
+    memory = Path("/dev/shm")
+    return tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None)
 
 
 class LogBuilder:
@@ -33,7 +46,13 @@ class LogBuilder:
         self.epochs: dict[int, int] = defaultdict(lambda: 1)
         self.now_ms = START_MS
 
-    def record(self, slot: int, *sends: tuple[str, str], body: bytes = b"hello") -> Record:
+    def record(
+        self,
+        slot: int,
+        *sends: tuple[str, str],
+        body: bytes = b"hello",
+        kind: EventKind = EventKind.MESSAGE,
+    ) -> Record:
         """The next record of a slot, with one event for each (session, device address)."""
         encoded = []
         for session, device in sends:
@@ -43,7 +62,7 @@ class LogBuilder:
                 session,
                 len(self.events[session]) + 1,
                 self.keys[slot],
-                1,
+                int(kind),
                 device,
                 self.n[session, device],
                 body,
@@ -51,6 +70,18 @@ class LogBuilder:
             self.events[session].append(event)
             encoded.append(encode_event(event))
         return self._add(slot, make_record(slot, self._lsn(slot), self.epochs[slot], encoded))
+
+    def state(self, slot: int, session: str, *facts: tuple[str, int, bytes | None]) -> Record:
+        """The next record of a slot, with a state event of a session that says facts (key, rank,
+        value). Its index has the checksum of what was sent, of which the owner made the body."""
+        body, asked = pack_state("put", [], facts), pack_request("put")
+        lsn, epoch, *_ = self.record(slot, (session, "u/d"), body=body, kind=EventKind.GROUP)
+        event = self.events[session][-1]
+        checksum = body_checksum(event.kind, asked)
+        entry = (session, event.seq, event.device, event.n, checksum)
+        payload = pack_record([entry], (event.key, event.key), [encode_event(event)], [0])
+        self.logs[slot][-1] = sealed_record(slot, lsn, epoch, payload)
+        return self.logs[slot][-1]
 
     def epoch(self, slot: int) -> Record:
         """An EpochStart."""

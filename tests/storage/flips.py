@@ -14,6 +14,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
+from im_actors.core.fact_lists import FactPage, FactQuery, OfKeys, Prefixed, Ranked, Since
 from im_actors.core.model import Event, decode_event
 from im_actors.errors import CorruptData, ImError
 from im_actors.server.storage import ReplicaStorage
@@ -21,10 +22,17 @@ from im_actors.server.views_sqlite import SqliteViewStore
 from im_actors.storage.client_store import SqliteStore
 from im_actors.storage.directory import IDENTITY
 from im_actors.storage.scan import scan_history, scan_journal
-from im_actors.storage.verify import join_scans
+from im_actors.storage.verify import Stretches, join_scans
 from tests.storage.writers import SESSIONS, SLOTS
 
 DAMAGED = "damaged"
+FACTS: dict[str, FactQuery] = {
+    "ranked": Ranked(0, "", 7),
+    "further": Ranked(9, "m9", 5),
+    "prefixed": Prefixed("m", "m12", 5),
+    "since": Since(10, 5),
+    "of keys": OfKeys(("k0", "k1", "m3", "m6", "m15", "nothing")),
+}
 Answers = dict[str, Any]
 
 
@@ -60,7 +68,7 @@ async def _replica_answers(path: Path) -> Answers:
         for slot in SLOTS:
             _ask_session(answers, storage, f"s{slot}")
         _ask(answers, "stranger", _whole_states, storage, "nobody's")
-        answers["problems"] = _problems(storage)
+        answers["problems"] = _problems(storage, {slot: log.held for slot, log in logs.items()})
         return answers
     finally:
         await storage.abandon()
@@ -87,10 +95,16 @@ def _ask_session(answers: Answers, storage: ReplicaStorage, session: str) -> Non
     _ask(answers, f"middle {session}", history.read, session, 10, 0, 5)
     for n in (1, 7, 20):
         _ask(answers, f"key {session} {n}", _find, storage, session, n)
+    for name, query in FACTS.items():
+        _ask(answers, f"facts {name} {session}", _facts, storage, session, query)
 
 
 def _whole_states(storage: ReplicaStorage, session: str) -> Any:
     return storage.history.whole_states([session]) or DAMAGED
+
+
+def _facts(storage: ReplicaStorage, session: str, query: FactQuery) -> Any:
+    return storage.history.facts(session, query)
 
 
 def _find(storage: ReplicaStorage, session: str, n: int) -> Any:
@@ -98,11 +112,13 @@ def _find(storage: ReplicaStorage, session: str, n: int) -> Any:
     return storage.history.find(session, "u/d", n) or DAMAGED
 
 
-def _problems(storage: ReplicaStorage) -> list[str]:
+def _problems(storage: ReplicaStorage, held: Stretches) -> list[str]:
+    """What verify says of a replica that holds these stretches."""
     journals = [found for found in scan_journal(storage.journal) if found is not None]
     histories = [found for found in scan_history(storage.history) if found is not None]
-    report = join_scans(journals, histories, storage.history.applied())
-    return [problem.text for problem in report.problems]
+    report = join_scans(journals, histories, storage.history.applied(), held)
+    missing = [f"slot {slot.slot} lacks {slot.missing}" for slot in report.slots if slot.missing]
+    return [problem.text for problem in report.problems] + missing
 
 
 # -- what a view store and a client's store answer -------------------------------------------------
@@ -228,6 +244,8 @@ def _is_less(found: Any, answer: Any) -> bool:
         # Of a client's cache, which may have gaps at any time, or the first ones of a replica.
         cached = bool(answer) and isinstance(answer[0], Event)
         return found == ([e for e in answer if e in found] if cached else answer[: len(found)])
+    if isinstance(answer, tuple) and isinstance(answer[1], FactPage):
+        return _is_less_facts(found, answer)
     if not hasattr(answer, "events") or not hasattr(found, "events"):
         return False
     part = [decode_event(event).seq for event in found.events]
@@ -238,3 +256,11 @@ def _is_less(found: Any, answer: Any) -> bool:
         if part
         else found.last_seq == answer.last_seq
     )
+
+
+def _is_less_facts(found: Any, answer: Any) -> bool:
+    """A page in which facts are passed over; further ones may come instead, if it goes on."""
+    last_seq, (facts, more) = answer
+    seq, (some, _) = found
+    rest = [fact for fact in some if fact not in facts]
+    return seq == last_seq and len(some) - len(rest) < len(facts) and (more or not rest)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
-import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from im_actors.core.fact_lists import OfKeys, Prefixed, Ranked, Since
+from im_actors.core.facts import pack_state
 from im_actors.core.model import (
     Event,
+    EventKind,
     decode_event,
     encode_event,
     make_key,
@@ -24,6 +27,8 @@ from im_actors.core.storage_ops import CutRecords, DropSlot, StoreMeta, StoreRec
 from im_actors.storage.directory import open_directory
 from im_actors.storage.journal import Journal
 from im_actors.storage.wal_check import check_wal
+from tests.fact_model import fact_page, facts_of
+from tests.storage.conftest import quick_directory
 
 SLOTS = (0, 1, 63)
 FILLED = 7
@@ -36,7 +41,7 @@ class Stores(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.root = tempfile.TemporaryDirectory()
+        self.root = quick_directory()
         self.metas: dict[int, bytes] = {}
         self.logs: dict[int, dict[int, Any]] = {slot: {} for slot in SLOTS}
         self.applied: dict[int, int] = {}
@@ -117,6 +122,18 @@ class Stores(RuleBasedStateMachine):
         self.history.apply([(FILLED, _filled(lsn)) for lsn in lsns], {})
         self.filled.update(lsns)
 
+    @rule(first=st.integers(1, FILLED_LSNS), count=st.integers(1, 12), lost=st.booleans())
+    def stage(self, first: int, count: int, lost: bool) -> None:
+        """Records in memory only: their facts are read. Then they are written, or a crash comes."""
+        lsns = range(first, min(first + count, FILLED_LSNS + 1))
+        self.history.stage([(FILLED, _filled(lsn)) for lsn in lsns], {})
+        self._same_facts(f"s{FILLED}", _filled_events(self.filled.union(lsns)))
+        if lost:
+            self.crash()
+        else:
+            self.history.write()
+            self.filled.update(lsns)
+
     @rule()
     def drop_filled(self) -> None:
         self.history.drop(FILLED)
@@ -145,6 +162,7 @@ class Stores(RuleBasedStateMachine):
             assert run == [_filled(lsn) for lsn in range(first, end + 1)]
             page = self.history.read(f"s{FILLED}", first - 1, end + 1, 1000)
             assert [decode_event(event).seq for event in page.events] == list(range(first, end + 1))
+        self._same_facts(f"s{FILLED}", _filled_events(self.filled))
         (image,) = self.history.session_states([f"s{FILLED}"])
         assert image.last_seq == max(self.filled, default=0)
         for device in image.devices:
@@ -168,7 +186,17 @@ class Stores(RuleBasedStateMachine):
             page = self.history.read(f"s{slot}", events[0].seq - 1 if events else 0, 0, 1000)
             expected = events[: len(page.events)]
             assert [decode_event(event) for event in page.events] == expected
+            self._same_facts(f"s{slot}", events)
         assert self.history.applied() == self.applied
+
+    def _same_facts(self, session: str, events: list[Event]) -> None:
+        facts = facts_of(events)
+        last = max((event.seq for event in events), default=0)
+        for query in (
+            *(Ranked(0, "", 50), Ranked(3, "k3", 2), Prefixed("k", "k1", 2)),
+            *(Since(last // 2, 3), OfKeys(("k0", "k2", "k9"))),
+        ):
+            assert self.history.facts(session, query) == (last, fact_page(facts, query))
 
     def teardown(self) -> None:
         self.directory.close()
@@ -177,11 +205,20 @@ class Stores(RuleBasedStateMachine):
 
 def _event(slot: int, lsn: int, size: int) -> bytes:
     key = make_key(1_700_000_000_000 + lsn * 86_400_000, slot, 0)
-    return encode_event(Event(f"s{slot}", lsn, key, 1, "u/d", lsn, bytes(size)))
+    kind, body = EventKind.MESSAGE, bytes(size)
+    if lsn % 3 == 0:
+        value = None if lsn % 4 == 0 else b"%d" % lsn
+        facts = [(f"k{lsn % 5}", lsn * 3 % 7, value), (f"x{lsn}", lsn % 2, b"")]
+        kind, body = EventKind.GROUP, pack_state("put", [body], facts)
+    return encode_event(Event(f"s{slot}", lsn, key, int(kind), "u/d", lsn, body))
 
 
 def _filled(lsn: int) -> Any:
     return make_record(FILLED, lsn, 1 + lsn // 15, [_event(FILLED, lsn, lsn * 31 % 2000)])
+
+
+def _filled_events(lsns: Iterable[int]) -> list[Event]:
+    return [decode_event(record_events(_filled(lsn).payload)[0]) for lsn in lsns]
 
 
 Stores.TestCase.settings = settings(max_examples=15, stateful_step_count=25, deadline=None)

@@ -8,7 +8,15 @@ from typing import Any
 import msgpack
 import pytest
 
-from im_actors.core.model import epoch_start, make_record
+from im_actors.core.model import (
+    decode_event,
+    encode_event,
+    epoch_start,
+    make_record,
+    record_events,
+    record_index,
+    sealed_record,
+)
 from im_actors.core.storage_ops import StoreRecords
 from im_actors.errors import WrongDirectory
 from im_actors.storage import verify
@@ -207,3 +215,117 @@ def test_whole_blocks_are_compared_by_digest_and_parts_on_demand(
     assert fine.divergent == 1
     assert fine.uncompared == 0
     assert any("slot 4 lsn 22 differs" in text for text in fine.problems)
+
+
+# -- facts -----------------------------------------------------------------------------------------
+
+
+def stateful(log: Any, records: int) -> list[Any]:
+    for number in range(records):
+        row = (f"k{number % 7}", number + 1, b"%d" % number)
+        log.state(4, f"s{number % 3}", row, ("x", 0, b""))
+    return list(log.logs[4])
+
+
+def in_index(path: Path, statement: str) -> None:
+    directory = open_directory(path, "c", path.name)
+    history = directory.open_history()
+    history.index.db.connection.execute(statement)
+    history.close()
+    directory.close()
+
+
+def test_equal_facts(replicas: Replicas, log: Any) -> None:
+    records = stateful(log, 40)
+    for number, applied in enumerate((40, 25, 10)):
+        replicas.store(number, 4, records, applied)
+    assert compare(replicas.reports(held={4: [(1, 40)]})).ok
+
+
+def test_facts_that_are_not_what_events_say_are_divergent(replicas: Replicas, log: Any) -> None:
+    records = stateful(log, 40)
+    for number in range(3):
+        replicas.store(number, 4, records, 40)
+    in_index(replicas.paths[1], "DELETE FROM facts WHERE session=1 AND key IN ('k0', 'x')")
+    in_index(replicas.paths[2], "DELETE FROM facts WHERE session=2 AND key='k1'")
+    verdict = compare(replicas.reports())
+    assert (verdict.divergent, verdict.corrupt, verdict.missing) == (3, 0, 0)
+    assert not verdict.ok
+    assert any("r1: slot 4: session 's0': 2 facts are not" in text for text in verdict.problems)
+
+
+def test_a_damaged_fact_is_corrupt(replicas: Replicas, log: Any) -> None:
+    records = stateful(log, 40)
+    for number in range(3):
+        replicas.store(number, 4, records, 40)
+    in_index(replicas.paths[1], "UPDATE facts SET value=x'07' WHERE session=1 AND key='k0'")
+    in_index(replicas.paths[1], "UPDATE facts SET rank=77 WHERE session=2 AND key='k1'")
+    verdict = compare(replicas.reports())
+    assert (verdict.divergent, verdict.corrupt, verdict.missing) == (0, 2, 0)
+
+
+def test_a_report_of_a_release_without_facts(replicas: Replicas, log: Any) -> None:
+    replicas.store(0, 4, stateful(log, 10), 10)
+    in_index(replicas.paths[0], "DELETE FROM facts")
+    (report,) = [scan_directory(replicas.paths[0])]
+    plain = report.to_dict()
+    assert ReplicaReport.from_dict(plain).divergent == report.divergent > 0
+    del plain["divergent"]
+    assert ReplicaReport.from_dict(plain).divergent == 0
+
+
+def test_facts_that_come_while_they_are_compared(
+    replicas: Replicas, log: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The comparison stops now and then, and a replica goes on: what is newer is no difference."""
+    monkeypatch.setattr("im_actors.storage.scan_facts.ROWS_CHUNK", 2)
+    monkeypatch.setattr("im_actors.storage.scan_facts.SESSIONS_CHUNK", 1)
+    stateful(log, 30)
+    directory = replicas.open(0)
+    history = directory.open_history()
+    history.apply(log.batch(4), {4: 30})
+    found: list[Any] = []
+    stops = 0
+    for step in history.scan():
+        if step is not None:
+            found.append(step)
+            continue
+        stops += 1
+        first = len(log.logs[4]) + 1
+        stateful(log, 5)
+        batch = log.batch(4, first)
+        if stops % 2:
+            history.apply(batch, {4: batch[-1][1].lsn})
+        else:
+            history.stage(batch, {4: batch[-1][1].lsn})
+        assert stops < 100
+    assert stops > 8
+    assert [scan.problems for scan in found] == [[]]
+    # And it still sees what is wrong.
+    history.write()
+    history.index.db.connection.execute("DELETE FROM facts WHERE session=3 AND key='k5'")
+    (scan,) = [step for step in history.scan() if step is not None]
+    assert scan.divergent == 1
+    history.close()
+    directory.close()
+
+
+def test_a_state_that_cannot_be_read_is_told(replicas: Replicas, log: Any) -> None:
+    records = stateful(log, 5)
+    replicas.store(0, 4, records, 5)
+    directory = replicas.open(0)
+    journal, history = directory.open_journal(), directory.open_history()
+    bad = decode_event(record_events(records[-1].payload)[0])._replace(seq=3, n=3, body=b"bad")
+    bad = bad._replace(session="s0", key=bad.key + 1)
+    record = make_record(4, 6, 1, [encode_event(bad)])
+    # As one that a release without facts would have taken for a message.
+    plain = record_index(record.payload)._replace(changes=[])
+    payload = msgpack.packb(
+        [[*plain[:2], [], *(field for part in plain.parts for field in part)], encode_event(bad)]
+    )
+    history.apply([(4, sealed_record(4, 6, 1, payload))], {4: 6})
+    report = scan_store(journal, history)
+    assert any("seq 3 says at lsn 6 cannot be read" in problem.text for problem in report.problems)
+    journal.close()
+    history.close()
+    directory.close()

@@ -26,9 +26,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from im_actors.core.facts import pack_state
 from im_actors.core.messages import Append, Drop, Dropped, Prepare, Refused, Seal
 from im_actors.core.model import (
     Event,
+    EventKind,
     Member,
     Record,
     View,
@@ -49,6 +51,7 @@ from im_actors.wire.links import LINK_FRAME_BYTES_MAX, InsideType, pack_inside, 
 
 SLOTS = (0, 1, 5)
 IN_FLIGHT_MAX = 6
+FEW_KEYS = 8
 MEMBERS = (Member("r", "here"), Member("r2", "d2"), Member("r3", "d3"))
 ELSEWHERE = (Member("r2", "d2"), Member("r3", "d3"), Member("r4", "d4"))
 DAY_MS = 86_400_000
@@ -141,8 +144,17 @@ def _time_ms(lsn: int) -> int:
 
 def _event(rng: random.Random, slot: int, lsn: int, seq: int) -> bytes:
     body = rng.randbytes(rng.choice((10, 100, 3000, 12_000)))
+    kind = EventKind.MESSAGE
+    if seq % 3 == 0:
+        kind, body = EventKind.GROUP, pack_state("put", [body], _facts(rng, seq))
     key = make_key(_time_ms(lsn), slot, 1)
-    return encode_event(Event(f"s{slot}", seq, key, 1, "u/d", seq, body))
+    return encode_event(Event(f"s{slot}", seq, key, int(kind), "u/d", seq, body))
+
+
+def _facts(rng: random.Random, seq: int) -> list[tuple[str, int, bytes | None]]:
+    """One of a few keys, which change all the time, and one of many."""
+    value = rng.choice((None, b"", rng.randbytes(60)))
+    return [(f"k{rng.randrange(FEW_KEYS)}", rng.randrange(3), value), (f"m{seq}", seq, b"%d" % seq)]
 
 
 class HastyNode(ReplicaNode):

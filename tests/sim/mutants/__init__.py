@@ -11,6 +11,7 @@ from tests.sim.mutants.clients import CLIENTS
 from tests.sim.mutants.copies import COPIES_OF_OLD
 from tests.sim.mutants.knowledge import KNOWLEDGE
 from tests.sim.mutants.redundant import REDUNDANT
+from tests.sim.mutants.ruled import RULED
 from tests.sim.mutants.shells import SHELLS
 from tests.sim.mutants.takeovers import TAKEOVERS
 from tests.sim.mutants.writing import WRITING
@@ -21,6 +22,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *TAKEOVERS,
     *COPIES_OF_OLD,
     *KNOWLEDGE,
+    *RULED,
     *CLIENTS,
     *SHELLS,
     *(rule.both for rule in REDUNDANT),

@@ -107,6 +107,7 @@ KNOWLEDGE = (
         "floor-not-raised",
         "5.4: a forgotten session is loaded from tables that have what it was forgotten with",
         Edit(OWNER, _RAISE_FLOOR, ""),
+        known=68,
         faults=("slow_apply", "stuck_disk", "delay"),
     ),
     mutant(

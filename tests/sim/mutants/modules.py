@@ -1,6 +1,7 @@
 """The sources that the mutants change."""
 
 OWNER = "im_actors.core.owner"
+KNOWLEDGE = "im_actors.core.knowledge"
 REPLICA = "im_actors.core.replica"
 SERVING = "im_actors.core.serving"
 SESSIONS = "im_actors.core.sessions"

@@ -278,7 +278,7 @@ TAKEOVERS = (
             "            assert self.attempt is not None\n"
             "            view = self._swap_of(self.attempt)[1]\n",
         ),
-        known=60,
+        known=75,
     ),
     mutant(
         "lost-swap-is-won",
@@ -293,6 +293,7 @@ TAKEOVERS = (
             "if self.views[old.slot] == old:",
             "if self.views[old.slot].epoch == old.epoch:",
         ),
+        known=49,
     ),
     mutant(
         "claim-passes-for-knowledge",

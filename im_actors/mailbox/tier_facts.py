@@ -1,0 +1,151 @@
+"""The cold tier: the facts of mailboxes, as the replicas hold them. It has everything.
+
+Replicas list facts by rank, the greatest (rank, key) first; lists here have the sessions of one
+rank in ascending order. So ranks are never parted between two pages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from im_actors.core.facts import Fact
+from im_actors.core.names import mailbox_of
+from im_actors.errors import NotReachable
+from im_actors.mailbox.rows import (
+    CONVERSATION,
+    END,
+    TOP,
+    Change,
+    Copy,
+    Listing,
+    Place,
+    RowFormat,
+)
+from im_actors.mailbox.tiers import Changed, Put
+
+FACTS_MAX = 1_000
+"""Most facts that are asked for at once."""
+
+
+class FactPage(NamedTuple):
+    version: int
+    """The last seq that the replica has of the session."""
+    facts: Sequence[Fact]
+    more: bool
+    """The list goes on behind the last of these."""
+
+
+class FactReader(Protocol):
+    """Questions to replicas about the facts of a session. One that has less than ``at_least`` is
+    passed over for another; the best that came is the answer."""
+
+    async def ranked(
+        self, session: str, after_rank: int, after_key: str, limit: int, at_least: int
+    ) -> FactPage:
+        """Facts with a rank, the greatest (rank, key) first, below the one named; rank 0: all."""
+
+    async def prefixed(
+        self, session: str, prefix: str, after_key: str, limit: int, at_least: int
+    ) -> FactPage:
+        """Facts by ascending key, above ``after_key``."""
+
+    async def of_keys(self, session: str, keys: Sequence[str], at_least: int) -> FactPage:
+        """The facts of these keys, as far as there are any."""
+
+    async def since(self, session: str, seq: int, limit: int, at_least: int) -> FactPage:
+        """Facts above ``seq`` that still hold, by ascending seq; no event is parted."""
+
+
+class FactTier:
+    """A Tier, and the Changes of mailboxes. ``live`` are the sessions whose head is read when the
+    list is read, by what their ids begin with."""
+
+    def __init__(
+        self,
+        reader: FactReader,
+        form: RowFormat,
+        live: Sequence[str] = ("group:",),
+        name: str = "cold",
+    ) -> None:
+        self.name = name
+        self._reader = reader
+        self._form = form
+        self._live = live
+
+    async def first_page(self, user: str, limit: int, at_least: int) -> Copy | None:
+        return await self.page(user, TOP, limit, at_least)
+
+    async def page(self, user: str, after: Place, limit: int, at_least: int) -> Copy | None:
+        mailbox, rank = mailbox_of(user), -after[0] if after != TOP else 0
+        # Those of the same rank once more: which of them are behind ``after`` is decided here.
+        after_rank, after_key = (rank + 1 if rank else 0), ""
+        facts: list[Fact] = []
+        versions = set()
+        while True:
+            page = await self._reader.ranked(mailbox, after_rank, after_key, limit + 2, at_least)
+            versions.add(page.version)
+            facts += page.facts
+            kept = [f for f in facts if f.rank > facts[-1].rank] if page.more else facts
+            fresh = [fact for fact in kept if _place(fact) > after]
+            if fresh or not page.more:
+                break
+            after_rank, after_key = facts[-1].rank, facts[-1].key
+        if len(versions) > 1:
+            raise NotReachable("the list changed while it was read")
+        fresh.sort(key=_place)
+        rows = [self._form.entry(fact) for fact in fresh if fact.key.startswith(CONVERSATION)]
+        place = _place(fresh[-1]) if page.more else END
+        return Copy(page.version, rows, {Listing.ALL: place})
+
+    async def whole(self, user: str, listing: Listing, at_least: int) -> Copy | None:
+        if listing is not Listing.LIVE:
+            return None
+        facts: list[Fact] = []
+        versions = set()
+        for prefix in self._live:
+            more, after_key = True, ""
+            while more:
+                page = await self._reader.prefixed(
+                    mailbox_of(user), CONVERSATION + prefix, after_key, FACTS_MAX, at_least
+                )
+                versions.add(page.version)
+                facts += page.facts
+                more = page.more and bool(page.facts)
+                after_key = facts[-1].key if facts else ""
+        # By their keys rows stay where they are: a page of later only has some of them newer.
+        rows = [self._form.entry(fact) for fact in facts]
+        return Copy(min(versions), [row for row in rows if row.rank], {Listing.LIVE: END})
+
+    async def rows(self, user: str, sessions: Sequence[str], at_least: int) -> Copy | None:
+        keys = [CONVERSATION + session for session in sessions]
+        page = await self._reader.of_keys(mailbox_of(user), keys, at_least)
+        return Copy(page.version, [self._form.entry(fact) for fact in page.facts], {})
+
+    async def since(self, user: str, after: int, upto: int) -> Changed:
+        """What changed after ``after``: the mailbox's ``Changes``."""
+        facts: list[Fact] = []
+        seq, more, version = after, True, upto
+        while more:
+            page = await self._reader.since(mailbox_of(user), seq, FACTS_MAX, version)
+            if page.version < version and facts:
+                # The first pages left out what only this one's replica does not know to be old.
+                raise NotReachable("the replicas differ too much")
+            facts += page.facts
+            version = page.version
+            more = page.more and bool(page.facts)
+            seq = facts[-1].seq if facts else seq
+        return Changed(version, facts)
+
+    async def put(self, user: str, update: Change | Copy) -> Put:
+        raise AssertionError("replicas are told by the log")
+
+    async def drop(self, user: str) -> None:
+        """Nothing is forgotten here."""
+
+    async def close(self) -> None:
+        pass
+
+
+def _place(fact: Fact) -> Place:
+    return -fact.rank, fact.key.removeprefix(CONVERSATION)
