@@ -69,7 +69,8 @@ class UserCalls:
             except RetryableError:
                 pass
             else:
-                rows = [user.mailbox.changed(row) for row in page.rows]
+                newest = user.mailbox
+                rows = [newest.row(row.session) or newest.changed(row) for row in page.rows]
                 following = _next(page.rows[-1], page.cursor) if page.rows and page.cursor else None
                 return self._list(rows, following, offline=False)
         offline = not (local and self._engine.connection.is_online)
