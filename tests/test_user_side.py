@@ -11,10 +11,12 @@ import pytest
 
 from im_actors.client import Client
 from im_actors.core.model import Event
+from im_actors.core.owner import OwnerSettings
 from im_actors.errors import Forbidden, NotFound
 from im_actors.testing import LocalCluster
 
 GROUP = "group:climbers"
+QUICK = OwnerSettings(replace_after_ms=600, seal_wait_ms=200)
 
 
 @pytest.fixture
@@ -283,3 +285,122 @@ async def test_what_was_said_of_old_messages_is_asked_for_by_range(cluster: Loca
         assert sorted(row[:1] + row[2:] for row in rows) == [
             [3, 2, None], [4, 3, b"better"], [5, 0, None],
         ]  # fmt: skip
+
+
+async def test_direct_sessions_appear_in_both_lists_with_their_unread_counts(
+    cluster: LocalCluster,
+) -> None:
+    session = "direct:alice/bob"
+    async with (
+        Client(cluster.url, user="alice") as alice,
+        Client(cluster.url, user="bob") as bob,
+        Client(cluster.url, user="bob", device="tablet") as tablet,
+    ):
+        await talk(alice, session, 4)
+        await talk(bob, session, 1)
+        await unread_of(bob, session, 4)
+        await unread_of(alice, session, 1)
+        await acked(bob.mark_read(session, 3))
+        await unread_of(bob, session, 1)
+        await unread_of(tablet, session, 1)
+        await acked(alice.recall(session, 4))
+        await unread_of(bob, session, 0)
+        listed = await tablet.conversations()
+        assert [(row.session, row.unread) for row in listed.conversations] == [(session, 0)]
+        assert listed.conversations[0].title == "alice"
+        receipts = await alice.receipts(session, 2)
+        assert receipts.users == ["bob"]
+        assert (await alice.receipts(session, 4)).users == []
+
+
+async def test_who_is_added_finds_the_group_in_his_list_and_who_leaves_does_not(
+    cluster: LocalCluster,
+) -> None:
+    async with (
+        Client(cluster.url, user="alice") as alice,
+        Client(cluster.url, user="bob") as bob,
+    ):
+        await acked(alice.groups.create("climbers", "Climbers", ["bob"]))
+        await talk(alice, GROUP, 3)
+        await unread_of(bob, GROUP, 3)
+        listed = await bob.conversations()
+        assert [(row.title, row.unread) for row in listed.conversations] == [("Climbers", 3)]
+        assert (await alice.receipts(GROUP, 2)).users == []
+        await acked(bob.mark_read(GROUP, 3))
+        assert (await alice.receipts(GROUP, 2)).users == ["bob"]
+        await acked(bob.groups.leave("climbers"))
+        async with asyncio.timeout(20):
+            while (await bob.conversations()).conversations:
+                await asyncio.sleep(0.01)
+        assert (await bob.unread()).count == 0
+
+
+async def test_typing_is_told_to_the_others_who_follow(cluster: LocalCluster) -> None:
+    session = "direct:alice/bob"
+    url = cluster.url.partition(",")[0]
+    async with Client(url, user="alice") as alice, Client(url, user="bob") as bob:
+        await talk(alice, session, 1)
+        await until_event(bob, session, 1)
+        following = bob.follow(session, after=0)
+        hearing = bob.signals()
+        heard = asyncio.ensure_future(anext(hearing))
+        while not heard.done():
+            alice.typing(session)
+            await asyncio.wait([heard], timeout=1)
+        signal = await heard
+        assert (signal.session, signal.user, signal.value) == (session, "alice", True)
+        await hearing.aclose()
+        following.close()
+
+
+@pytest.mark.parametrize("broken", ["shard-1", "shard-2", "replica-1", "replica-3"])
+async def test_lists_stay_right_while_actors_are_killed(tmp_path: Path, broken: str) -> None:
+    """A server's answer holds what was ACKed before it was asked for, or there is none."""
+    groups = [f"group:g{n}" for n in range(6)]
+    async with (
+        LocalCluster(tmp_path / "data", replicas=4, owner=QUICK) as cluster,
+        Client(cluster.url, user="alice") as alice,
+        Client(cluster.url, user="bob") as bob,
+    ):
+        for group in groups:
+            await acked(alice.groups.create(group, group, ["bob"]))
+            await acked(bob.mark_read(group, 1))
+        await cluster.crash(broken)
+        sent = dict.fromkeys(groups, 0)
+        for _ in range(5):
+            for group in groups:
+                await talk(alice, group, 1)
+                sent[group] += 1
+            listed = await bob.conversations(limit=50)
+            if not listed.offline:
+                assert {row.session for row in listed.conversations} == set(groups)
+                assert all(row.unread <= sent[row.session] for row in listed.conversations)
+            await acked(bob.mark_read(groups[0], sent[groups[0]] + 1))
+            row = await bob.conversation(groups[0])
+            assert row is not None
+            assert row.read_seq == sent[groups[0]] + 1
+        for group in groups[1:]:
+            await unread_of(bob, group, 5)
+        async with asyncio.timeout(20):
+            while (await bob.unread()).count != 25:
+                await asyncio.sleep(0.01)
+
+
+async def test_another_gateway_goes_on_with_the_same_list(cluster: LocalCluster) -> None:
+    async with (
+        Client(cluster.url, user="alice") as alice,
+        Client(cluster.url, user="bob") as bob,
+    ):
+        await acked(alice.groups.create("climbers", "Climbers", ["bob"]))
+        for n in (1, 2):
+            await talk(alice, GROUP, 2)
+            await unread_of(bob, GROUP, 2 * n)
+            await cluster.crash(f"gateway-{n}")
+            await cluster.wait_serving()
+            await talk(alice, "direct:alice/bob", 1)
+        await unread_of(bob, "direct:alice/bob", 2)
+        listed = await bob.conversations()
+        assert {row.session: row.unread for row in listed.conversations} == {
+            GROUP: 4,
+            "direct:alice/bob": 2,
+        }
