@@ -29,11 +29,14 @@ from im_actors.gateway import Clock, GatewayConfig, GatewayNode
 from im_actors.net.link import LinkCallbacks, LinkConfig, LinkConnection, LinkServer, PeerInfo
 from im_actors.wire import messages as m
 from im_actors.wire.codec import FrameDecoder, Message, encode_frame
+from im_actors.wire.limits import Limits
 from im_actors.wire.links import LINK_FRAME_BYTES_MAX, InsideType, pack_frame
 
 SECRET = b"the cluster's secret, for tests"
 LINKS = LinkConfig(frame_bytes_max=LINK_FRAME_BYTES_MAX, backoff_ms_min=5, backoff_ms_max=20)
 TIME_MS = 1_767_225_600_000
+PLAIN = Limits(queries=0)
+"""Without the user side: no session is followed or read but those that clients name."""
 PATIENCE_S = 15
 
 
@@ -392,7 +395,8 @@ async def cluster(
     slots: int = 1, clock: Clock | None = None, **settings: Any
 ) -> AsyncIterator[Cluster]:
     """A cluster that serves, with a gateway that ticks fast."""
-    config = GatewayConfig(**{"tick_ms": 5, "sweep_ms": 20, "retry_ms_min": 10, **settings})
+    settings = {"tick_ms": 5, "sweep_ms": 20, "retry_ms_min": 10, "limits": PLAIN, **settings}
+    config = GatewayConfig(**settings)
     running = Cluster(slots, config, clock)
     try:
         await running.start()
