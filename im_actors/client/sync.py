@@ -72,6 +72,16 @@ class Sent:
         return self._client._do(lambda: sent.state)
 
     @property
+    def kind(self) -> int | None:
+        """The kind of the event that it asks for; None once there is an answer."""
+        return self._client._do(lambda: self._sent.kind)
+
+    @property
+    def body(self) -> bytes | None:
+        """What is sent, as long as there is no answer."""
+        return self._client._do(lambda: self._sent.body)
+
+    @property
     def ack(self) -> Ack | None:
         return self._sent.ack
 
