@@ -116,6 +116,7 @@ class Commands:
         await sent.acked()
         self._desk.say("")
         self._desk.open(session)
+        await self._desk.refresh()
 
     async def _changed(self, sent: Sent) -> None:
         await sent.acked()
@@ -131,7 +132,7 @@ class Commands:
     # -- being told ------------------------------------------------------------------------------
 
     def _show(self, lines: list[str]) -> None:
-        self._model.overlay = [*lines, "", "escape goes back"]
+        self._model.show(lines)
         self._desk.changed()
 
     async def _readers(self, _: str) -> None:

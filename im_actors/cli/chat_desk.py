@@ -12,7 +12,7 @@ from im_actors.cli.chat_commands import Commands
 from im_actors.cli.chat_model import EVENTS_MAX, Model, Own
 from im_actors.client import LIVE, Conversation, EventKind, Page
 from im_actors.core.names import SessionKind, session_kind
-from im_actors.errors import ImError
+from im_actors.errors import BadRequest, ImError
 from im_actors.wire.limits import QUERY_ROWS_MAX
 
 if TYPE_CHECKING:
@@ -123,9 +123,12 @@ class Desk:
             if wanted and row.session not in self._readers and len(self._readers) < FOLLOWED_MAX:
                 self._read(row.session, LIVE)
 
-    async def _refresh(self) -> None:
+    async def refresh(self) -> None:
         """Ask the server for the beginning of the list: of groups no one tells what was missed."""
-        page = await self.client.conversations(QUERY_ROWS_MAX)
+        try:
+            page = await self.client.conversations(QUERY_ROWS_MAX)
+        except BadRequest:
+            return  # a server without mailboxes; what was read here is the list
         self._next = page.next
         self._follow_groups(page.conversations)
 
@@ -234,12 +237,12 @@ class Desk:
         elif line.startswith("/") and not line.startswith("//"):
             self.do(self._commands.run(line))
         elif not line.strip():
-            model.overlay = []
+            model.show([])
             model.fold()
         elif not model.session:
             self.say("! choose a conversation first, or begin one: /new USER")
         else:
-            model.overlay = []
+            model.show([])
             text = line.removeprefix("/") if line.startswith("//") else line
             self.do(self._send(model.session, text))
         self.changed()
@@ -328,7 +331,7 @@ class Desk:
         why = "" if status.online else str(status.last_error or "")
         new = model.connection(status.online, why, status.pending, int(time.time() * 1000))
         if status.online and not was_online:
-            self.do(self._refresh())
+            self.do(self.refresh())
         talk = model.talk
         if status.online and talk is not None and talk.offline and not talk.loading:
             talk.loading = True

@@ -133,6 +133,8 @@ class Model:
         self.notice = ""
         self.overlay: list[str] = []
         """Lines that are shown in place of the conversation until they are put away."""
+        self.overlay_top = 0
+        """The first line of it that is on the screen."""
         self.online: bool | None = None
         """None: it has not been tried yet."""
         self.since_ms = now_ms
@@ -225,7 +227,8 @@ class Model:
     def opened(self, session: str) -> Talk:
         """Show this one, at its newest message, and wait for its page."""
         if self.chosen != session:
-            self.chosen, self.editing, self.overlay = session, None, []
+            self.chosen, self.editing = session, None
+            self.show([])
         if self.conversation(session) is None:
             self.knows(session)
         talk = self._talk(session)
@@ -256,11 +259,11 @@ class Model:
         oldest = talk.seqs[0] if talk.seqs else None
         if not is_older:
             self._newest(talk, page)
-        talk.take(page.events, self.address)
         reaches = oldest is None or (bool(page.events) and page.events[0].seq <= oldest)
         if is_older or reaches:
             # What this computer does not have may still be there for another try.
             talk.older = page.before if page.events or not page.offline else talk.older
+        talk.take(page.events, self.address)
         talk.loading, talk.loaded = False, True
 
     def _newest(self, talk: Talk, page: Page) -> None:
@@ -317,6 +320,10 @@ class Model:
             return shown
         news = talk.seqs[bisect_left(talk.seqs, read + 1) : bisect_left(talk.seqs, shown + 1)]
         return shown if any(talk.events[seq].sender != self.user for seq in news) else 0
+
+    def show(self, lines: list[str]) -> None:
+        """Put this over the conversation; without lines: put it away."""
+        self.overlay, self.overlay_top = lines, 0
 
     # -- the connection --------------------------------------------------------------------------
 

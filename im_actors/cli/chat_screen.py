@@ -185,7 +185,8 @@ class Screen:
         if model.editing is not None:
             model.editing = None
             self._write("")
-        model.notice, model.overlay = "", []
+        model.notice = ""
+        model.show([])
 
     def _give_back(self, text: str) -> None:
         if not self._input.text:

@@ -118,7 +118,7 @@ def header_line(model: Model, width: int) -> Line:
 def talk_lines(model: Model, width: int, height: int) -> Drawn:
     """The open conversation, its newest lines at the bottom."""
     if model.overlay:
-        return Drawn(_text_lines(model.overlay, width)[:height], 0)
+        return Drawn(_text_lines(model.overlay, width)[model.overlay_top :][:height], 0)
     if not model.session or (talk := model.talk) is None:
         return Drawn(_text_lines(WELCOME.split("\n"), width)[:height], 0)
     placed = list(islice(_upwards(model, talk, width), height))
@@ -161,6 +161,11 @@ def _text_lines(texts: list[str], width: int) -> list[Line]:
 def scroll(model: Model, width: int, height: int, up: bool) -> bool:
     """Move by a screen. True: older messages have to be read first, or at least next."""
     talk = model.talk
+    if model.overlay:
+        last = max(0, len(_text_lines(model.overlay, width)) - height)
+        step = 1 - height if up else height - 1
+        model.overlay_top = min(last, max(0, model.overlay_top + step))
+        return False
     if talk is None:
         return False
     if not up:
@@ -263,6 +268,8 @@ def hint_line(model: Model, width: int) -> Line:
     talk = model.talk
     if model.notice:
         return [(BOLD, fit(_one_line(model.notice), width))]
+    if model.overlay:
+        return [(BOLD, fit("-- escape goes back; page down for what follows --", width))]
     if talk is not None and talk.bottom is not None:
         return [(BOLD, fit("-- older messages; page down for the newest --", width))]
     return [(DIM, fit("-" * width, width))]

@@ -51,6 +51,10 @@ class Served:
 
         self._wait(call())
 
+    def wait(self, condition: Callable[[UserGateway], bool]) -> None:
+        """Until what clients do brings it about."""
+        self._wait(self.gateway.until(lambda: condition(self.gateway)))
+
     def start(self) -> None:
         """Again, at the same address."""
         self._wait(self.gateway.start())
