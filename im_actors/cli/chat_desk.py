@@ -150,7 +150,7 @@ class Desk:
     # -- a conversation --------------------------------------------------------------------------
 
     def open(self, session: str) -> None:
-        """Show it: what was read before at once, then its newest page."""
+        """Show it: what this computer has at once, then its newest page."""
         left = self.model.session
         if left and left != session and _told_by_mailbox(left):
             self._stop_reading(left)
@@ -164,6 +164,10 @@ class Desk:
         self._opening = self.do(self._open(session))
 
     async def _open(self, session: str) -> None:
+        talk = self.model.talk
+        if talk is not None and not talk.loaded:
+            self.model.kept(session, await self.client.history(session, limit=PAGE, local=True))
+            self.changed()
         try:
             page = await self.client.history(session, limit=PAGE)
         except ImError as error:

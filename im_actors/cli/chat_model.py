@@ -268,13 +268,20 @@ class Model:
 
     def _newest(self, talk: Talk, page: Page) -> None:
         first, last = (page.events[0].seq, page.events[-1].seq) if page.events else (0, 0)
-        if talk.seqs and talk.seqs[-1] + 1 < first and not page.offline:
-            # What was read before does not reach up to this page any more.
+        gap = bool(talk.seqs) and talk.seqs[-1] + 1 < first
+        if (gap or not talk.complete) and not page.offline:
+            # What was read before does not reach up to this page, or has gaps itself.
             talk.events.clear()
             talk.seqs.clear()
             talk.older = page.before
         talk.own = [own for own in talk.own if not 0 < own.seq <= last]
         talk.offline, talk.complete = page.offline, page.complete
+
+    def kept(self, session: str, page: Page) -> None:
+        """This is what the store has of it; the newest page is still being read."""
+        talk = self._talk(session)
+        self.paged(session, page)
+        talk.offline, talk.loading = False, True
 
     def failed(self, session: str, why: str) -> None:
         """Its page cannot be read."""

@@ -132,7 +132,7 @@ def talk_lines(model: Model, width: int, height: int) -> Drawn:
 def _top(model: Model, talk: Talk, width: int) -> list[Line]:
     """What is said above the first message."""
     if talk.loading and not talk.seqs:
-        return _text_lines(["reading …"], width)
+        return _text_lines(["reading …" + _last_known(model, talk)], width)
     lines = ["page up: older messages"] if talk.older is not None else []
     if talk.offline:
         lines.append("offline: this is what this computer has" + _last_known(model, talk))
@@ -342,7 +342,7 @@ def _wrapped(text: str, width: int) -> list[str]:
     lines, start, used, space = [], 0, 0, 0
     for at, character in enumerate(text):
         size = get_cwidth(character)
-        if used + size > width:
+        while used + size > width:
             end = space if space > start else at
             lines.append(text[start:end].rstrip())
             start = end

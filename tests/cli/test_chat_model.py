@@ -204,6 +204,16 @@ def test_offline_it_says_what_is_missing() -> None:
     assert [line for line in talked(made) if "offline" in line or "older" in line] == []
 
 
+def test_what_is_kept_is_seen_until_the_newest_page_comes() -> None:
+    made = model(ROW)
+    made.opened(TALK)
+    assert talked(made)[-1] == "the last one: bob: the last one"
+    made.kept(TALK, Page([said(1, "a"), said(5, "e")], 1, offline=True, complete=False))
+    assert talked(made)[-2:] == ["bob: a", "bob: e"]
+    made.paged(TALK, page(said(4, "d"), said(5, "e"), before=4))
+    assert talked(made) == ["page up: older messages", "── 2023-11-14", "bob: d", "bob: e"]
+
+
 def test_read_is_what_was_really_shown() -> None:
     made = model(replace(ROW, unread=2, read_seq=1, last_seq=3))
     made.opened(TALK)
@@ -296,6 +306,7 @@ def test_it_fits_into_every_size() -> None:
         ("", 10, [""]), ("one two three", 8, ["one two", "three"]), ("abcdef", 4, ["abcd", "ef"]),
         ("你好吗", 4, ["你好", "吗"]), ("a\nb", 4, ["a", "b"]),
         ("ab cdefghi", 4, ["ab", "cdef", "ghi"]),
+        (" 你好", 3, ["", "你", "好"]),
     ],
 )  # fmt: skip
 def test_wrapping(given: str, width: int, lines: list[str]) -> None:

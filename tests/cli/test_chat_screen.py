@@ -63,7 +63,10 @@ class Glass:
 
     @property
     def lines(self) -> list[str]:
-        return [line.rstrip() for line in self.screen.display]
+        # Not ``display``, which stumbles over the half of a wide character that resizing cut.
+        rows = (self.screen.buffer[y] for y in range(self.screen.lines))
+        cells = range(self.screen.columns)
+        return ["".join(row[x].data for x in cells).rstrip() for row in rows]
 
     def until(self, condition: Callable[[], object], what: str = "") -> None:
         """Read on until what is seen meets it."""
@@ -182,6 +185,21 @@ def test_offline_and_back(served: Served, look: Look) -> None:
     again.sees("online since")
     again.type("/quit\r")
     assert again.ends() == 0
+
+
+def test_a_server_that_hangs_hides_nothing(served: Served, look: Look) -> None:
+    served.post(TALK, "kept here")
+    first = look("alice", TALK, *served.url)
+    first.sees("bob: kept here")
+    first.type(CTRL["d"])
+    first.ends()
+    served.gateway.lose_pulls = 1_000
+    served.gateway.answers_none = True
+    again = look("alice", *served.url)
+    again.sees("online since")
+    again.type(DOWN)
+    again.sees("bob: kept here")
+    served.wait(lambda gateway: gateway.lose_pulls < 1_000)
 
 
 def test_a_refusal_says_why_and_commands_work(served: Served, look: Look) -> None:
