@@ -76,6 +76,10 @@ class UserCalls:
         offline = not (local and self._engine.connection.is_online)
         return await self._local_list(limit, behind, unread_only, label, offline)
 
+    def labels(self) -> list[str]:
+        """The labels under which this device knows conversations to be folded, sorted."""
+        return sorted({row.label for row in self._engine.user.mailbox.rows()} - {""})
+
     async def list_changed(self, since: int = 0) -> int:
         """Wait until this device knows more of the list than it did when this returned ``since``.
         Changes that come together are told once. ShuttingDown when the client is closed."""

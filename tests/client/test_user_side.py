@@ -253,12 +253,17 @@ async def test_reading_is_seen_at_once_also_offline(gateway: UserGateway, store:
         (found,) = (await im.conversations(label="later")).conversations
         assert (found.pinned, found.muted, found.read_seq, found.pending) == (True, True, 10, 0)
         assert (await im.conversations()).conversations == []
+        assert im.labels() == ["later"]
+        await im.send(TALK, "as typed")
     async with client(NOWHERE, store=store) as im:
         assert (await im.unread()).count == 10, "it is in the outbox and still seen"
+        last = im.outbox(TALK)[-1]
+        assert (last.kind, last.body) == (EventKind.MESSAGE, b"as typed")
     async with client(gateway.url, store=store) as im:
         await im.connected(10)
         for pending in im.outbox():
             await pending.acked(10)
+            assert (pending.kind, pending.body) == (None, None)
         assert gateway.has_read("alice", TALK) == 10
         await until_async(lambda: _settled(im))
         (found,) = (await im.conversations(label="later")).conversations

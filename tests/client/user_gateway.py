@@ -168,6 +168,12 @@ class UserGateway(FakeGateway):
             self.notes = [self._note(user, session) for user in users_of(session)]
         return event
 
+    def read(self, user: str, session: str, seq: int) -> None:
+        """On a device of his own."""
+        self.settings.setdefault((user, session), Settings()).read = seq
+        self.notes = [self._note(name, session) for name in users_of(session)]
+        self._publish([])
+
     def _note(self, user: str, session: str) -> Event:
         mailbox = mailbox_of(user)
         settings = self.settings.setdefault((user, session), Settings())
