@@ -74,9 +74,7 @@ class JobState(IntEnum):
     RECALLED = 7
 
 
-ACTIVE = frozenset(
-    {JobState.RUNNING, JobState.PAUSED, JobState.CANCELLING, JobState.RECALLING}
-)
+ACTIVE = frozenset({JobState.RUNNING, JobState.PAUSED, JobState.CANCELLING, JobState.RECALLING})
 """The owner of the slot has something to do, or will have."""
 
 
@@ -214,6 +212,29 @@ def create_request(
 
 def recipients_request(chunk: int, users: Sequence[str]) -> bytes:
     return pack_request("recipients", chunk, list(users))
+
+
+def start_request() -> bytes:
+    """All recipients are here: begin."""
+    return pack_request("start")
+
+
+def pause_request() -> bytes:
+    return pack_request("pause")
+
+
+def resume_request() -> bytes:
+    return pack_request("resume")
+
+
+def cancel_request() -> bytes:
+    """Nobody else is to get it."""
+    return pack_request("cancel")
+
+
+def recall_request() -> bytes:
+    """Nobody else is to get it, and it is to be taken back from those who did."""
+    return pack_request("recall")
 
 
 def progress_note(

@@ -196,7 +196,7 @@ def _decide_progress(lookup: Lookup, request: Request) -> Accept | Nothing:
     state = _state_after(job, progress)
     if progress == known and state is job.state:
         return Nothing()
-    if (recall or known.settled) and not (recall and job.state is RECALLING):
+    if known.settled is not recall or (recall and job.state is not RECALLING):
         raise Forbidden(f"progress: {lookup.session} is {job.state.name.lower()}")
     facts: _Facts = [(PROGRESS_KEY, 0, progress.to_bytes())]
     if state is not job.state:

@@ -153,7 +153,9 @@ class Chunk:
 class Ask:
     """One question to one recipient's channel, until it is settled."""
 
-    __slots__ = ("chunk", "due_ms", "flying", "position", "run", "seq", "step", "token", "tries")
+    __slots__ = (
+        "chunk", "due_ms", "flying", "position", "run", "seq", "settled", "step", "token", "tries",
+    )  # fmt: skip
 
     def __init__(self, run: Run, chunk: Chunk, position: int, step: Step, seq: int = 0) -> None:
         self.run = run
@@ -166,6 +168,7 @@ class Ask:
         """0: was never sent."""
         self.tries = 0
         self.flying = False
+        self.settled = False
         self.due_ms = 0
 
 
@@ -190,6 +193,8 @@ class Run:
         """To be sent, before anything new is begun."""
         self.read_due_ms: int | None = None
         self.say_due_ms: int | None = None
+        self.doubtful = False
+        """What was said was not heard of: whether it was taken has to be read."""
 
     # -- what it is at -------------------------------------------------------------------------
 
@@ -248,6 +253,8 @@ class Run:
                 known is None or known.seq < fact.seq
             ):
                 self.known[fact.key] = fact
+                if fact.key == PROGRESS_KEY:
+                    self.say_due_ms = None
         job, progress, body = map(self.known.get, (JOB_KEY, PROGRESS_KEY, BODY_KEY))
         if job is not None and job.value is not None:
             self.job = Job.from_bytes(job.value)
@@ -263,7 +270,6 @@ class Run:
         for number in list(self.chunks):
             if all_of_them or number < self.done:
                 self.chunks.pop(number).dropped = True
-                self.say_due_ms = None
 
     def drop(self) -> None:
         for chunk in self.chunks.values():
@@ -294,14 +300,17 @@ class Run:
             return None
         while self.asks:
             ask = self.asks.popleft()
-            if not ask.chunk.dropped and ask.chunk.outcomes[ask.position] is None:
-                if self.ending and ask.step is Step.SEND:
-                    ask.step, ask.token = Step.FENCE, 0
-                return ask
+            chunk, position = ask.chunk, ask.position
+            if ask.settled or chunk.dropped or chunk.outcomes[position] is not None:
+                continue
+            if self.ending and ask.step is Step.SEND:
+                # A late answer to what was sent before is an answer all the same.
+                return Ask(self, chunk, position, Step.FENCE)
+            return ask
         for number, chunk in self.chunks.items():
-            position = self._begin(number, chunk)
-            if position is not None:
-                return Ask(self, chunk, position, self.step())
+            begun = self._begin(number, chunk)
+            if begun is not None:
+                return Ask(self, chunk, begun, self.step())
         return None
 
     def _begin(self, number: int, chunk: Chunk) -> int | None:
@@ -314,7 +323,7 @@ class Run:
 
     def finished(self) -> list[Chunk]:
         """The chunks that can be said to be done: all from the first one on that are."""
-        found = []
+        found: list[Chunk] = []
         for number in range(self.done, self.done + len(self.chunks)):
             chunk = self.chunks.get(number)
             if chunk is None or chunk.open or len(found) == PROGRESS_CHUNKS_MAX:
@@ -351,7 +360,7 @@ class Channel:
     def next_asks(self, now_ms: int) -> Iterator[Ask]:
         """What may be sent now, of all batches in turn."""
         room = min(self.pacer.room(now_ms), self.settings.in_flight_max - self.in_flight)
-        given = idle = 0
+        given, idle = 0, 0
         while given < room and idle < len(self.runs):
             ask = self.runs[0].next_ask()
             self.runs.rotate(-1)
@@ -371,9 +380,7 @@ class BatchRun:
 
     def __init__(self, now_ms: int, settings: BatchSettings | None = None) -> None:
         self.settings = settings or BatchSettings()
-        self.channels = {
-            name: Channel(getattr(self.settings, name), now_ms) for name in CHANNELS
-        }
+        self.channels = {name: Channel(getattr(self.settings, name), now_ms) for name in CHANNELS}
         self.runs: dict[str, Run] = {}
         self._asks: dict[int, Ask] = {}
         """By token: sent, and not settled."""
@@ -413,7 +420,7 @@ class BatchRun:
         """When the machine next wants a Tick."""
         while self._dues and self._is_settled(self._dues[0]):
             heappop(self._dues)
-        found = [self._dues[0][0]] if self._dues else []
+        found: list[int] = [self._dues[0][0]] if self._dues else []
         for run in self.runs.values():
             found += [due for due in (run.read_due_ms, run.say_due_ms) if due is not None]
         found += [c.pacer.next_ms() for c in self.channels.values() if c.runs and c.held_back]
@@ -430,6 +437,9 @@ class BatchRun:
         if run is None:
             return
         run.drop()
+        # Those on their way count as such until they are answered, or have taken too long.
+        asks = self._asks.items()
+        self._asks = {token: ask for token, ask in asks if ask.run is not run or ask.flying}
         for channel in self.channels.values():
             if run in channel.runs:
                 channel.runs.remove(run)
@@ -440,16 +450,16 @@ class BatchRun:
             run.take(facts)
             return
         for fact in facts:
-            if fact.key == JOB_KEY and fact.value is not None:
-                if Job.from_bytes(fact.value).state in ACTIVE:
-                    self._begin(session, started)
-                    self.runs[session].take(facts)
+            if fact.key == JOB_KEY and Job.from_bytes(fact.value or b"").state in ACTIVE:
+                self._begin(session, started)
+                self.runs[session].take(facts)
 
     def _facts_read(self, session: str, keys: tuple[str, ...], facts: tuple[Fact, ...]) -> None:
         run = self.runs.get(session)
         if run is None or run.read_due_ms is None:
             return
         run.read_due_ms = None
+        run.doubtful = run.doubtful and PROGRESS_KEY not in keys
         run.take(facts)
         if run.job is None:
             self._forget(session)
@@ -463,6 +473,8 @@ class BatchRun:
             recalls_known = not run.recalling or failures_key(number) in keys
             if chunk_key(number) in keys and recalls_known:
                 run.take_chunk(number, by_key)
+        if any(chunk_key(number) in keys for number in run.missing()):
+            run.read_due_ms = self._now_ms + self.settings.answer_ms
 
     def _go_on(self, run: Run) -> None:
         """Read what is missing, say what is done."""
@@ -474,12 +486,17 @@ class BatchRun:
             if keys:
                 run.read_due_ms = self._now_ms + self.settings.answer_ms
                 self._effects.append(ReadFacts(run.session, keys))
-        if run.loaded and run.say_due_ms is None and (note := run.note()) is not None:
+        if (
+            run.loaded
+            and not run.doubtful
+            and run.say_due_ms is None
+            and (note := run.note()) is not None
+        ):
             run.say_due_ms = self._now_ms + self.settings.answer_ms
             self._effects.append(Say(run.session, note))
 
     def _wanted(self, run: Run) -> tuple[str, ...]:
-        if not run.loaded:
+        if not run.loaded or run.doubtful:
             return (JOB_KEY, PROGRESS_KEY, BODY_KEY)
         missing = run.missing()
         keys = [chunk_key(number) for number in missing]
@@ -532,6 +549,7 @@ class BatchRun:
         if ask.flying:
             self._land(ask)
         del self._asks[token]
+        ask.settled = True
         chunk = ask.chunk
         if chunk.dropped or chunk.outcomes[ask.position] is not None:
             return
@@ -576,8 +594,8 @@ class BatchRun:
             if run.read_due_ms is not None and run.read_due_ms <= now_ms:
                 run.read_due_ms = None
             if run.say_due_ms is not None and run.say_due_ms <= now_ms:
-                # Whether it was taken and not heard of, or not taken: the facts will tell.
                 run.say_due_ms = None
+                run.doubtful = True
 
 
 def _is_open(code: int) -> bool:

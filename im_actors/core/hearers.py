@@ -44,8 +44,8 @@ class Newest(NamedTuple):
 
 def hearers(event: Event) -> list[tuple[Subject, Note]]:
     """The notes that follow from a committed event: spans of direct sessions and notices for their
-    users' mailboxes, memberships for the members', read positions for the peer's, and of a batch the
-    session of its slot hears whether there is something to do."""
+    users' mailboxes, memberships for the members', read positions for the peer's; and the
+    session of a slot hears of its batches whether there is something to do."""
     found: list[tuple[Subject, Note]] = [
         (
             Subject(mailbox, event.session),
@@ -58,7 +58,7 @@ def hearers(event: Event) -> list[tuple[Subject, Note]]:
     for mailbox, request in read_notes(event):
         # The mailbox is the reader's: one position for each that he has talked to.
         found.append((Subject(mailbox, f"receipt {event.session}"), Newest(request)))
-    if (request := listing_of(event)) is not None:
+    if (listing := listing_of(event)) is not None:
         slot = slot_session(key_slot(event.key))
-        found.append((Subject(slot, f"batch {event.session}"), Newest(request)))
+        found.append((Subject(slot, f"batch {event.session}"), Newest(listing)))
     return found
