@@ -57,7 +57,8 @@ how far an owner before him may have come."""
 NOT_SENT = 1
 """The outcome of a recipient whose turn never came. All others are codes of ``errors``."""
 MESSAGE_N, RECALL_N = 1, 2
-_DEVICE = "batch:"
+BATCH_DEVICE = "batch:"
+"""What the names of the devices begin with that batches send from: no client's do."""
 
 
 class JobState(IntEnum):
@@ -181,12 +182,12 @@ def event_body(content: bytes) -> bytes:
 
 def batch_device(sender: str, session: str) -> str:
     """The address that a batch sends from."""
-    return f"{sender}/{_DEVICE}{session_name(session)}"
+    return f"{sender}/{BATCH_DEVICE}{session_name(session)}"
 
 
 def is_batch_device(device: str) -> bool:
     """Whether an address is a batch's. No client may have a device of such a name."""
-    return device.partition("/")[2].startswith(_DEVICE)
+    return device.partition("/")[2].startswith(BATCH_DEVICE)
 
 
 def content_session(event: Event) -> str | None:
@@ -197,7 +198,7 @@ def content_session(event: Event) -> str | None:
         return None
     if not event.body.endswith(ELLIPSIS.encode()):
         return None
-    return batch_session(event.device.partition("/")[2].removeprefix(_DEVICE))
+    return batch_session(event.device.partition("/")[2].removeprefix(BATCH_DEVICE))
 
 
 # -- requests ----------------------------------------------------------------------------------
@@ -256,3 +257,8 @@ def chunked(users: Sequence[str]) -> list[list[str]]:
         chunks[-1].append(user)
         size += added
     return chunks
+
+
+def status_fields(job: Job, progress: Progress) -> list[object]:
+    """How a batch stands, as the query ``batch`` tells it."""
+    return [int(job.state), *job[1:], *progress]
