@@ -246,8 +246,7 @@ def _state_after(job: Job, progress: Progress) -> JobState:
 # -- which batches are active, in the session of their slot ------------------------------------
 
 
-def listed_key(session: str) -> str:
-    return f"b/{session}"
+LISTED_KEY = "b"
 
 
 def listing_note(session: str, seq: int, active: bool) -> bytes:
@@ -266,12 +265,20 @@ def listing_of(event: Event) -> bytes | None:
     return None if state is OPEN else listing_note(event.session, event.seq, state in ACTIVE)
 
 
+def read_listed(value: bytes | None) -> dict[str, int]:
+    """The active batches of a slot, by session: the seq of the event that says so."""
+    return dict(unpack_row("the active batches", value, 1)[0]) if value is not None else {}
+
+
 def decide_listing(lookup: Lookup, request: Request, args: list[Any]) -> Accept | Nothing:
-    """Take such a note into the session of a slot; active batches have a rank there."""
+    """Take such a note into the session of a slot. One that comes again, after the batch has ended,
+    lists it until the next one: who looks there sees that there is nothing to do."""
     session, seq, active = args
-    key = listed_key(session)
-    data = lookup.value(key)
-    if data is not None and seq <= unpack_row("a listed batch", data, 2)[0]:
+    listed = read_listed(lookup.value(LISTED_KEY))
+    if seq <= listed.get(session, 0) or (not active and session not in listed):
         return Nothing()
-    row = pack_row((seq, active))
-    return Accept(request.kind, pack_state("batch", args, [(key, int(active), row)]))
+    listed.pop(session, None)
+    if active:
+        listed[session] = seq
+    row = pack_row((list(listed.items()),))
+    return Accept(request.kind, pack_state("batch", args, [(LISTED_KEY, 0, row)]))

@@ -19,7 +19,7 @@ def gateway_class() -> type[BatchGateway]:
 
 
 def test_from_the_order_to_the_recall(served: Any) -> None:
-    served.gateway.frozen = True
+    served.frozen = True
     with sync.Client(served.url, "shop") as im, sync.Client(served.url, "eve") as eve:
         for client in (im, eve):
             client.connected(10)
@@ -38,7 +38,7 @@ def test_from_the_order_to_the_recall(served: Any) -> None:
             info = batches.status("sale")
             assert info is not None
             assert (info.state, info.sender, info.recipients) == (state, "shop", 3)
-        served.gateway.frozen = False
+        served.frozen = False
         batches.status("sale")
         info = batches.status("sale")
         assert info is not None

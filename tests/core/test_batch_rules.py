@@ -36,12 +36,19 @@ from im_actors.core.batch import (
     read_names,
     recipients_request,
 )
-from im_actors.core.batch_rules import RIGHTS, TRANSITIONS, Who, listed_key, listing_of
+from im_actors.core.batch_rules import (
+    LISTED_KEY,
+    RIGHTS,
+    TRANSITIONS,
+    Who,
+    listing_note,
+    listing_of,
+    read_listed,
+)
 from im_actors.core.facts import pack_request
 from im_actors.core.hearers import hearers
 from im_actors.core.model import BODY_BYTES_MAX, Event, EventKind, make_key
 from im_actors.core.overlays import recall_request
-from im_actors.core.rows import unpack_row
 from im_actors.core.rule_settings import RuleSettings
 from im_actors.errors import (
     BadRequest,
@@ -322,10 +329,8 @@ def test_a_batch_may_be_taken_back_long_after() -> None:
 
 def test_the_slot_hears_which_batches_are_active() -> None:
     slot = 5
-    listing = Deciding(f"slot:{slot}")
-    key = listed_key(SESSION)
     for state in JobState:
-        batch = in_state(state)
+        batch, listing = in_state(state), Deciding(f"slot:{slot}")
         notes = []
         for event in batch.events:
             event = event._replace(key=make_key(batch.now_ms, slot, 0))
@@ -334,13 +339,11 @@ def test_the_slot_hears_which_batches_are_active() -> None:
             for subject, note in found:
                 assert subject.hearer == listing.session
                 notes.append(note.body())
-        listing.facts.clear()
-        for body in notes:
+        listing.note(listing_note("batch:other", 7, True))
+        # They may all come again, in order.
+        for body in [*notes, *notes]:
             listing.note(body)
-        # They may come again, and late.
-        for body in notes[:-1]:
-            listing.note(body)
-        active = key in listing.facts and listing.facts[key].rank == 1
-        assert active == (state in ACTIVE), state
-        if key in listing.facts:
-            assert unpack_row("x", listing.facts[key].value or b"", 2)[1] == active
+        listed = read_listed(listing.value(LISTED_KEY))
+        assert listed.pop("batch:other") == 7
+        assert list(listed) == ([SESSION] if state in ACTIVE else []), state
+        assert listing.note(notes[-1]) is None if notes else True
