@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
+from im_actors.client.batches import Batches
 from im_actors.client.conversations import (
     Conversation,
     ConversationList,
@@ -235,6 +236,11 @@ class UserCalls:
     @property
     def groups(self) -> Groups:
         return Groups(self._engine)
+
+    @property
+    def batches(self) -> Batches:
+        """For services: one content for many recipients."""
+        return Batches(self._engine)
 
     async def devices(self) -> list[Device]:
         """The user's devices; without a server as they were known last."""

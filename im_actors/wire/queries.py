@@ -248,6 +248,8 @@ QUERIES: dict[str, tuple[tuple[str, _Check], ...]] = {
     "devices": (),
     "receipts": (("session", _session), ("seq", _count), ("limit", _limit)),
     "overlays": (("session", _session), ("first seq", _count), ("last seq", _count)),
+    "batch": (("session", _session),),
+    "outcomes": (("session", _session), ("chunk", _seq)),
 }  # fmt: skip
 """Name to the names of the arguments and their checks."""
 
