@@ -33,7 +33,9 @@ async def acked(sending: Any) -> int:
 
 async def talk(client: Client, session: str, count: int) -> int:
     """The seq of the last of so many messages."""
-    sent = [await client.send(session, f"{client.address.partition('/')[0]} {n}") for n in range(count)]
+    sent = [
+        await client.send(session, f"{client.address.partition('/')[0]} {n}") for n in range(count)
+    ]
     return [(await one.acked(timeout=30)).seq for one in sent][-1]
 
 
@@ -81,7 +83,7 @@ async def test_only_members_read_a_group_and_only_from_when_they_joined(
         joined = await acked(alice.groups.add("climbers", "carol"))
         await talk(bob, GROUP, 1)
         page = await carol.history(GROUP)
-        assert [event.seq for event in page.events][0] == joined
+        assert page.events[0].seq == joined
 
 
 async def test_a_direct_session_is_read_by_its_two_users_only(cluster: LocalCluster) -> None:
