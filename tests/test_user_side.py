@@ -33,7 +33,9 @@ async def acked(sending: Any) -> int:
 
 async def talk(client: Client, session: str, count: int) -> int:
     """The seq of the last of so many messages."""
-    sent = [await client.send(session, f"{client.address.partition('/')[0]} {n}") for n in range(count)]
+    sent = [
+        await client.send(session, f"{client.address.partition('/')[0]} {n}") for n in range(count)
+    ]
     return [(await one.acked(timeout=30)).seq for one in sent][-1]
 
 
