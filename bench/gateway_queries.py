@@ -3,7 +3,7 @@
     python -m bench.gateway_queries [--json]
 
 CPU µs of this process per answer, the best of several rounds, for users with 200 direct sessions,
-and with 20 or 200 groups besides; ``busy``: an event in one of the groups before each question.
+and with 20 or 200 groups besides; ``busy``: with an event in one of the groups before each one.
 Of a real gateway's work only the socket and the decoding of the question are left out.
 """
 
@@ -102,8 +102,7 @@ def a_copy(groups: int) -> Copy:
         key = conversation_key(f"group:g{n}")
         entries.append(form.entry(Fact(key, DIRECT + n + 1, row.rank(), row.to_bytes())))
     assert all(entry.flags & Flag.LIVE for entry in entries[DIRECT:])
-    complete = dict.fromkeys(Listing, END)
-    return Copy(DIRECT + groups, entries, complete)
+    return Copy(DIRECT + groups, entries, dict.fromkeys(Listing, END))
 
 
 def an_event(session: str, seq: int) -> bytes:
