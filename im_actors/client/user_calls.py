@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
+from im_actors.client.batches import Batches
 from im_actors.client.conversations import (
     Conversation,
     ConversationList,
@@ -69,11 +70,16 @@ class UserCalls:
             except RetryableError:
                 pass
             else:
-                rows = [user.mailbox.changed(row) for row in page.rows]
+                newest = user.mailbox
+                rows = [newest.row(row.session) or newest.changed(row) for row in page.rows]
                 following = _next(page.rows[-1], page.cursor) if page.rows and page.cursor else None
                 return self._list(rows, following, offline=False)
         offline = not (local and self._engine.connection.is_online)
         return await self._local_list(limit, behind, unread_only, label, offline)
+
+    def labels(self) -> list[str]:
+        """The labels under which this device knows conversations to be folded, sorted."""
+        return sorted({row.label for row in self._engine.user.mailbox.rows()} - {""})
 
     async def list_changed(self, since: int = 0) -> int:
         """Wait until this device knows more of the list than it did when this returned ``since``.
@@ -230,6 +236,11 @@ class UserCalls:
     @property
     def groups(self) -> Groups:
         return Groups(self._engine)
+
+    @property
+    def batches(self) -> Batches:
+        """For services: one content for many recipients."""
+        return Batches(self._engine)
 
     async def devices(self) -> list[Device]:
         """The user's devices; without a server as they were known last."""

@@ -27,12 +27,15 @@ class Served:
     """The gateway in a thread of its own."""
 
     def __init__(self) -> None:
-        self.gateway = UserGateway()
+        self.gateway = self.make()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
         self._wait(self.gateway.start())
         self.url = ("--url", self.gateway.url)
+
+    def make(self) -> UserGateway:
+        return UserGateway()
 
     def _wait(self, work: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(20)
@@ -42,6 +45,22 @@ class Served:
             self.gateway.post(session, *texts, device=device)
 
         self._wait(call())
+
+    def read(self, user: str, session: str, seq: int) -> None:
+        """Another user has read so far, and everybody's list says so."""
+
+        async def call() -> None:
+            self.gateway.read(user, session, seq)
+
+        self._wait(call())
+
+    def wait(self, condition: Callable[[UserGateway], bool]) -> None:
+        """Until what clients do brings it about."""
+        self._wait(self.gateway.until(lambda: condition(self.gateway)))
+
+    def start(self) -> None:
+        """Again, at the same address."""
+        self._wait(self.gateway.start())
 
     def stop(self) -> None:
         self._wait(self.gateway.stop())
