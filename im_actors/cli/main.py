@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from im_actors import __version__
 from im_actors.cli import (
     bench_commands,
+    broadcast_commands,
     chat,
     client_commands,
     cluster_commands,
@@ -111,7 +112,8 @@ def build_parser() -> argparse.ArgumentParser:
         )
 
     modules = (
-        cluster_commands, client_commands, conversation_commands, group_commands, chat,
+        cluster_commands, client_commands, conversation_commands, group_commands,
+        broadcast_commands, chat,
         replay_commands, torture_commands, bench_commands,
     )  # fmt: skip
     for module in modules:

@@ -12,12 +12,16 @@ BAR_EVERY_MESSAGES = 200
 class Progress:
     """Lines go to ``stream``; the bar to standard error, and only when that is a terminal."""
 
-    def __init__(self, stream: TextIO, bar: bool = True) -> None:
+    def __init__(
+        self, stream: TextIO, bar: bool = True, label: str = "acked", unit: str = "msg"
+    ) -> None:
         self._stream = stream
         self._wanted = bar and sys.stderr.isatty()
         self._bar: Any = None
         self._task: Any = None
         self._shown = 0
+        self._label = label
+        self._unit = unit
 
     def __enter__(self) -> Progress:
         if self._wanted:
@@ -31,7 +35,7 @@ class Progress:
             from rich.progress import Progress as Bar
 
             columns = (
-                TextColumn("acked"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+                TextColumn(self._label), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                 TextColumn("{task.fields[rate]}"),
             )  # fmt: skip
             self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
@@ -51,12 +55,12 @@ class Progress:
             return
         if self._task is None:
             self._bar.start()
-            self._task = self._bar.add_task("acked", total=total, rate="")
+            self._task = self._bar.add_task(self._label, total=total, rate="")
         if acked - self._shown >= BAR_EVERY_MESSAGES or acked == total:
             self._shown = acked
             speed = self._bar.tasks[0].speed
             self._bar.update(
-                self._task, completed=acked, rate=f"{speed:,.0f} msg/s" if speed else ""
+                self._task, completed=acked, rate=f"{speed:,.0f} {self._unit}/s" if speed else ""
             )
 
     def say(self, text: str) -> None:

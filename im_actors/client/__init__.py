@@ -3,6 +3,7 @@
 ``Client`` is for asyncio; ``im_actors.client.sync.Client`` has the same calls for plain programs.
 """
 
+from im_actors.client.batches import Batches, BatchInfo, ChunkOutcome
 from im_actors.client.client import LIVE, Client
 from im_actors.client.config import ClientConfig
 from im_actors.client.conversations import (
@@ -50,6 +51,9 @@ __all__ = [
     "LIVE",
     "Ack",
     "BadRequest",
+    "BatchInfo",
+    "Batches",
+    "ChunkOutcome",
     "Client",
     "ClientConfig",
     "Conversation",

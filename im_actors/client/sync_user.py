@@ -7,6 +7,7 @@ from typing import Any, Generic, TypeVar
 
 from im_actors.client import client as aio
 from im_actors.client import results
+from im_actors.client.batches import BatchInfo, ChunkOutcome
 from im_actors.client.conversations import (
     Conversation,
     ConversationList,
@@ -119,6 +120,10 @@ class UserCalls(Generic[SentT]):
     def groups(self) -> Groups[SentT]:
         return Groups(self)
 
+    @property
+    def batches(self) -> Batches[SentT]:
+        return Batches(self)
+
     def devices(self) -> list[Device]:
         return self._wait(self._client.devices())
 
@@ -183,3 +188,49 @@ class Groups(Generic[SentT]):
         self, group: str, after: str | None = None, limit: int = QUERY_ROWS_MAX
     ) -> MemberList:
         return self._calls._wait(self._groups.members(group, after, limit))
+
+
+class Batches(Generic[SentT]):
+    """See ``im_actors.client.Batches``."""
+
+    def __init__(self, calls: UserCalls[SentT]) -> None:
+        self._calls = calls
+        self._batches = calls._client.batches
+
+    def create(
+        self,
+        batch: str,
+        content: str | bytes,
+        channel: str = "daily",
+        *,
+        notice: str = "system",
+        total: int = 0,
+        dry: bool = False,
+    ) -> SentT:
+        return self._calls._changed(
+            self._batches.create(batch, content, channel, notice=notice, total=total, dry=dry)
+        )
+
+    def recipients(self, batch: str, chunk: int, users: Sequence[str]) -> SentT:
+        return self._calls._changed(self._batches.recipients(batch, chunk, users))
+
+    def start(self, batch: str) -> SentT:
+        return self._calls._changed(self._batches.start(batch))
+
+    def pause(self, batch: str) -> SentT:
+        return self._calls._changed(self._batches.pause(batch))
+
+    def resume(self, batch: str) -> SentT:
+        return self._calls._changed(self._batches.resume(batch))
+
+    def cancel(self, batch: str) -> SentT:
+        return self._calls._changed(self._batches.cancel(batch))
+
+    def recall(self, batch: str) -> SentT:
+        return self._calls._changed(self._batches.recall(batch))
+
+    def status(self, batch: str) -> BatchInfo | None:
+        return self._calls._wait(self._batches.status(batch))
+
+    def outcomes(self, batch: str, chunk: int) -> ChunkOutcome:
+        return self._calls._wait(self._batches.outcomes(batch, chunk))

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
+from im_actors.client.batches import Batches
 from im_actors.client.conversations import (
     Conversation,
     ConversationList,
@@ -69,7 +70,8 @@ class UserCalls:
             except RetryableError:
                 pass
             else:
-                rows = [user.mailbox.changed(row) for row in page.rows]
+                newest = user.mailbox
+                rows = [newest.row(row.session) or newest.changed(row) for row in page.rows]
                 following = _next(page.rows[-1], page.cursor) if page.rows and page.cursor else None
                 return self._list(rows, following, offline=False)
         offline = not (local and self._engine.connection.is_online)
@@ -235,6 +237,11 @@ class UserCalls:
     @property
     def groups(self) -> Groups:
         return Groups(self._engine)
+
+    @property
+    def batches(self) -> Batches:
+        """For services: one content for many recipients."""
+        return Batches(self._engine)
 
     async def devices(self) -> list[Device]:
         """The user's devices; without a server as they were known last."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from im_actors.core.batch_rules import listing_of
 from im_actors.core.diffusion import Note, Subject
-from im_actors.core.model import Event
-from im_actors.core.names import session_name
+from im_actors.core.model import Event, key_slot
+from im_actors.core.names import session_name, slot_session
 from im_actors.core.notes import membership_notes, noted_mailboxes, read_notes, span_note
 from im_actors.core.spans import SPAN_EVENTS_MAX, Span, joined_spans, span_of
 
@@ -43,7 +44,8 @@ class Newest(NamedTuple):
 
 def hearers(event: Event) -> list[tuple[Subject, Note]]:
     """The notes that follow from a committed event: spans of direct sessions and notices for their
-    users' mailboxes, memberships for the members', read positions for the peer's."""
+    users' mailboxes, memberships for the members', read positions for the peer's; and the
+    session of a slot hears of its batches whether there is something to do."""
     found: list[tuple[Subject, Note]] = [
         (
             Subject(mailbox, event.session),
@@ -56,4 +58,7 @@ def hearers(event: Event) -> list[tuple[Subject, Note]]:
     for mailbox, request in read_notes(event):
         # The mailbox is the reader's: one position for each that he has talked to.
         found.append((Subject(mailbox, f"receipt {event.session}"), Newest(request)))
+    if (listing := listing_of(event)) is not None:
+        slot = slot_session(key_slot(event.key))
+        found.append((Subject(slot, f"batch {event.session}"), Newest(listing)))
     return found

@@ -9,9 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from im_actors.core.batch import (
+    CHANNELS,
+    CHUNKS_MAX,
+    CONTENT_BYTES_MAX,
+    PROGRESS_CHUNKS_MAX,
+)
 from im_actors.core.facts import read_request
 from im_actors.core.model import EventKind, check_name, check_text
-from im_actors.core.names import check_session
+from im_actors.core.names import NOTICE_CHANNELS, check_session
 from im_actors.errors import BadRequest, TooLarge
 
 NUMBER_MAX = (1 << 62) - 1
@@ -124,7 +130,48 @@ def _preview(what: str, value: object) -> list[Any] | None:
     return [_seq(what, seq), _seq(what, by), _natural(what, kind), sender, text]
 
 
+def _content(what: str, value: object) -> bytes:
+    """Text, as bytes: of a long one the events have the head, which has to be cut somewhere."""
+    if type(value) is not bytes or not value:
+        raise BadRequest(f"{what} must be bytes, and not empty")
+    if len(value) > CONTENT_BYTES_MAX:
+        raise TooLarge(f"{what} is {len(value)} bytes, the limit is {CONTENT_BYTES_MAX}")
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        raise BadRequest(f"{what} must be UTF-8") from None
+    return value
+
+
+def _one_of(names: tuple[str, ...]) -> Check:
+    def check(what: str, value: object) -> str:
+        if value not in names:
+            raise BadRequest(f"{what} must be one of {', '.join(names)}")
+        return str(value)
+
+    return check
+
+
+def _chunk(what: str, value: object) -> int:
+    number = _natural(what, value)
+    if number > CHUNKS_MAX:
+        raise BadRequest(f"{what} is {number}, the limit is {CHUNKS_MAX}")
+    return number
+
+
+def _outcomes(what: str, value: object) -> list[list[int]]:
+    if type(value) is not list or len(value) > PROGRESS_CHUNKS_MAX:
+        raise BadRequest(f"{what} must be an array of up to {PROGRESS_CHUNKS_MAX}")
+    for row in value:
+        if type(row) is not list or len(row) % 2 != 1:
+            raise BadRequest(f"{what} must be arrays [succeeded, position, code, ...]")
+        for number in row:
+            _natural(what, number)
+    return value
+
+
 _GROUP, _MAILBOX, _NOTE = int(EventKind.GROUP), int(EventKind.MAILBOX), int(EventKind.NOTE)
+_BATCH = int(EventKind.BATCH)
 _SESSION = Argument("session", _session)
 _SEQ = Argument("seq", _seq)
 _USERS = Argument("users", _users)
@@ -168,7 +215,29 @@ OPERATIONS: dict[tuple[int, str], tuple[Argument, ...]] = {
         Argument("read_seq", _natural),
         Argument("delivered_seq", _natural),
     ),
+    # Of a batch, by services.
+    (_BATCH, "create"): (
+        Argument("content", _content),
+        Argument("channel", _one_of(CHANNELS)),
+        Argument("notice", _one_of(NOTICE_CHANNELS)),
+        Argument("total", _natural),
+        Argument("dry", _flag),
+    ),
+    (_BATCH, "recipients"): (Argument("chunk", _chunk), _USERS),
+    (_BATCH, "start"): (),
+    (_BATCH, "pause"): (),
+    (_BATCH, "resume"): (),
+    (_BATCH, "cancel"): (),
+    (_BATCH, "recall"): (),
+    # Of a batch, by the owner of its slot.
+    (_NOTE, "progress"): (
+        Argument("recall", _flag),
+        Argument("chunk", _chunk),
+        Argument("outcomes", _outcomes),
+        Argument("settled", _flag),
+    ),
     # Of a slot, by its owner.
+    (_NOTE, "batch"): (_SESSION, _SEQ, Argument("active", _flag)),
     (_NOTE, "cursor"): (Argument("name", _title), Argument("lsn", _natural)),
 }
 

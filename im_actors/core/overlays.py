@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import msgpack
 
+from im_actors.core.batch import is_batch_device
 from im_actors.core.facts import FACT_VALUE_BYTES_MAX, event_facts, pack_state
 from im_actors.core.lookup import Lookup
 from im_actors.core.model import Event, EventKind, pack
@@ -128,6 +129,8 @@ def _check_author(head: EventHead, request: Request, settings: RuleSettings, oth
     made_by_server = SERVER in (head.device, request.device) and head.device != request.device
     if made_by_server or head.device.partition("/")[0] != request.user:
         raise Forbidden(f"message {head.seq} is not yours: only its sender may {verb} it")
+    if is_batch_device(request.device) and request.device == head.device:
+        return  # A batch is taken back by those who sent it, whenever they find that it was wrong.
     limit_ms = settings.recall_ms if request.kind == EventKind.RECALL else settings.edit_ms
     if limit_ms and request.now_ms - head.time_ms > limit_ms:
         raise TooLate(

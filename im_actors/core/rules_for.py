@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from im_actors.core.batch_rules import decide_batch, decide_listing
 from im_actors.core.group_rules import decide_group
 from im_actors.core.lookup import Ask, Lookup
 from im_actors.core.mailbox import decide_mailbox
 from im_actors.core.model import EventKind
 from im_actors.core.names import SessionKind, session_kind, session_name, users_of
 from im_actors.core.notes import decide_cursor, decide_note
+from im_actors.core.operations import read_operation
 from im_actors.core.overlays import decide_overlay
 from im_actors.core.rule_settings import RuleSettings
 from im_actors.core.rules import SERVER, Accept, Decision, Known, Nothing, Refuse, Request
@@ -23,7 +25,7 @@ KINDS = {
     SessionKind.GROUP: (*_TALK, EventKind.GROUP),
     SessionKind.MAILBOX: (EventKind.MAILBOX, EventKind.NOTE),
     SessionKind.SLOT: (EventKind.NOTE,),
-    SessionKind.BATCH: (),
+    SessionKind.BATCH: (EventKind.BATCH, EventKind.NOTE),
 }
 """The kinds of events that a session takes, besides VOID."""
 
@@ -64,7 +66,12 @@ def _decided(
             return decide_mailbox(lookup, request, settings)
         case SessionKind.SLOT:
             _check_server(lookup.session, request)
+            what, args = read_operation(request.kind, request.body)
+            if what == "batch":
+                return decide_listing(lookup, request, args)
             return decide_cursor(lookup, request)
+        case SessionKind.BATCH:
+            return decide_batch(lookup, request, settings)
         case SessionKind.DIRECT:
             if request.user not in users_of(lookup.session):
                 raise Forbidden(

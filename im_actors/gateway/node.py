@@ -2,9 +2,10 @@
 
 Its parts, each without sockets of its own:
 
-    clients ── ClientConnection ──┬── Router     sends ────────▶ shards
+    clients ── ClientConnection ──┬── Router     sends ────────▶ shards ── Relays ─▶ shards
                                   ├── Followers  pushes ◀─────── shards
-                                  └── Pulls      history ──────▶ replicas, by Reads
+                                  ├── Pulls      history ──────▶ replicas, by Reads
+                                  └── UserSide   lists, groups ▶ by all of these
                                       Peers      the links to both, as the directory says
 """
 
@@ -22,27 +23,32 @@ from ssl import SSLContext
 from typing import Any
 
 from im_actors.core.directory import Directory
-from im_actors.errors import Overloaded, SetupError, Unauthenticated
+from im_actors.errors import BadRequest, Overloaded, SetupError, Unauthenticated
 from im_actors.gateway.client_connection import ClientConnection
 from im_actors.gateway.config import Clock, GatewayConfig
 from im_actors.gateway.followers import Followers
 from im_actors.gateway.peers import Peers, ReplicaPeer, RouteChange, ShardPeer
 from im_actors.gateway.pulls import Pulls
 from im_actors.gateway.reads import Reads
+from im_actors.gateway.relays import Relays
 from im_actors.gateway.router import Router
 from im_actors.gateway.tokens import check_token, require_jwt
+from im_actors.gateway.user_side import UserSide
 from im_actors.net.link import LinkConfig, PeerInfo
 from im_actors.net.listener import Listener, listen
 from im_actors.wire.codec import Message, encode_frame
 from im_actors.wire.links import LINK_FRAME_BYTES_MAX, InsideType
-from im_actors.wire.messages import Hello, error_message
+from im_actors.wire.messages import Hello, Pull, error_message
+from im_actors.wire.queries import Query, Signal, refusal
 
 logger = logging.getLogger(__name__)
 
 _RESULTS = int(InsideType.RESULTS)
 _PUSHED = int(InsideType.PUSHED)
 _WATCHED = int(InsideType.WATCHED)
-_READ_ANSWERS = frozenset((int(InsideType.PAGE),))
+_RELAY = int(InsideType.RELAY)
+_RELAYED = int(InsideType.RELAYED)
+_READ_ANSWERS = frozenset(map(int, (InsideType.PAGE, InsideType.FACTS, InsideType.COUNTED)))
 
 
 class GatewayNode:
@@ -87,9 +93,15 @@ class GatewayNode:
             self,
         )
         self.router = Router(self.peers, config, self._call_soon)
+        self.relays = Relays(self.peers)
         self.followers = Followers(self.peers, config)
         self.reads = Reads(self.peers, config)
         self.pulls = Pulls(self.reads, config, self._known_head)
+        self.user_side: UserSide | None = None
+        if config.limits.queries:
+            self.user_side = UserSide(
+                name, config, self.followers, self.reads, self.pulls, self._known_head, clock
+            )
 
     # ---- for its owner
 
@@ -124,6 +136,8 @@ class GatewayNode:
         if not self._timers:
             self._every(self.config.tick_ms, self._tick)
             self._every(self.config.sweep_ms, self._sweep)
+            if self.user_side is not None:
+                self.user_side.mailboxes.start()
 
     def directory(self, directory: Directory) -> None:
         """Route by ``directory`` from now on, unless it is older than the present one."""
@@ -154,6 +168,7 @@ class GatewayNode:
         await self.drain()
         for timer in self._timers:
             timer.cancel()
+        await self._close_user_side()
         self.peers.close()
         await self.peers.wait_closed()
 
@@ -166,6 +181,7 @@ class GatewayNode:
             listener.close()
             listener.abort_connections()
             await listener.wait_closed()
+        await self._close_user_side()
         self.peers.close()
         await self.peers.wait_closed()
 
@@ -187,6 +203,7 @@ class GatewayNode:
             "acked": router.acked,
             "nacked": router.nacked,
             "offered_again": router.offered_again,
+            "notes_relayed": self.relays.relayed,
             "sessions_followed": len(followers),
             "follows": followers.follows,
             "pushed": followers.pushed,
@@ -196,6 +213,7 @@ class GatewayNode:
             "pulls_answered": pulls.answered,
             "pulls_failed": pulls.failed,
             "violations": self.violations,
+            **(self.user_side.status() if self.user_side is not None else {}),
             "shards": {shard.incarnation: shard.status() for shard in peers.shards.values()},
             "replicas": {replica.name: replica.status() for replica in peers.replicas.values()},
         }
@@ -231,6 +249,38 @@ class GatewayNode:
         """It is a stranger no more."""
         self._strangers.discard(connection)
         self._users[hello.user] += 1
+        if self.user_side is not None:
+            self.user_side.online.came(connection)
+
+    def follow(self, connection: ClientConnection, sessions: list[str], now_ms: int) -> None:
+        """Of a FOLLOW; errors are those of ``Followers.follow``."""
+        if self.user_side is not None:
+            self.user_side.access.follow(connection, sessions, now_ms)
+        else:
+            self.followers.follow(connection, sessions, now_ms)
+
+    def unfollow(self, connection: ClientConnection, sessions: list[str]) -> None:
+        if self.user_side is not None:
+            self.user_side.access.unfollow(connection, sessions)
+        else:
+            self.followers.unfollow(connection, sessions)
+
+    def pull(self, connection: ClientConnection, pull: Pull, now_ms: int) -> None:
+        if self.user_side is not None:
+            self.user_side.access.pull(connection, pull, now_ms)
+        else:
+            self.pulls.pull(connection, pull, now_ms)
+
+    def query(self, connection: ClientConnection, query: Query) -> None:
+        if self.user_side is not None:
+            self.user_side.queries.ask(connection, query)
+        else:
+            unknown = BadRequest(f"there is no query {query.what!r} here")
+            connection.send(encode_frame(refusal(query.request, unknown)))
+
+    def signal(self, connection: ClientConnection, signal: Signal, now_ms: int) -> None:
+        if self.user_side is not None:
+            self.user_side.signal(connection, signal, now_ms)
 
     def connection_closed(self, connection: ClientConnection) -> None:
         """Forget it. Its sends go on; nobody is told of their answers."""
@@ -238,6 +288,8 @@ class GatewayNode:
         self._strangers.discard(connection)
         self.followers.left(connection)
         if connection.hello is not None:
+            if self.user_side is not None:
+                self.user_side.online.left(connection)
             user = connection.hello.user
             self._users[user] -= 1
             if not self._users[user]:
@@ -252,6 +304,7 @@ class GatewayNode:
 
     def shard_down(self, shard: ShardPeer) -> None:
         self.router.shard_down(shard, self.now_ms())
+        self.relays.shard_down(shard)
 
     def shard_frames(self, shard: ShardPeer, messages: list[Message]) -> None:
         now_ms = self.now_ms()
@@ -265,6 +318,10 @@ class GatewayNode:
                 pushed += message[1]
             elif kind == _WATCHED:
                 self.followers.watched(shard, message[1])
+            elif kind == _RELAY:
+                self.relays.asked(shard, message[1], now_ms)
+            elif kind == _RELAYED:
+                self.relays.answered(message[1])
         self.router.flush_answers()
         if pushed:
             self.followers.pushed_events(pushed)
@@ -305,6 +362,10 @@ class GatewayNode:
                 " 127.0.0.1"
             )
 
+    async def _close_user_side(self) -> None:
+        if self.user_side is not None:
+            await self.user_side.close()
+
     def _reconnect_after_ms(self) -> int:
         return self._rng.randint(0, self.config.reconnect_after_ms)
 
@@ -327,6 +388,7 @@ class GatewayNode:
 
     def _tick(self, now_ms: int) -> None:
         self.router.tick(now_ms)
+        self.relays.tick(now_ms)
         self.followers.tick(now_ms)
         self.reads.tick(now_ms)
         if self.draining and not any(c.outstanding for c in self._connections):

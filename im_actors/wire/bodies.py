@@ -14,14 +14,16 @@ from im_actors.core.model import EventKind, check_text, pack
 from im_actors.errors import BadRequest
 from im_actors.wire.limits import QUERY_NAME_BYTES_MAX
 
-SENT_KINDS = tuple(int(kind) for kind in EventKind if kind <= EventKind.MAILBOX)
-"""What clients may send; the other kinds are for servers to make."""
+SENT_KINDS = tuple(int(kind) for kind in EventKind if kind is not EventKind.NOTE)
+"""What clients may send; NOTEs are for servers to make."""
 GROUP_CHANGES = (
     "create", "add", "join", "leave", "remove", "role", "mute", "title", "joining", "dissolve",
 )  # fmt: skip
 """What a SEND of kind GROUP may ask for."""
 MAILBOX_CHANGES = ("read", "pin", "mute", "hide", "fold", "delete", "device", "kick")
 """What a SEND of kind MAILBOX may ask for."""
+BATCH_CHANGES = ("create", "recipients", "start", "pause", "resume", "cancel", "recall")
+"""What a SEND of kind BATCH may ask for."""
 _SEQ_MAX = (1 << 63) - 1
 
 
@@ -62,7 +64,7 @@ def check_kind_body(kind: int, body: bytes) -> None:
                 raise BadRequest("a VOID has no body")
         case EventKind.RECALL | EventKind.EDIT:
             read_target(kind, body)
-        case EventKind.GROUP | EventKind.MAILBOX:
+        case EventKind.GROUP | EventKind.MAILBOX | EventKind.BATCH:
             check_text("what is asked for", read_request(body)[0], QUERY_NAME_BYTES_MAX)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
+from im_actors.core.batch import BATCH_DEVICE
 from im_actors.core.model import EventKind, check_body, check_name, check_text
 from im_actors.core.names import check_session
 from im_actors.errors import BadRequest, ImError, ProtocolViolation, TooLarge, UnknownVersion
@@ -281,6 +282,8 @@ def check_hello(message: Message) -> Hello:
     _, _, user, device, token, agent = _fields("HELLO", message, 6)
     check_name("user", user)
     check_name("device", device)
+    if device.startswith(BATCH_DEVICE):
+        raise BadRequest(f"devices whose names begin with {BATCH_DEVICE!r} are the servers'")
     if token is not None:
         check_text("token", token, TOKEN_BYTES_MAX)
     if agent != "":

@@ -27,12 +27,15 @@ class Served:
     """The gateway in a thread of its own."""
 
     def __init__(self) -> None:
-        self.gateway = UserGateway()
+        self.gateway = self.make()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
         self._wait(self.gateway.start())
         self.url = ("--url", self.gateway.url)
+
+    def make(self) -> UserGateway:
+        return UserGateway()
 
     def _wait(self, work: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(20)

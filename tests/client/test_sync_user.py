@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from im_actors.client import batches, groups, sync, sync_user
 from im_actors.client import client as aio
-from im_actors.client import groups, sync, sync_user
 from im_actors.client.user_calls import UserCalls
 from im_actors.errors import Forbidden
 from tests.client.test_sync import served as served
@@ -28,8 +28,9 @@ def gateway_class() -> type[UserGateway]:
         (sync.Client, aio.Client, {"signals"}),
         (sync_user.UserCalls, UserCalls, {"signals"}),
         (sync_user.Groups, groups.Groups, set()),
+        (sync_user.Batches, batches.Batches, set()),
     ],
-    ids=["Client", "UserCalls", "Groups"],
+    ids=["Client", "UserCalls", "Groups", "Batches"],
 )
 def test_the_names_and_arguments_are_the_same(plain: Any, other: Any, missing: set[str]) -> None:
     names = {name for name in dir(other) if not name.startswith("_")}

@@ -189,6 +189,9 @@ async def test_a_server_that_does_not_answer_leaves_the_local_list(
         assert (page.offline, [c.title for c in page.conversations]) == (True, ["bob"])
         gateway.answers_none = False
         assert not (await im.conversations()).offline
+        gateway.lag = 1
+        page = await im.conversations()
+        assert (page.offline, page.unread) == (True, 1), "a copy that lags empties no screen"
         gateway.query_error = Forbidden("no")
         with pytest.raises(Forbidden, match="no"):
             await im.conversations()

@@ -45,7 +45,7 @@ class UserGateway(FakeGateway):
         self.answers_none = False
         self.query_error: ImError | None = None
         self.lag = 0
-        """How many of the next ``changes`` are answered by a copy that has nothing new."""
+        """How many of the next answers come from a copy that has nothing new."""
 
     # -- writing ---------------------------------------------------------------------------------
 
@@ -270,6 +270,9 @@ class UserGateway(FakeGateway):
                 if cursor:
                     rank, session = cursor.split("|")
                     rows = [r for r in rows if (-r.rank, r.session) > (-int(rank), session)]
+                if self.lag:
+                    self.lag -= 1
+                    return [0, [], None, 0]
                 page = rows[:limit]
                 more = f"{page[-1].rank}|{page[-1].session}" if len(rows) > limit else None
                 return [version, page, more, total]

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from im_actors.core import devices, groups, mailbox, notes
+from im_actors.core import batch, batch_rules, devices, groups, mailbox, notes
+from im_actors.core.batch import CHUNKS_MAX, CONTENT_BYTES_MAX, PROGRESS_CHUNKS_MAX
 from im_actors.core.facts import pack_request, read_request
 from im_actors.core.model import EventKind
 from im_actors.core.operations import NUMBER_MAX, OPERATIONS, USERS_MAX, read_operation
@@ -38,6 +39,16 @@ GOOD: dict[str, Any] = {
     "delivered_seq": 0,
     "name": "mailboxes",
     "lsn": 0,
+    "content": b"hello",
+    "channel": "daily",
+    "notice": "system",
+    "total": 0,
+    "dry": False,
+    "chunk": 0,
+    "recall": False,
+    "outcomes": [[1], [0, 3, 111]],
+    "settled": True,
+    "active": True,
 }
 BAD: dict[str, list[Any]] = {
     "title": ["", 5, "t" * 257, "\x07"],
@@ -65,6 +76,16 @@ BAD: dict[str, list[Any]] = {
     "delivered_seq": [-1],
     "name": [""],
     "lsn": [-1],
+    "content": ["hello", b"", b"\xff", b"x" * (CONTENT_BYTES_MAX + 1), None],
+    "channel": ["", "hourly", 5],
+    "notice": ["", "email", None],
+    "total": [-1, None],
+    "dry": [0, None],
+    "chunk": [-1, CHUNKS_MAX + 1, None],
+    "recall": [0, None],
+    "outcomes": [5, [5], [[]], [[1, 2]], [[-1]], [["1"]], [[0]] * (PROGRESS_CHUNKS_MAX + 1)],
+    "settled": [0, None],
+    "active": [1, None],
 }
 CASES = [(kind, what) for kind, what in OPERATIONS]
 
@@ -98,7 +119,12 @@ def test_another_name_is_told_the_known_ones(kind: EventKind) -> None:
 
 
 def builders() -> list[tuple[int, Any]]:
-    kinds = ((groups, EventKind.GROUP), (mailbox, EventKind.MAILBOX), (devices, EventKind.MAILBOX))
+    kinds = (
+        (groups, EventKind.GROUP),
+        (mailbox, EventKind.MAILBOX),
+        (devices, EventKind.MAILBOX),
+        (batch, EventKind.BATCH),
+    )
     found = [
         (int(kind), function)
         for module, kind in kinds
@@ -111,6 +137,8 @@ def builders() -> list[tuple[int, Any]]:
         notes.left_note,
         notes.receipt_note,
         notes.cursor_note,
+        batch.progress_note,
+        batch_rules.listing_note,
     )
     return [*found, *((int(EventKind.NOTE), function) for function in noted)]
 
@@ -119,7 +147,7 @@ def test_every_operation_has_its_builder() -> None:
     built = set()
     for kind, builder in builders():
         names = list(inspect.signature(builder).parameters)
-        good = GOOD | {"span": Span(1, 2, 3, None, ((1, 1),), ())}
+        good = GOOD | {"span": Span(1, 2, 3, None, ((1, 1),), ()), "outcomes": [batch.Outcome(1)]}
         body = builder(*(good[name] for name in names))
         what, _ = read_request(body)
         read_operation(kind, body)

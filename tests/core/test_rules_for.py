@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 
-from im_actors.core import mailbox, notes
+from im_actors.core import batch, mailbox, notes
 from im_actors.core.groups import create_request
 from im_actors.core.model import EventKind
 from im_actors.core.names import SessionKind, session_kind
@@ -52,6 +52,8 @@ def expected(session: str, device: str, kind: EventKind) -> bool:
     if session == "user:alice":
         asked = {"alice/phone": EventKind.MAILBOX, SERVER: EventKind.NOTE}
         return asked.get(device) == kind
+    if session == "batch:b":
+        return kind == EventKind.BATCH and device == "robot/1"
     return session == "slot:3" and device == SERVER and kind == EventKind.NOTE
 
 
@@ -65,6 +67,8 @@ def body_for(session: str, kind: EventKind, seq: int) -> bytes:
             return create_request("again", []) if session != "group:g" else TITLE
         case EventKind.MAILBOX:
             return mailbox.pin_request("team", True)
+        case EventKind.BATCH:
+            return batch.create_request(b"hello", "daily")
         case EventKind.NOTE if session == "slot:3":
             return notes.cursor_note("mailboxes", 7)
         case EventKind.NOTE:

@@ -27,7 +27,13 @@ from im_actors.core.model import (
 )
 from im_actors.errors import BY_CODE
 from im_actors.wire import answers, limits, messages, queries
-from im_actors.wire.bodies import GROUP_CHANGES, MAILBOX_CHANGES, SENT_KINDS, check_kind_body
+from im_actors.wire.bodies import (
+    BATCH_CHANGES,
+    GROUP_CHANGES,
+    MAILBOX_CHANGES,
+    SENT_KINDS,
+    check_kind_body,
+)
 from im_actors.wire.codec import FrameDecoder, encode_frame
 from im_actors.wire.limits import WELCOME_LIMITS, Limits
 from im_actors.wire.messages import MessageType
@@ -250,6 +256,8 @@ def test_tables_of_the_user_side() -> None:
     assert [row[0] for row in mailbox] == list(MAILBOX_CHANGES)
     group = table("what", "arguments", "who may", "does")
     assert [row[0] for row in group] == list(GROUP_CHANGES)
+    batch = table("what", "arguments", "when", "means")
+    assert [row[0] for row in batch] == list(BATCH_CHANGES)
     asked = table("what", "arguments", "value")
     assert {row[0]: row[1] for row in asked} == {
         what: ", ".join(name for name, _ in checks) for what, checks in queries.QUERIES.items()

@@ -86,6 +86,8 @@ def test_each_query_has_good_arguments() -> None:
         "devices": [],
         "receipts": ["team", 1, 10],
         "overlays": ["team", 1, 10],
+        "batch": ["batch:sale"],
+        "outcomes": ["batch:sale", 0],
     }
     assert set(good) == set(q.QUERIES)
     for what, args in good.items():
