@@ -904,3 +904,14 @@ def test_logs_that_are_only_read_at_the_end() -> None:
         records = [record for record in cluster.records if disk == "disk-a" or record is not tail]
         history.final_log(disk, SLOT, records, 2)
     assert history.finish() == []
+
+
+def test_what_clients_write_to_their_own_mailboxes_by_themselves_is_no_anomaly() -> None:
+    events = [(1, ALICE, 1, 5, b"device")]
+    history = ClientHistory()
+    history.final_read("user:alice", events)
+    assert not history.finish()
+    watched = ClientHistory()
+    watched.sent("user:alice", BOB, 1, 5, b"read")
+    watched.final_read("user:alice", events)
+    assert {anomaly.name for anomaly in watched.finish()} == {"wrong-content"}
