@@ -12,7 +12,8 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from typing import NamedTuple, TypeVar
+from itertools import islice
+from typing import NamedTuple
 
 from im_actors.core.facts import Fact, event_facts, newest
 from im_actors.core.groups import GROUP_KEY, Group, Membership, Role, event_memberships, member_key
@@ -23,8 +24,6 @@ from im_actors.errors import NotReachable
 from im_actors.gateway.config import GatewayConfig
 from im_actors.gateway.followers import Followers, event_seq
 from im_actors.gateway.replica_facts import ReplicaFacts
-
-T = TypeVar("T")
 
 FIRST_EVENTS = 200
 """Events of the page with which a session is begun."""
@@ -37,6 +36,8 @@ FACTS_MAX = 20_000
 COUNTS_MAX = 20_000
 """The same of the counts of readers who are far behind."""
 RECOUNTS_MAX = 3
+LOOKED_AT_MAX = 64
+"""Sessions that are looked at to forget one."""
 
 
 class _Count(NamedTuple):
@@ -158,6 +159,7 @@ class LiveSessions:
         self._now_ms = now_ms
         self._sessions: OrderedDict[str, LiveSession] = OrderedDict()
         self._flights: dict[object, asyncio.Task[None]] = {}
+        self._gate = asyncio.Semaphore(config.live_reads_max)
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -175,8 +177,19 @@ class LiveSessions:
         live.heard = max(live.heard, at_least) if live.heard >= 0 else live.heard
         if live.current and live.upto >= at_least:
             return live
+        await self._known(live)
         await self._wait(session, lambda: self._bring(live, at_least))
         return live
+
+    async def _known(self, live: LiveSession) -> None:
+        """Wait until the owner has told its head."""
+        if live.known.is_set():
+            return
+        try:
+            async with asyncio.timeout(self._config.live_ms / 1000):
+                await live.known.wait()
+        except TimeoutError:
+            raise NotReachable(f"the owner of {live.session!r} does not answer") from None
 
     async def membership(self, session: str, user: str, at_least: int = 0) -> Membership | None:
         """What the user is in the group; None: he never was in it."""
@@ -259,8 +272,10 @@ class LiveSessions:
 
     def _make_room(self) -> None:
         """Forget the one that was asked for longest ago of those that no connection follows."""
-        for session in self._sessions:
-            if session not in self._flights and not self._followers.followers_of(session):
+        for session in list(islice(self._sessions, LOOKED_AT_MAX)):
+            if session in self._flights or self._followers.followers_of(session):
+                self._sessions.move_to_end(session)
+            else:
                 del self._sessions[session]
                 self._followers.unlisten(session)
                 # Lists that show it have to find out.
@@ -269,7 +284,6 @@ class LiveSessions:
 
     async def _bring(self, live: LiveSession, at_least: int) -> None:
         """Up to all that was heard of."""
-        await live.known.wait()
         live.heard = max(live.heard, at_least)
         changed: set[str] = set()
         while not live.current:
@@ -335,11 +349,7 @@ class LiveSessions:
 
     async def _wait(self, key: object, work: Callable[[], Awaitable[None]]) -> None:
         """For the one flight of this key. Who leaves does not end it for the others."""
-        try:
-            async with asyncio.timeout(self._config.live_ms / 1000):
-                await asyncio.shield(self._fly(key, work))
-        except TimeoutError:
-            raise NotReachable("the session is being read, ask again") from None
+        await asyncio.shield(self._fly(key, work))
 
     def _fly(self, key: object, work: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
         task = self._flights.get(key)
@@ -349,7 +359,11 @@ class LiveSessions:
         return task
 
     async def _flight(self, work: Callable[[], Awaitable[None]]) -> None:
-        await work()
+        try:
+            async with asyncio.timeout(self._config.live_ms / 1000), self._gate:
+                await work()
+        except TimeoutError:
+            raise NotReachable("the session cannot be read at the moment, ask again") from None
 
     def _landed(self, key: object, task: asyncio.Task[None]) -> None:
         if self._flights.get(key) is task:
