@@ -233,3 +233,47 @@ async def test_all_members_of_a_new_group_have_its_row(tmp_path: Path) -> None:
 
 def statuses(cluster: LocalCluster) -> list[dict[str, Any]]:
     return [cluster.node(name).status() for name in cluster.controller.running_names()["shard"]]
+
+
+async def test_what_was_not_told_is_told_by_the_next_owner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with (
+        running(tmp_path, shards=2) as (cluster, replicas),
+        Client(cluster.url, user="alice") as alice,
+    ):
+        peer, session, owner = apart(cluster)
+        talk = Talk()
+        await act(talk, alice, "alice", session, Always(0.9))
+        await expect(replicas, peer, session, talk.row(peer, "alice"))
+        monkeypatch.setattr(Relays, "asked", lambda *_: None)
+        for _ in range(3):
+            await act(talk, alice, "alice", session, Always(0.9))
+        node = cluster.node(owner.partition(".")[0])
+        await until(lambda: node.status()["notes_waiting"])
+        monkeypatch.undo()
+        await cluster.crash(node.name)
+        await expect(replicas, peer, session, talk.row(peer, "alice"))
+
+
+class Always(random.Random):
+    """No chance in it."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__(1)
+        self.value = value
+
+    def random(self) -> float:
+        return self.value
+
+
+def apart(cluster: LocalCluster) -> tuple[str, str, str]:
+    """(peer, session, owner): of a session of alice's and the mailbox of her peer the slots are
+    served by different shards."""
+    views = cluster.directory().views
+    for peer in (f"peer-{number}" for number in range(1_000)):
+        session = direct_session("alice", peer)
+        owner = views[slot_of(session, SLOTS)].owner
+        if owner != views[slot_of(mailbox_of(peer), SLOTS)].owner:
+            return peer, session, owner
+    raise AssertionError("one shard serves everything")
