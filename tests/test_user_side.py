@@ -13,6 +13,7 @@ from im_actors.client import Client
 from im_actors.core.model import Event
 from im_actors.core.owner import OwnerSettings
 from im_actors.errors import Forbidden, NotFound
+from im_actors.gateway import GatewayConfig
 from im_actors.testing import LocalCluster
 
 GROUP = "group:climbers"
@@ -417,3 +418,30 @@ async def test_another_gateway_goes_on_with_the_same_list(cluster: LocalCluster)
             GROUP: 4,
             "direct:alice/bob": 2,
         }
+
+
+async def test_a_gateway_that_starts_again_looks_into_its_file_and_says_nothing_old(
+    tmp_path: Path,
+) -> None:
+    config = GatewayConfig(mailbox_dir=str(tmp_path / "warm"))
+    async with (
+        LocalCluster(tmp_path / "data", gateway=config) as cluster,
+        Client(cluster.url, user="alice") as alice,
+        Client(cluster.url, user="bob") as bob,
+    ):
+        await talk(alice, "direct:alice/bob", 3)
+        await unread_of(bob, "direct:alice/bob", 3)
+        warm = cluster.node("gateway-1").user_side.mailboxes
+        async with asyncio.timeout(20):
+            while not warm.metrics.tier("sqlite").updates or not warm.updates.idle:
+                await asyncio.sleep(0.01)
+        await cluster.crash("gateway-1", hold=True)
+        cluster.release("gateway-1")
+        await acked(bob.mark_read("direct:alice/bob", 2))
+        await unread_of(bob, "direct:alice/bob", 1)
+        listed = await bob.conversations()
+        assert [(r.session, r.unread) for r in listed.conversations] == [("direct:alice/bob", 1)]
+        again = cluster.node("gateway-1").user_side.mailboxes
+        assert again is not warm
+        counts = again.metrics.tier("sqlite")
+        assert counts.hits + counts.stale > 0
