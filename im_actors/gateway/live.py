@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from im_actors.core.facts import Fact, event_facts, newest
 from im_actors.core.groups import GROUP_KEY, Group, Membership, Role, event_memberships, member_key
 from im_actors.core.model import Event, EventKind, decode_event
+from im_actors.core.names import SessionKind, session_kind
 from im_actors.core.spans import Preview, preview_of
 from im_actors.core.window import Window
-from im_actors.errors import NotReachable
+from im_actors.errors import NotReachable, RetryableError
 from im_actors.gateway.config import GatewayConfig
 from im_actors.gateway.followers import Followers, event_seq
 from im_actors.gateway.replica_facts import ReplicaFacts
@@ -229,7 +230,7 @@ class LiveSessions:
 
     # ---- Listener
 
-    def pushed(self, session: str, events: list[bytes]) -> None:
+    def pushed(self, session: str, events: list[bytes]) -> bool:
         live = self._sessions[session]
         self._changed(live)
         live.heard = max(live.heard, event_seq(events[-1]))
@@ -238,17 +239,37 @@ class LiveSessions:
             live.feed(event)
             live.learn(event)
             self._look_for_leavers(event, events[:number])
+        return not self._may_lack_leavers(live)
 
     def told(self, session: str, head: int) -> None:
         live = self._sessions[session]
         live.heard = max(live.heard, head)
         live.known.set()
         self._changed(live)
-        if live.upto >= 0 and not live.current and self._followers.followers_of(session):
-            # Somebody may have been let out meanwhile who would be pushed to for ever.
-            self._fly(session, lambda: self._bring(live, head))
+        self._may_lack_leavers(live)
 
     # ---- inside
+
+    def _may_lack_leavers(self, live: LiveSession) -> bool:
+        """Whether somebody may have been let out of a group without our having heard of it. Then
+        nobody is pushed to until that is known."""
+        group = session_kind(live.session) is SessionKind.GROUP
+        if not group or live.current or live.upto < 0:
+            return False
+        if self._followers.followers_of(live.session):
+            self._begin_task((live.session, None), lambda: self._insist(live))
+        return True
+
+    async def _insist(self, live: LiveSession) -> None:
+        """Bring it up to date, however long that takes, and let those who follow go on."""
+        while self._followers.followers_of(live.session):
+            try:
+                await self._wait(live.session, lambda: self._bring(live, 0))
+            except RetryableError:
+                await asyncio.sleep(self._config.retry_ms_max / 1000)
+            else:
+                self._followers.tell_head(live.session)
+                return
 
     def _changed(self, live: LiveSession) -> None:
         self.changes += 1
@@ -352,9 +373,14 @@ class LiveSessions:
         await asyncio.shield(self._fly(key, work))
 
     def _fly(self, key: object, work: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
+        return self._begin_task(key, lambda: self._flight(work))
+
+    def _begin_task(
+        self, key: object, work: Callable[[], Coroutine[Any, Any, None]]
+    ) -> asyncio.Task[None]:
         task = self._flights.get(key)
         if task is None or task.done():
-            task = self._flights[key] = asyncio.ensure_future(self._flight(work))
+            task = self._flights[key] = asyncio.get_running_loop().create_task(work())
             task.add_done_callback(lambda ended: self._landed(key, ended))
         return task
 

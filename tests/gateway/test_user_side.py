@@ -207,17 +207,32 @@ async def test_a_member_follows_from_when_he_joined_and_no_event_after_he_is_out
 
 
 async def test_who_was_let_out_while_pushes_were_lost_is_pushed_no_more() -> None:
-    async with cluster(**USERS) as running:
+    async with cluster(**USERS, live_ms=100, read_ms=100, retry_ms_max=50) as running:
         writer = Writer(running)
         writer.members(bob=Role.OWNER, alice=Role.MEMBER)
         alice = await running.client()
         await alice.send(m.follow([GROUP]))
         await alice.heads(1)
+        bob = await running.client("bob")
+        await bob.send(m.follow([GROUP]))
+        await bob.heads(1)
         writer.push = False
         writer.members(alice=Role.STRANGER)
         writer.message(2)
-        running.move(to=1)
+        for replica in running.replicas:
+            replica.silent = True
+        writer.push = True
+        last = writer.message(1)
+        # Nobody knows yet who has left, so nobody is pushed to.
+        await eventually(lambda: running.gateway.followers.dropped)
+        assert alice.pushed == bob.pushed == []
+        for replica in running.replicas:
+            replica.silent = False
         await alice.until(lambda: [GROUP, 0, Forbidden.code] in alice.rows(m.HEADS))
+        await bob.until(lambda: [GROUP, last] in bob.rows(m.HEADS))
+        writer.message(1)
+        await bob.events(1)
+        assert alice.pushed == []
 
 
 async def test_a_group_is_not_believed_before_its_owner_and_a_replica_agree() -> None:
