@@ -11,7 +11,7 @@ from im_actors.core.conversation import Conversation, conversation_key
 from im_actors.core.facts import Fact, pack_state
 from im_actors.core.model import Event, EventKind, Member, make_key
 from im_actors.core.names import mailbox_of
-from im_actors.core.overlays import Overlay, overlay_key
+from im_actors.core.overlays import Overlay, overlay_key, overlay_rank
 from im_actors.core.skips import Skips
 from im_actors.core.spans import Preview
 from tests.sim.__main__ import replay_command
@@ -37,7 +37,7 @@ def talk() -> dict[str, list[Event]]:
         for seq, (user, text) in enumerate(texts, 1)
     ]
     overlay = Overlay(int(EventKind.RECALL), "u0", None)
-    recall = pack_state("recall", [], [(overlay_key(3), 0, overlay.to_bytes())])
+    recall = pack_state("recall", [], [(overlay_key(3), overlay_rank(3), overlay.to_bytes())])
     events.append(event(SESSION, 5, "u0", EventKind.RECALL, recall))
     read = pack_state("read", [SESSION, 1], [])
     reading = event(mailbox_of("u1"), 1, "u1", EventKind.MAILBOX, read)
