@@ -354,6 +354,37 @@ async def test_more_queries_than_allowed_and_wrong_ones_are_refused_alone() -> N
         assert not alice.ended
 
 
+async def test_of_many_groups_those_asked_for_last_are_kept_and_those_that_are_followed() -> None:
+    async with cluster(**USERS, live_sessions_max=3) as running:
+        names = [f"group:{n}" for n in range(9)]
+        writer = Writer(running)
+        writer.members(alice=Role.MEMBER)
+        alice = await running.client()
+        await alice.send(m.follow([GROUP]))
+        await alice.heads(1)
+        live = running.gateway.user_side.live  # type: ignore[union-attr]
+        for name in names:
+            assert (await alice.ask("group", name))[2] == NotFound.code
+            assert len(live) <= 3
+        assert live.get(GROUP) is not None
+        assert live.get(names[-1]) is not None
+        assert live.get(names[0]) is None
+        dropped = {session for sessions in running.shards[0].unwatches for session in sessions}
+        assert dropped >= set(names[:6])
+        writer.members(alice=Role.STRANGER)
+        await alice.heads(2)
+        for name in names[:3]:
+            writer.message(2, session=name)
+            writer.row("alice", name, Conversation().joined(1, 1))
+        head = running.log.head("user:alice")
+        await eventually(lambda: running.gateway.followers.head("user:alice") == head)
+        for name in names:
+            # Those that were forgotten come back when a list shows them.
+            assert (await alice.ask("unread"))[4] == [head, 3]
+            await alice.ask("group", name)
+            assert len(live) <= 3
+
+
 # ---- devices and signals
 
 
