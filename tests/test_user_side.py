@@ -15,6 +15,7 @@ from im_actors.core.owner import OwnerSettings
 from im_actors.errors import Forbidden, NotFound
 from im_actors.gateway import GatewayConfig
 from im_actors.testing import LocalCluster
+from tests.support_redis import MakeRedis
 
 GROUP = "group:climbers"
 QUICK = OwnerSettings(replace_after_ms=600, seal_wait_ms=200)
@@ -445,3 +446,38 @@ async def test_a_gateway_that_starts_again_looks_into_its_file_and_says_nothing_
         assert again is not warm
         counts = again.metrics.tier("sqlite")
         assert counts.hits + counts.stale > 0
+
+
+async def test_lists_are_right_whatever_becomes_of_redis(
+    tmp_path: Path, make_redis: MakeRedis
+) -> None:
+    redis = make_redis(appendonly="no")
+    config = GatewayConfig(mailbox_redis=redis.url)
+    async with (
+        LocalCluster(tmp_path / "data", gateway=config, gateways=2) as cluster,
+        Client(cluster.url, user="alice") as alice,
+        Client(cluster.url, user="bob") as bob,
+    ):
+        unread = 0
+
+        async def one_more(gateway: str) -> None:
+            """A message, seen through a gateway that has nothing in memory."""
+            nonlocal unread
+            unread += 1
+            await talk(alice, "direct:alice/bob", 1)
+            await cluster.crash(gateway)
+            await unread_of(bob, "direct:alice/bob", unread)
+            listed = await bob.conversations()
+            assert [row.unread for row in listed.conversations] == [unread]
+
+        await one_more("gateway-1")
+        await one_more("gateway-2")
+        redis.kill()
+        await one_more("gateway-1")
+        await one_more("gateway-2")
+        redis.wipe()
+        redis.start()
+        await one_more("gateway-1")
+        redis.kill()
+        redis.start()
+        await one_more("gateway-2")
