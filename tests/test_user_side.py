@@ -99,6 +99,15 @@ async def test_only_members_read_a_group_and_only_from_when_they_joined(
         await talk(bob, GROUP, 1)
         page = await carol.history(GROUP)
         assert page.events[0].seq == joined
+        followed = await until_event(carol, GROUP, joined + 1)
+        assert [event.seq for event in followed] == [joined, joined + 1]
+        # Who comes back goes on where he came back.
+        await acked(alice.groups.remove("climbers", "carol"))
+        await talk(bob, GROUP, 2)
+        back = await acked(alice.groups.add("climbers", "carol"))
+        await talk(bob, GROUP, 1)
+        followed = await until_event(carol, GROUP, back + 1, after=joined + 1)
+        assert [event.seq for event in followed] == [back, back + 1]
 
 
 async def test_a_direct_session_is_read_by_its_two_users_only(cluster: LocalCluster) -> None:
