@@ -90,9 +90,8 @@ def read_refused(message: Message) -> list[tuple[str, int]]:
 def read_events(message: Message) -> Events:
     request, session, head, code, encoded = _read("EVENTS", message, (int, str, int, int, list))
     _check_numbers("EVENTS", (request, head, code))
-    first = message[6] if len(message) > 6 else 1
-    if type(first) is not int or first < 1:
-        raise ProtocolViolation("EVENTS from the server has a wrong form")
+    told = message[6] if len(message) > 6 else 1
+    first = told if type(told) is int and told > 1 else 1
     return Events(request, session, head, code, _events(encoded), first)
 
 

@@ -24,7 +24,7 @@ READERS: dict[Callable[[list[Any]], Any], tuple[Any, ...]] = {
     answers.read_welcome: messages.welcome("g", 5, Limits(window=3)),
     answers.read_acks: messages.acks([Ack("team", 1, 2, 3, 3, 9)]),
     answers.read_nacks: messages.nacks([Nack("team", 1, 200, 5, 0, "full")]),
-    answers.read_events: messages.events(1, "team", 1, [ENCODED], first=3),
+    answers.read_events: messages.events(1, "team", 1, [ENCODED]),
     answers.read_push: messages.push([ENCODED, ENCODED]),
     answers.read_heads: messages.heads([("team", 4)]),
     answers.read_pong: messages.pong(4),
@@ -44,8 +44,9 @@ def test_values() -> None:
     assert read[answers.read_welcome] == answers.Welcome(1, "g", 5, Limits(window=3))
     assert read[answers.read_acks] == [Ack("team", 1, 2, 3, 3, 9)]
     assert read[answers.read_nacks] == [Nack("team", 1, 200, 5, 0, "full")]
-    assert read[answers.read_events] == answers.Events(1, "team", 1, 0, [EVENT], first=3)
-    assert answers.read_events(received(messages.events(1, "team", 1, [ENCODED]))).first == 1
+    assert read[answers.read_events] == answers.Events(1, "team", 1, 0, [EVENT])
+    later = messages.events(1, "team", 1, [ENCODED], first=3)
+    assert answers.read_events(received(later)).first == 3
     assert read[answers.read_push] == [EVENT, EVENT]
     assert read[answers.read_heads] == [answers.Head("team", 4)]
     message = received(messages.heads([("team", 4), ("group:g", 0, 111), ("s", 5, 0)]))
