@@ -24,8 +24,8 @@ from im_actors.testing import LocalCluster
 
 USERS = ("alice", "bob", "carol", "dave")
 GROUPS = ("group:g1", "group:g2")
-STEPS, ROUNDS = 40, 3
-SEEDS = [int(os.environ["IM_ACTORS_SEED"])] if "IM_ACTORS_SEED" in os.environ else [1, 2, 3]
+STEPS, ROUNDS = 25, 2
+SEEDS = [int(os.environ["IM_ACTORS_SEED"])] if "IM_ACTORS_SEED" in os.environ else [1, 2]
 
 
 class Event:
