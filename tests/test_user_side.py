@@ -13,7 +13,9 @@ from im_actors.client import Client
 from im_actors.core.model import Event
 from im_actors.core.owner import OwnerSettings
 from im_actors.errors import Forbidden, NotFound
+from im_actors.gateway import GatewayConfig
 from im_actors.testing import LocalCluster
+from tests.support_redis import MakeRedis
 
 GROUP = "group:climbers"
 QUICK = OwnerSettings(replace_after_ms=600, seal_wait_ms=200)
@@ -97,6 +99,15 @@ async def test_only_members_read_a_group_and_only_from_when_they_joined(
         await talk(bob, GROUP, 1)
         page = await carol.history(GROUP)
         assert page.events[0].seq == joined
+        followed = await until_event(carol, GROUP, joined + 1)
+        assert [event.seq for event in followed] == [joined, joined + 1]
+        # Who comes back goes on where he came back.
+        await acked(alice.groups.remove("climbers", "carol"))
+        await talk(bob, GROUP, 2)
+        back = await acked(alice.groups.add("climbers", "carol"))
+        await talk(bob, GROUP, 1)
+        followed = await until_event(carol, GROUP, back + 1, after=joined + 1)
+        assert [event.seq for event in followed] == [back, back + 1]
 
 
 async def test_a_direct_session_is_read_by_its_two_users_only(cluster: LocalCluster) -> None:
@@ -417,3 +428,65 @@ async def test_another_gateway_goes_on_with_the_same_list(cluster: LocalCluster)
             GROUP: 4,
             "direct:alice/bob": 2,
         }
+
+
+async def test_a_gateway_that_starts_again_looks_into_its_file_and_says_nothing_old(
+    tmp_path: Path,
+) -> None:
+    config = GatewayConfig(mailbox_dir=str(tmp_path / "warm"))
+    async with (
+        LocalCluster(tmp_path / "data", gateway=config) as cluster,
+        Client(cluster.url, user="alice") as alice,
+        Client(cluster.url, user="bob") as bob,
+    ):
+        await talk(alice, "direct:alice/bob", 3)
+        await unread_of(bob, "direct:alice/bob", 3)
+        warm = cluster.node("gateway-1").user_side.mailboxes
+        async with asyncio.timeout(20):
+            while not warm.metrics.tier("sqlite").updates or not warm.updates.idle:
+                await asyncio.sleep(0.01)
+        await cluster.crash("gateway-1", hold=True)
+        cluster.release("gateway-1")
+        await acked(bob.mark_read("direct:alice/bob", 2))
+        await unread_of(bob, "direct:alice/bob", 1)
+        listed = await bob.conversations()
+        assert [(r.session, r.unread) for r in listed.conversations] == [("direct:alice/bob", 1)]
+        again = cluster.node("gateway-1").user_side.mailboxes
+        assert again is not warm
+        counts = again.metrics.tier("sqlite")
+        assert counts.hits + counts.stale > 0
+
+
+async def test_lists_are_right_whatever_becomes_of_redis(
+    tmp_path: Path, make_redis: MakeRedis
+) -> None:
+    redis = make_redis(appendonly="no")
+    config = GatewayConfig(mailbox_redis=redis.url)
+    async with (
+        LocalCluster(tmp_path / "data", gateway=config, gateways=2) as cluster,
+        Client(cluster.url, user="alice") as alice,
+        Client(cluster.url, user="bob") as bob,
+    ):
+        unread = 0
+
+        async def one_more(gateway: str) -> None:
+            """A message, seen through a gateway that has nothing in memory."""
+            nonlocal unread
+            unread += 1
+            await talk(alice, "direct:alice/bob", 1)
+            await cluster.crash(gateway)
+            await unread_of(bob, "direct:alice/bob", unread)
+            listed = await bob.conversations()
+            assert [row.unread for row in listed.conversations] == [unread]
+
+        await one_more("gateway-1")
+        await one_more("gateway-2")
+        redis.kill()
+        await one_more("gateway-1")
+        await one_more("gateway-2")
+        redis.wipe()
+        redis.start()
+        await one_more("gateway-1")
+        redis.kill()
+        redis.start()
+        await one_more("gateway-2")

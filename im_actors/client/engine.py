@@ -338,7 +338,7 @@ class Engine:
         if page.request & 1:
             self.requests.paged(page)
         else:
-            self._inbox(i.Paged(page.request, page.head, page.code, page.events))
+            self._inbox(i.Paged(page.request, page.head, page.code, page.events, page.first))
 
     def _on_answer(self, frame: Message) -> None:
         self.requests.answered(queries.read_answer(frame))

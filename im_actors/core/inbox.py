@@ -359,6 +359,8 @@ class Inbox:
             return
         session.head = max(session.head, event.head)
         before = stream.cursor
+        # What a member may not read because it came before him is no gap.
+        stream.cursor = max(before, event.first - 1)
         self._deliver(stream, event.events, effects)
         if stream.cursor > before or stream.cursor >= session.head:
             stream.step = 0

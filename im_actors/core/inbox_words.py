@@ -84,6 +84,8 @@ class Paged:
     head: int
     code: int
     events: Sequence[Event]
+    first: int = 1
+    """What is below is not for this reader, as the server said."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from im_actors.errors import Forbidden, ImError, NotFound, RetryableError, TooLa
 from im_actors.gateway.config import GatewayConfig
 from im_actors.gateway.followers import Follower, Followers
 from im_actors.gateway.live import LiveSessions
-from im_actors.gateway.pulls import Pulls, Reader
+from im_actors.gateway.pulls import Bounds, Pulls, Reader
 from im_actors.wire.codec import encode_frame
 from im_actors.wire.messages import NUMBER_MAX, Pull, heads, in_batches, push
 
@@ -171,13 +171,13 @@ class Access:
             self._pulls.refuse(client, pull, error)
             return
         client.pulls -= 1
-        out = membership.role is Role.STRANGER
-        head_max = membership.left_seq if out else NUMBER_MAX
+        first, last = readable(membership)
+        bounds = Bounds(first, NUMBER_MAX if last is None else last)
         clipped = clip(pull, membership)
         if clipped is None:
-            self._pulls.nothing(client, pull, head_max)
+            self._pulls.nothing(client, pull, bounds)
         else:
-            self._pulls.pull(client, clipped, self._now_ms(), head_max)
+            self._pulls.pull(client, clipped, self._now_ms(), bounds)
 
     # ---- both
 

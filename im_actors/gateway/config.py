@@ -111,6 +111,8 @@ class GatewayConfig:
     """QUERYs of all connections without an answer."""
     live_sessions_max: int = 20_000
     """Groups that nobody here follows and whose last events are kept for conversation lists."""
+    live_reads_max: int = 64
+    """Groups that are being read for that at a time."""
     live_ms: int = 2_000
     """How long one waits for a group to be read before it is NOT_REACHABLE."""
     mailbox_head_ms: int = 500

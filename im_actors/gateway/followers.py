@@ -47,8 +47,9 @@ class Follower(Protocol):
 class Listener(Protocol):
     """A part of the gateway that follows a session for its own purposes."""
 
-    def pushed(self, session: str, events: list[bytes]) -> None:
-        """Events in the order of seq, perhaps with gaps; before any connection gets them."""
+    def pushed(self, session: str, events: list[bytes]) -> bool:
+        """Events in the order of seq, perhaps with gaps; before any connection gets them. False:
+        none must get them now, and ``tell_head`` follows."""
 
     def told(self, session: str, head: int) -> None:
         """The owner's head: from it on pushes come. What is below may have been missed."""
@@ -150,6 +151,11 @@ class Followers:
             self._end_watch(watch)
             self._tell_shards(_UNWATCH, [watch])
 
+    def tell_head(self, session: str) -> None:
+        """Tell all who follow the session its head: they pull what they were not pushed."""
+        for follower in self.followers_of(session):
+            _send_heads(follower, [(session, self.head(session))])
+
     def followers_of(self, session: str) -> list[Follower]:
         """Who follows it at present."""
         watch = self._watches.get(session)
@@ -204,9 +210,10 @@ class Followers:
         single: dict[Follower, list[bytes]] = {}
         for watch, events in batches.items():
             watch.head = max(watch.head, event_seq(events[-1]))
-            if watch.listener is not None:
-                # First, as it may find that some of the followers may follow no more.
-                watch.listener.pushed(watch.session, events)
+            # First, as it may find that some of the followers may follow no more.
+            if watch.listener is not None and not watch.listener.pushed(watch.session, events):
+                self.dropped += len(events) * len(watch.followers)
+                continue
             if len(watch.followers) != 1:
                 if watch.followers:
                     self._push_to_many(watch, events)

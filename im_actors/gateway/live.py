@@ -11,20 +11,20 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
-from typing import NamedTuple, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine
+from itertools import islice
+from typing import Any, NamedTuple
 
 from im_actors.core.facts import Fact, event_facts, newest
 from im_actors.core.groups import GROUP_KEY, Group, Membership, Role, event_memberships, member_key
 from im_actors.core.model import Event, EventKind, decode_event
+from im_actors.core.names import SessionKind, session_kind
 from im_actors.core.spans import Preview, preview_of
 from im_actors.core.window import Window
-from im_actors.errors import NotReachable
+from im_actors.errors import NotReachable, RetryableError
 from im_actors.gateway.config import GatewayConfig
 from im_actors.gateway.followers import Followers, event_seq
 from im_actors.gateway.replica_facts import ReplicaFacts
-
-T = TypeVar("T")
 
 FIRST_EVENTS = 200
 """Events of the page with which a session is begun."""
@@ -37,6 +37,8 @@ FACTS_MAX = 20_000
 COUNTS_MAX = 20_000
 """The same of the counts of readers who are far behind."""
 RECOUNTS_MAX = 3
+LOOKED_AT_MAX = 64
+"""Sessions that are looked at to forget one."""
 
 
 class _Count(NamedTuple):
@@ -158,6 +160,7 @@ class LiveSessions:
         self._now_ms = now_ms
         self._sessions: OrderedDict[str, LiveSession] = OrderedDict()
         self._flights: dict[object, asyncio.Task[None]] = {}
+        self._gate = asyncio.Semaphore(config.live_reads_max)
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -175,8 +178,19 @@ class LiveSessions:
         live.heard = max(live.heard, at_least) if live.heard >= 0 else live.heard
         if live.current and live.upto >= at_least:
             return live
+        await self._known(live)
         await self._wait(session, lambda: self._bring(live, at_least))
         return live
+
+    async def _known(self, live: LiveSession) -> None:
+        """Wait until the owner has told its head."""
+        if live.known.is_set():
+            return
+        try:
+            async with asyncio.timeout(self._config.live_ms / 1000):
+                await live.known.wait()
+        except TimeoutError:
+            raise NotReachable(f"the owner of {live.session!r} does not answer") from None
 
     async def membership(self, session: str, user: str, at_least: int = 0) -> Membership | None:
         """What the user is in the group; None: he never was in it."""
@@ -216,7 +230,7 @@ class LiveSessions:
 
     # ---- Listener
 
-    def pushed(self, session: str, events: list[bytes]) -> None:
+    def pushed(self, session: str, events: list[bytes]) -> bool:
         live = self._sessions[session]
         self._changed(live)
         live.heard = max(live.heard, event_seq(events[-1]))
@@ -225,17 +239,37 @@ class LiveSessions:
             live.feed(event)
             live.learn(event)
             self._look_for_leavers(event, events[:number])
+        return not self._may_lack_leavers(live)
 
     def told(self, session: str, head: int) -> None:
         live = self._sessions[session]
         live.heard = max(live.heard, head)
         live.known.set()
         self._changed(live)
-        if live.upto >= 0 and not live.current and self._followers.followers_of(session):
-            # Somebody may have been let out meanwhile who would be pushed to for ever.
-            self._fly(session, lambda: self._bring(live, head))
+        self._may_lack_leavers(live)
 
     # ---- inside
+
+    def _may_lack_leavers(self, live: LiveSession) -> bool:
+        """Whether somebody may have been let out of a group without our having heard of it. Then
+        nobody is pushed to until that is known."""
+        group = session_kind(live.session) is SessionKind.GROUP
+        if not group or live.current or live.upto < 0:
+            return False
+        if self._followers.followers_of(live.session):
+            self._begin_task((live.session, None), lambda: self._insist(live))
+        return True
+
+    async def _insist(self, live: LiveSession) -> None:
+        """Bring it up to date, however long that takes, and let those who follow go on."""
+        while self._followers.followers_of(live.session):
+            try:
+                await self._wait(live.session, lambda: self._bring(live, 0))
+            except RetryableError:
+                await asyncio.sleep(self._config.retry_ms_max / 1000)
+            else:
+                self._followers.tell_head(live.session)
+                return
 
     def _changed(self, live: LiveSession) -> None:
         self.changes += 1
@@ -259,8 +293,10 @@ class LiveSessions:
 
     def _make_room(self) -> None:
         """Forget the one that was asked for longest ago of those that no connection follows."""
-        for session in self._sessions:
-            if session not in self._flights and not self._followers.followers_of(session):
+        for session in list(islice(self._sessions, LOOKED_AT_MAX)):
+            if session in self._flights or self._followers.followers_of(session):
+                self._sessions.move_to_end(session)
+            else:
                 del self._sessions[session]
                 self._followers.unlisten(session)
                 # Lists that show it have to find out.
@@ -269,7 +305,6 @@ class LiveSessions:
 
     async def _bring(self, live: LiveSession, at_least: int) -> None:
         """Up to all that was heard of."""
-        await live.known.wait()
         live.heard = max(live.heard, at_least)
         changed: set[str] = set()
         while not live.current:
@@ -335,21 +370,26 @@ class LiveSessions:
 
     async def _wait(self, key: object, work: Callable[[], Awaitable[None]]) -> None:
         """For the one flight of this key. Who leaves does not end it for the others."""
-        try:
-            async with asyncio.timeout(self._config.live_ms / 1000):
-                await asyncio.shield(self._fly(key, work))
-        except TimeoutError:
-            raise NotReachable("the session is being read, ask again") from None
+        await asyncio.shield(self._fly(key, work))
 
     def _fly(self, key: object, work: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
+        return self._begin_task(key, lambda: self._flight(work))
+
+    def _begin_task(
+        self, key: object, work: Callable[[], Coroutine[Any, Any, None]]
+    ) -> asyncio.Task[None]:
         task = self._flights.get(key)
         if task is None or task.done():
-            task = self._flights[key] = asyncio.ensure_future(self._flight(work))
+            task = self._flights[key] = asyncio.get_running_loop().create_task(work())
             task.add_done_callback(lambda ended: self._landed(key, ended))
         return task
 
     async def _flight(self, work: Callable[[], Awaitable[None]]) -> None:
-        await work()
+        try:
+            async with asyncio.timeout(self._config.live_ms / 1000), self._gate:
+                await work()
+        except TimeoutError:
+            raise NotReachable("the session cannot be read at the moment, ask again") from None
 
     def _landed(self, key: object, task: asyncio.Task[None]) -> None:
         if self._flights.get(key) is task:

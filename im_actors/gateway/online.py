@@ -112,7 +112,7 @@ class Online:
 
     # ---- Listener
 
-    def pushed(self, session: str, events: list[bytes]) -> None:
+    def pushed(self, session: str, events: list[bytes]) -> bool:
         name = session_name(session)
         user = self._users[name]
         for data in events:
@@ -122,6 +122,7 @@ class Online:
             if event.seq == user.upto + 1:
                 user.upto = event.seq
             self._heed(user, facts)
+        return True
 
     def told(self, session: str, head: int) -> None:
         name = session_name(session)

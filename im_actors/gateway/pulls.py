@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from im_actors.errors import ImError, Overloaded
 from im_actors.gateway.config import GatewayConfig
@@ -13,6 +13,16 @@ from im_actors.wire.links import InsideType, pack_frame
 from im_actors.wire.messages import NUMBER_MAX, Pull, events, fit_events
 
 _READ = int(InsideType.READ)
+
+
+class Bounds(NamedTuple):
+    """The events of a session that a reader may have."""
+
+    first: int
+    last: int
+
+
+ALL = Bounds(1, NUMBER_MAX)
 
 
 class Reader(Protocol):
@@ -54,13 +64,14 @@ class Pulls:
         """Answer without events."""
         self._fail(reader, pull, 0, error)
 
-    def nothing(self, reader: Reader, pull: Pull, head_max: int) -> None:
+    def nothing(self, reader: Reader, pull: Pull, bounds: Bounds) -> None:
         """Answer that there is nothing there for this reader."""
-        head = min(self._head_of(pull.session), head_max)
-        reader.send(encode_frame(events(pull.request, pull.session, head, ())))
+        head = min(self._head_of(pull.session), bounds.last)
+        answer = events(pull.request, pull.session, head, (), first=bounds.first)
+        reader.send(encode_frame(answer))
 
-    def pull(self, reader: Reader, pull: Pull, now_ms: int, head_max: int = NUMBER_MAX) -> None:
-        """Answer with EVENTS, soon. The reader is told no head above ``head_max``."""
+    def pull(self, reader: Reader, pull: Pull, now_ms: int, bounds: Bounds = ALL) -> None:
+        """Answer with EVENTS, soon. The pull is within the bounds, and the reader is told them."""
         head = self._head_of(pull.session)
         limit = self._config.pulls_per_connection
         if not self.has_room(reader):
@@ -76,7 +87,7 @@ class Pulls:
             reader.pulls -= 1
             self.waiting -= 1
             if isinstance(outcome, Found):
-                self._answer(reader, pull, head, outcome, head_max)
+                self._answer(reader, pull, head, outcome, bounds)
             else:
                 self._fail(reader, pull, head, outcome)
 
@@ -86,15 +97,16 @@ class Pulls:
 
     # ---- inside
 
-    def _answer(self, reader: Reader, pull: Pull, head: int, found: Found, head_max: int) -> None:
-        head = min(max(head, found.last_seq), head_max)
+    def _answer(self, reader: Reader, pull: Pull, head: int, found: Found, bounds: Bounds) -> None:
+        head = min(max(head, found.last_seq), bounds.last)
         if reader.buffered_bytes > self._config.slow_reader_bytes:
             # It has not read what it pulled before; a page more would only lie here.
             self._fail(reader, pull, head, Overloaded("read the earlier pages first"))
             return
         newest = pull.before > 0 or pull.after < 0
         fitting = fit_events(found.rest[0], self._config.limits.frame_bytes, newest)
-        frame = encode_frame(events(pull.request, pull.session, head, fitting))
+        answer = events(pull.request, pull.session, head, fitting, first=bounds.first)
+        frame = encode_frame(answer)
         reader.send(frame)
         reader.page_sent(len(frame))
         self.answered += 1

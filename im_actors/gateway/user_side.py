@@ -121,5 +121,7 @@ def _near_tiers(name: str, config: GatewayConfig) -> list[Tier]:
     if config.mailbox_dir:
         from im_actors.mailbox.tier_sqlite import SqliteTier
 
-        tiers.append(SqliteTier(Path(config.mailbox_dir) / f"{name}.db"))
+        directory = Path(config.mailbox_dir)
+        directory.mkdir(parents=True, exist_ok=True)
+        tiers.append(SqliteTier(directory / f"{name}.db"))
     return tiers

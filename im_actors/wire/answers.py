@@ -31,6 +31,8 @@ class Events(NamedTuple):
     head: int
     code: int
     events: list[Event]
+    first: int = 1
+    """What is below is not for this reader: his timeline begins here."""
 
 
 class Head(NamedTuple):
@@ -88,7 +90,9 @@ def read_refused(message: Message) -> list[tuple[str, int]]:
 def read_events(message: Message) -> Events:
     request, session, head, code, encoded = _read("EVENTS", message, (int, str, int, int, list))
     _check_numbers("EVENTS", (request, head, code))
-    return Events(request, session, head, code, _events(encoded))
+    told = message[6] if len(message) > 6 else 1
+    first = told if type(told) is int and told > 1 else 1
+    return Events(request, session, head, code, _events(encoded), first)
 
 
 def read_push(message: Message) -> list[Event]:

@@ -188,10 +188,17 @@ def nack_of(session: str, n: int, error: ImError, expected_n: int = 0) -> Nack:
 
 
 def events(
-    request: int, session: str, head: int, encoded: Sequence[bytes], code: int = 0
+    request: int,
+    session: str,
+    head: int,
+    encoded: Sequence[bytes],
+    code: int = 0,
+    first: int = 1,
 ) -> tuple[Any, ...]:
-    """The answer to a PULL; ``encoded`` are events as ``encode_event`` made them, ascending."""
-    return (EVENTS, request, session, head, code, encoded)
+    """The answer to a PULL; ``encoded`` are events as ``encode_event`` made them, ascending. What
+    is below ``first`` is not for this reader."""
+    message = (EVENTS, request, session, head, code, encoded)
+    return message if first <= 1 else (*message, first)
 
 
 def pong(token: int) -> tuple[Any, ...]:

@@ -129,6 +129,22 @@ def test_follow_then_history_then_live_is_one_stream(rig: Rig) -> None:
     assert len(rig.pulls) == 1
 
 
+def test_a_member_begins_where_he_joined(rig: Rig) -> None:
+    rig.open(0)
+    rig.heads(9)
+    rig.push(10)
+    rig.feed(Paged(rig.pulls[0].request, 10, 0, events(6, 7, 8, 9), first=6))
+    assert rig.got[1] == [6, 7, 8, 9, 10]
+    assert len(rig.pulls) == 1
+
+
+def test_without_being_told_so_a_page_with_a_gap_is_no_beginning(rig: Rig) -> None:
+    rig.open(0)
+    rig.heads(9)
+    rig.page(events(6, 7, 8, 9), head=9)
+    assert rig.got.get(1, []) == []
+
+
 def test_the_highest_seen_is_never_the_cursor(rig: Rig) -> None:
     """A push between connecting and pulling must not hide what came before it."""
     rig.open(0)

@@ -1,6 +1,7 @@
 """The window of a session's newest events, against counting."""
 
 import random
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -71,6 +72,13 @@ def check_inputs(window: Window, events: list[Event], user: str, read_seq: int) 
     skipped = sum(e.kind != EventKind.MESSAGE or e.sender == user for e in above)
     unread = counted(events, user, read_seq)
     assert found == (unread, len(events), read_seq, skipped, len(above) - skipped - unread)
+    ranges = window.uncounted(user, read_seq)
+    assert ranges is not None
+    recalled = {read_state(e.body).args[0] for e in events if e.kind == EventKind.RECALL}
+    assert [seq for first, last in ranges for seq in range(first, last + 1)] == [
+        e.seq for e in above if e.kind != EventKind.MESSAGE or e.sender == user or e.seq in recalled
+    ]
+    assert all(one[1] + 1 < other[0] for one, other in pairwise(ranges))
 
 
 @given(st.integers(0, 10**6), st.integers(0, 40))

@@ -207,17 +207,32 @@ async def test_a_member_follows_from_when_he_joined_and_no_event_after_he_is_out
 
 
 async def test_who_was_let_out_while_pushes_were_lost_is_pushed_no_more() -> None:
-    async with cluster(**USERS) as running:
+    async with cluster(**USERS, live_ms=100, read_ms=100, retry_ms_max=50) as running:
         writer = Writer(running)
         writer.members(bob=Role.OWNER, alice=Role.MEMBER)
         alice = await running.client()
         await alice.send(m.follow([GROUP]))
         await alice.heads(1)
+        bob = await running.client("bob")
+        await bob.send(m.follow([GROUP]))
+        await bob.heads(1)
         writer.push = False
         writer.members(alice=Role.STRANGER)
         writer.message(2)
-        running.move(to=1)
+        for replica in running.replicas:
+            replica.silent = True
+        writer.push = True
+        last = writer.message(1)
+        # Nobody knows yet who has left, so nobody is pushed to.
+        await eventually(lambda: running.gateway.followers.dropped)
+        assert alice.pushed == bob.pushed == []
+        for replica in running.replicas:
+            replica.silent = False
         await alice.until(lambda: [GROUP, 0, Forbidden.code] in alice.rows(m.HEADS))
+        await bob.until(lambda: [GROUP, last] in bob.rows(m.HEADS))
+        writer.message(1)
+        await bob.events(1)
+        assert alice.pushed == []
 
 
 async def test_a_group_is_not_believed_before_its_owner_and_a_replica_agree() -> None:
@@ -337,6 +352,37 @@ async def test_more_queries_than_allowed_and_wrong_ones_are_refused_alone() -> N
         assert (await alice.ask("nonsense"))[2] == BadRequest.code
         assert (await alice.ask("changes", "x", 1))[2] == BadRequest.code
         assert not alice.ended
+
+
+async def test_of_many_groups_those_asked_for_last_are_kept_and_those_that_are_followed() -> None:
+    async with cluster(**USERS, live_sessions_max=3) as running:
+        names = [f"group:{n}" for n in range(9)]
+        writer = Writer(running)
+        writer.members(alice=Role.MEMBER)
+        alice = await running.client()
+        await alice.send(m.follow([GROUP]))
+        await alice.heads(1)
+        live = running.gateway.user_side.live  # type: ignore[union-attr]
+        for name in names:
+            assert (await alice.ask("group", name))[2] == NotFound.code
+            assert len(live) <= 3
+        assert live.get(GROUP) is not None
+        assert live.get(names[-1]) is not None
+        assert live.get(names[0]) is None
+        dropped = {session for sessions in running.shards[0].unwatches for session in sessions}
+        assert dropped >= set(names[:6])
+        writer.members(alice=Role.STRANGER)
+        await alice.heads(2)
+        for name in names[:3]:
+            writer.message(2, session=name)
+            writer.row("alice", name, Conversation().joined(1, 1))
+        head = running.log.head("user:alice")
+        await eventually(lambda: running.gateway.followers.head("user:alice") == head)
+        for name in names:
+            # Those that were forgotten come back when a list shows them.
+            assert (await alice.ask("unread"))[4] == [head, 3]
+            await alice.ask("group", name)
+            assert len(live) <= 3
 
 
 # ---- devices and signals

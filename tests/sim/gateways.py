@@ -27,8 +27,8 @@ from tests.sim.network import End, Process
 if TYPE_CHECKING:
     from tests.sim.world import World
 
-CONFIG = GatewayConfig(insecure_open=True, tick_ms=50, retry_after_ms=100, limits=Limits(queries=0))
-"""Without the user side: it has tasks, and whoever is simulated may read everything."""
+CONFIG = GatewayConfig(limits=Limits(queries=0), insecure_open=True, tick_ms=50, retry_after_ms=100)
+"""Without the user side, whose questions wait in an event loop: here is none."""
 REFUSED = b"refuse me "
 """Bodies that begin with this no gateway takes, until the policy changes."""
 UNREAD_BYTES = 2 * CONFIG.slow_reader_bytes

@@ -45,6 +45,8 @@ def test_values() -> None:
     assert read[answers.read_acks] == [Ack("team", 1, 2, 3, 3, 9)]
     assert read[answers.read_nacks] == [Nack("team", 1, 200, 5, 0, "full")]
     assert read[answers.read_events] == answers.Events(1, "team", 1, 0, [EVENT])
+    later = messages.events(1, "team", 1, [ENCODED], first=3)
+    assert answers.read_events(received(later)).first == 3
     assert read[answers.read_push] == [EVENT, EVENT]
     assert read[answers.read_heads] == [answers.Head("team", 4)]
     message = received(messages.heads([("team", 4), ("group:g", 0, 111), ("s", 5, 0)]))
