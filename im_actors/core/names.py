@@ -36,6 +36,22 @@ class SessionKind(IntEnum):
     SLOT = 6
 
 
+class Heard(IntEnum):
+    """Of which events of a session other sessions have to hear (``core.hearers``)."""
+
+    NOBODY = 0
+    CHANGES = 1
+    """Of those that change its state, of some of them."""
+    ALL = 2
+
+
+_HEARD = {
+    SessionKind.DIRECT: Heard.ALL,
+    SessionKind.NOTICE: Heard.ALL,
+    SessionKind.GROUP: Heard.CHANGES,
+    SessionKind.MAILBOX: Heard.CHANGES,
+}
+
 _PREFIXES = {
     "direct": SessionKind.DIRECT,
     "group": SessionKind.GROUP,
@@ -50,6 +66,11 @@ def session_kind(session: str) -> SessionKind:
     """The kind of a session by its id, whether or not the rest of the id is well-formed."""
     prefix, colon, _ = session.partition(":")
     return _PREFIXES.get(prefix, SessionKind.OPEN) if colon else SessionKind.OPEN
+
+
+def heard(session: str) -> Heard:
+    """Whether others have to hear of what happens in a session."""
+    return _HEARD.get(session_kind(session), Heard.NOBODY)
 
 
 def direct_session(one: str, other: str) -> str:

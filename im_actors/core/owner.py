@@ -20,6 +20,7 @@ from enum import Enum
 from typing import Any
 
 from im_actors.core.epochs import epoch_at
+from im_actors.core.facts import Fact
 from im_actors.core.messages import (
     Append,
     Appended,
@@ -58,9 +59,13 @@ from im_actors.core.owner_words import (
     Activated,
     Alarm,
     Answered,
+    FactsAsked,
+    FactsKnown,
     FrameLeaves,
     HeadsAsked,
     HeadsKnown,
+    LogAsked,
+    LogKnown,
     MemberDown,
     MemberUp,
     Noted,
@@ -104,9 +109,13 @@ __all__ = [
     "Activated",
     "Alarm",
     "Answered",
+    "FactsAsked",
+    "FactsKnown",
     "FrameLeaves",
     "HeadsAsked",
     "HeadsKnown",
+    "LogAsked",
+    "LogKnown",
     "MemberDown",
     "MemberUp",
     "Noted",
@@ -249,6 +258,9 @@ class SlotOwner:
         self._heads: dict[str, list[Any]] = {}
         """Who asked for the heads of sessions that are being loaded."""
         self._heads_waiting = 0
+        self._log_asked = 0
+        """The first record that somebody waits for; 0: nobody does."""
+        self._log_tries = 0
         self._reads_open = 0
         self._read_knowing = 0
         """The highest promise that was known when the view was last asked for."""
@@ -288,6 +300,10 @@ class SlotOwner:
                 self._submitted(notes)
             case HeadsAsked(token, sessions):
                 self._heads_asked(token, sessions)
+            case FactsAsked(token, session, keys):
+                self._facts_asked(token, session, keys)
+            case LogAsked(first_lsn, last_lsn):
+                self._log_wanted(first_lsn, last_lsn)
             case MemberUp(member):
                 self._member_up(member)
             case MemberDown(member):
@@ -409,6 +425,7 @@ class SlotOwner:
         self._loading = set()
         self._heads = {}
         self._heads_waiting = 0
+        self._log_asked = 0
         self._lineage = 0
 
     def _view_read(self, view: View | None) -> None:
@@ -571,6 +588,9 @@ class SlotOwner:
             self._effects.append(ToReplica(plan.best, request))
 
     def _fetched(self, member: Member, answer: Fetched) -> None:
+        if self.phase is SERVING:
+            self._log_read(member, answer)
+            return
         attempt = self.attempt
         if self.phase is not Phase.COPYING or attempt is None or answer.epoch != self.epoch:
             return
@@ -818,11 +838,15 @@ class SlotOwner:
         return all(state.complete for state in self.members.values())
 
     def _publish(self, lsn: int) -> None:
+        flights = self.serving.flights
+        first_lsn = flights[0].record.lsn if flights else 0
+        last_lsn = first_lsn - 1 + len(flights)
         answers, events = self.serving.commit(lsn, self.epoch)
         if answers:
             self._effects.append(Answered(answers))
         if events:
-            self._effects.append(Published(self.slot, events))
+            last_lsn -= len(flights)
+            self._effects.append(Published(self.slot, first_lsn, last_lsn, events))
 
     def _tell_commit_soon(self) -> None:
         if self._commit_told < self.commit_lsn and self._tell_commit_ms is None:
@@ -958,11 +982,64 @@ class SlotOwner:
         if refusals:
             self._effects.append(Answered(refusals))
 
+    def _facts_asked(self, token: Any, session: str, keys: tuple[str, ...]) -> None:
+        """Answer from what is known; ask the tables when that does not say it all."""
+        assert len(keys) <= KEYS_MAX, len(keys)
+        if self.phase is not SERVING:
+            return  # The asker hears of the new view, and asks again.
+        known = self.serving.committed_facts(session, keys)
+        if len(known) == len(keys):
+            self._effects.append(FactsKnown(token, known))
+            return
+        # A change that has not committed hides what is: the tables say that when they are so far.
+        hidden_lsn = self.serving.hidden_lsn(session, keys)
+        floor_lsn = max(self._floor_lsn, hidden_lsn)
+        lookup = Lookup(self._next_lookup(), floor_lsn, (session,), keys=keys, asker=token)
+        self._ask(lookup)
+
+    def _asked_facts_loaded(self, lookup: Lookup, facts: tuple[Fact, ...]) -> None:
+        if lookup.floor_lsn < self._floor_lsn:
+            # Something was forgotten meanwhile: perhaps what is newer than this answer.
+            self._facts_asked(lookup.asker, lookup.session, lookup.keys)
+            return
+        found: dict[str, Fact | None] = dict.fromkeys(lookup.keys)
+        found |= {fact.key: None if fact.value is None else fact for fact in facts}
+        found |= self.serving.committed_facts(lookup.session, lookup.keys)
+        self._effects.append(FactsKnown(lookup.asker, found))
+
+    def _log_wanted(self, first_lsn: int, last_lsn: int) -> None:
+        ready = self._readable() if self.phase is SERVING else []
+        if not ready:
+            return
+        if self.untold:
+            # A member gives nothing above the commit point that it knows.
+            self._tell_commit()
+        self._log_asked = first_lsn
+        member = ready[self._log_tries % len(ready)]
+        self._log_tries += 1
+        request = Fetch(self.slot, self.epoch, first_lsn, last_lsn, FETCH_BYTES_MAX, True)
+        self._effects.append(ToReplica(member, request))
+
+    def _log_read(self, member: Member, answer: Fetched) -> None:
+        asked = answer.epoch == self.epoch and answer.first_lsn == self._log_asked
+        if not asked or not answer.records:
+            return
+        for lsn, record in enumerate(answer.records, answer.first_lsn):
+            if record.lsn != lsn or lsn > self.commit_lsn or not record_intact(self.slot, record):
+                self._note(f"{member.replica} gives damaged records from {lsn} on")
+                return
+        self._log_asked = 0
+        self._effects.append(LogKnown(answer.first_lsn, answer.records))
+
+    def _readable(self) -> list[Member]:
+        """The members whose tables and history may be asked, in their order."""
+        return [m for m, state in self.members.items() if state.complete and m in self._up]
+
     def _ask(self, lookup: Lookup) -> None:
         """Ask the next complete member; none: wait, unknown is never taken for absent."""
         self._lookups[lookup.number] = lookup
         lookup.due_ms = self._now_ms + self._settings.load_ms
-        ready = [m for m, state in self.members.items() if state.complete and m in self._up]
+        ready = self._readable()
         if not ready:
             return
         # The member whose tables are furthest first; after a refusal or silence the next one.
@@ -1006,7 +1083,9 @@ class SlotOwner:
 
     def _facts_loaded(self, answer: FactsLoaded) -> None:
         lookup = self._answered_lookup(answer)
-        if lookup is not None:
+        if lookup is not None and lookup.asker is not None:
+            self._asked_facts_loaded(lookup, answer.facts)
+        elif lookup is not None:
             self.serving.facts_loaded(lookup.session, lookup.keys, answer.facts)
             self._need_met(lookup.session)
 

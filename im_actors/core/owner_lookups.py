@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from im_actors.core.messages import (
     EventFound,
@@ -34,6 +35,8 @@ class Lookup:
     send: Send | None = None
     keys: tuple[str, ...] = ()
     event: int = 0
+    asker: Any = None
+    """Who asked for the facts; None: the rules."""
     due_ms: int = 0
     tries: int = 0
 

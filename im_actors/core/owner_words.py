@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from im_actors.core.facts import Fact
 from im_actors.core.messages import ReplicaAnswer, ReplicaRequest
-from im_actors.core.model import Member, View
+from im_actors.core.model import Member, Record, View
 from im_actors.core.serving import Answer, PendingEvent, Send
 from im_actors.core.takeover import COPY_RECORDS_MAX, ReplicaInfo
 
@@ -124,6 +125,25 @@ class HeadsAsked:
 
 
 @dataclass(frozen=True, slots=True)
+class FactsAsked:
+    """Somebody wants to know what is committed under these keys of a session. Who asks before the
+    slot is served asks again when it is."""
+
+    token: Any
+    session: str
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LogAsked:
+    """Somebody wants to read committed records of the slot. Nothing comes when nobody can give
+    them: ask again, and another member is asked."""
+
+    first_lsn: int
+    last_lsn: int
+
+
+@dataclass(frozen=True, slots=True)
 class FrameLeaves:
     """A frame is about to go to the members anyway: say what else there is to say. Only an owner
     with something ``untold`` needs to hear of it."""
@@ -146,6 +166,8 @@ OwnerEvent = (
     | Submitted
     | Noted
     | HeadsAsked
+    | FactsAsked
+    | LogAsked
     | FrameLeaves
     | Tick
 )
@@ -185,9 +207,12 @@ class Answered:
 
 @dataclass(slots=True)
 class Published:
-    """Events that are committed now, in seq order, for the session's followers."""
+    """Events that are committed now, in seq order, for the session's followers: all those of the
+    records ``first_lsn`` .. ``last_lsn``. Records that are in none of these have no events."""
 
     slot: int
+    first_lsn: int
+    last_lsn: int
     events: list[PendingEvent]
 
 
@@ -197,6 +222,22 @@ class HeadsKnown:
 
     token: Any
     heads: list[tuple[str, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class FactsKnown:
+    """What is committed under the keys that were asked for; None: nothing, or it is gone."""
+
+    token: Any
+    facts: dict[str, Fact | None]
+
+
+@dataclass(frozen=True, slots=True)
+class LogKnown:
+    """Committed records from ``first_lsn`` on, one at least, perhaps fewer than asked for."""
+
+    first_lsn: int
+    records: tuple[Record, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +270,8 @@ OwnerEffect = (
     | Answered
     | Published
     | HeadsKnown
+    | FactsKnown
+    | LogKnown
     | Activated
     | SteppedDown
     | Alarm

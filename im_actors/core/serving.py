@@ -374,6 +374,26 @@ class Serving:
         if len(knowledge) > FACTS_KNOWN_MAX:
             self.crowded.add(session)
 
+    def committed_facts(self, session: str, keys: tuple[str, ...]) -> dict[str, Fact | None]:
+        """What is known to be committed under these keys. A key of which a change has not committed
+        yet is left out."""
+        state = self.sessions.get(session)
+        if state is None or state.knowledge is None:
+            return {}
+        knowledge, seq = state.knowledge, state.committed_seq
+        known = [key for key in keys if key in knowledge.facts and knowledge.said_at(key) <= seq]
+        return {key: knowledge.facts[key] for key in known}
+
+    def hidden_lsn(self, session: str, keys: tuple[str, ...]) -> int:
+        """The newest committed record of a session, if a change of one of these keys has not
+        committed; otherwise 0."""
+        state = self.sessions.get(session)
+        if state is None or state.knowledge is None:
+            return 0
+        knowledge, seq = state.knowledge, state.committed_seq
+        hidden = any(key in knowledge.facts and knowledge.said_at(key) > seq for key in keys)
+        return state.last_lsn if hidden else 0
+
     def event_found(self, session: str, seq: int, head: EventHead | None) -> None:
         """History has said what this event is."""
         self.sessions[session].know().events[seq] = head

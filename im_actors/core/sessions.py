@@ -10,7 +10,7 @@ from itertools import chain
 from im_actors.core.knowledge import Knowledge
 from im_actors.core.messages import DeviceImage, SessionImage
 from im_actors.core.model import DEVICE_WINDOW, EventKind
-from im_actors.core.names import SessionKind, session_kind
+from im_actors.core.names import SessionKind, heard, session_kind
 
 
 class Admission(IntEnum):
@@ -79,14 +79,15 @@ class SessionState:
     """
 
     __slots__ = (
-        "committed_seq", "devices", "free_kind", "knowledge", "last_lsn", "last_seq", "loaded",
-        "name", "ready", "used_ms",
+        "committed_seq", "devices", "free_kind", "heard", "knowledge", "last_lsn", "last_seq",
+        "loaded", "name", "ready", "used_ms",
     )  # fmt: skip
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.free_kind = _FREE_KIND if session_kind(name) is SessionKind.OPEN else -1
         """No rule is asked about events of kinds up to this one."""
+        self.heard = heard(name)
         self.knowledge: Knowledge | None = None
         self.last_seq = 0
         self.committed_seq = 0

@@ -2,7 +2,7 @@
 
 Its parts, each without sockets of its own:
 
-    clients ── ClientConnection ──┬── Router     sends ────────▶ shards
+    clients ── ClientConnection ──┬── Router     sends ────────▶ shards ── Relays ─▶ shards
                                   ├── Followers  pushes ◀─────── shards
                                   └── Pulls      history ──────▶ replicas, by Reads
                                       Peers      the links to both, as the directory says
@@ -29,6 +29,7 @@ from im_actors.gateway.followers import Followers
 from im_actors.gateway.peers import Peers, ReplicaPeer, RouteChange, ShardPeer
 from im_actors.gateway.pulls import Pulls
 from im_actors.gateway.reads import Reads
+from im_actors.gateway.relays import Relays
 from im_actors.gateway.router import Router
 from im_actors.gateway.tokens import check_token, require_jwt
 from im_actors.net.link import LinkConfig, PeerInfo
@@ -42,6 +43,8 @@ logger = logging.getLogger(__name__)
 _RESULTS = int(InsideType.RESULTS)
 _PUSHED = int(InsideType.PUSHED)
 _WATCHED = int(InsideType.WATCHED)
+_RELAY = int(InsideType.RELAY)
+_RELAYED = int(InsideType.RELAYED)
 _READ_ANSWERS = frozenset((int(InsideType.PAGE),))
 
 
@@ -87,6 +90,7 @@ class GatewayNode:
             self,
         )
         self.router = Router(self.peers, config, self._call_soon)
+        self.relays = Relays(self.peers)
         self.followers = Followers(self.peers, config)
         self.reads = Reads(self.peers, config)
         self.pulls = Pulls(self.reads, config, self._known_head)
@@ -187,6 +191,7 @@ class GatewayNode:
             "acked": router.acked,
             "nacked": router.nacked,
             "offered_again": router.offered_again,
+            "notes_relayed": self.relays.relayed,
             "sessions_followed": len(followers),
             "follows": followers.follows,
             "pushed": followers.pushed,
@@ -252,6 +257,7 @@ class GatewayNode:
 
     def shard_down(self, shard: ShardPeer) -> None:
         self.router.shard_down(shard, self.now_ms())
+        self.relays.shard_down(shard)
 
     def shard_frames(self, shard: ShardPeer, messages: list[Message]) -> None:
         now_ms = self.now_ms()
@@ -265,6 +271,10 @@ class GatewayNode:
                 pushed += message[1]
             elif kind == _WATCHED:
                 self.followers.watched(shard, message[1])
+            elif kind == _RELAY:
+                self.relays.asked(shard, message[1], now_ms)
+            elif kind == _RELAYED:
+                self.relays.answered(message[1])
         self.router.flush_answers()
         if pushed:
             self.followers.pushed_events(pushed)
@@ -327,6 +337,7 @@ class GatewayNode:
 
     def _tick(self, now_ms: int) -> None:
         self.router.tick(now_ms)
+        self.relays.tick(now_ms)
         self.followers.tick(now_ms)
         self.reads.tick(now_ms)
         if self.draining and not any(c.outstanding for c in self._connections):

@@ -8,19 +8,24 @@ import random
 import uuid
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from im_actors.core import owner as own
 from im_actors.core.backoff import Alarms
 from im_actors.core.directory import Directory, ReplicaAddress, ShardAddress
 from im_actors.core.messages import Append, Appended
-from im_actors.core.model import Member, View, slot_of
-from im_actors.core.serving import Answer, PendingEvent, Send, ServingLimits
+from im_actors.core.model import EventKind, Member, View, slot_of
+from im_actors.core.rule_settings import RuleSettings
+from im_actors.core.rules import SERVER
+from im_actors.core.rules_for import decide
+from im_actors.core.serving import Answer, Send, ServingLimits, refused
+from im_actors.errors import Forbidden
 from im_actors.net.link import Link, LinkConfig, PeerInfo
 from im_actors.net.link_connection import LinkConnection
 from im_actors.net.link_server import LinkCallbacks, LinkServer
 from im_actors.server.clock import now_ms
 from im_actors.server.rounds import HOLD_MS, Rounds
+from im_actors.server.telling import NOTES, Telling, heard_pending
 from im_actors.wire.links import (
     LINK_FRAME_BYTES_MAX,
     InsideType,
@@ -70,6 +75,12 @@ def _request_bytes(message: Any) -> int:
     return sum([len(record.payload) for record in message.records])
 
 
+class _Relayed(NamedTuple):
+    """Who waits for the answer to a note that a gateway has handed on."""
+
+    gateway: LinkConnection
+
+
 class ShardNode:
     """One incarnation of a shard. It keeps no disk: all that it knows it learns by taking slots."""
 
@@ -83,6 +94,7 @@ class ShardNode:
         on_activated: Callable[[View], None],
         settings: own.OwnerSettings | None = None,
         limits: ServingLimits | None = None,
+        rules: RuleSettings | None = None,
     ) -> None:
         self.name = name
         self.incarnation = f"{name}.{uuid.uuid4().hex[:12]}"
@@ -91,12 +103,16 @@ class ShardNode:
         self._views = views
         self._rng = rng
         self._on_activated = on_activated
+        rule = partial(decide, settings=(rules or RuleSettings()).validate())
         self._owners = {
             slot: own.SlotOwner(
-                slot, self.incarnation, random.Random(rng.random()), settings, limits
+                slot, self.incarnation, random.Random(rng.random()), settings, limits, rule
             )
             for slot in range(slots)
         }
+        self._telling = Telling(self.incarnation, self)
+        self._gateways: dict[LinkConnection, None] = {}
+        """The one that was asked last is the last one."""
         self._links: dict[Member, Link] = {}
         self._replicas: dict[Member, ReplicaAddress] = {}
         self._version = -1
@@ -104,7 +120,8 @@ class ShardNode:
         self._watchers: dict[str, set[LinkConnection]] = {}
         self._watched: dict[LinkConnection, set[str]] = {}
         self._to_replicas: dict[Member, list[Any]] = {}
-        self._results: dict[LinkConnection, list[Any]] = {}
+        self._results: dict[Any, list[Any]] = {}
+        """By connection; of notes by NOTES, or by who relayed them."""
         self._pushes: dict[LinkConnection, list[Any]] = {}
         self._flush_planned = False
         self._touched: set[int] = set()
@@ -229,6 +246,8 @@ class ShardNode:
             self._plan_flush()
 
     def _linked(self, peer: PeerInfo, connection: LinkConnection) -> LinkCallbacks:
+        if peer.role == "gateway":
+            self._gateways[connection] = None
         return LinkCallbacks(
             partial(self._frames, connection), lambda _: self._gateway_left(connection)
         )
@@ -243,11 +262,19 @@ class ShardNode:
                 case InsideType.UNWATCH:
                     for session in message[1]:
                         self._unwatch(connection, session)
+                case InsideType.RELAY:
+                    self._notes_came(connection, message[1])
+                case InsideType.RELAYED:
+                    self._telling.relayed(message[1], now_ms())
 
     def _submitted(self, connection: LinkConnection, rows: list[list[Any]]) -> None:
         by_slot: dict[int, list[Send]] = {}
         new = tuple.__new__
         for token, slot, session, device, n, kind, body in rows:
+            if device == SERVER:
+                # Notes come by RELAY: a gateway that takes them for a client's must not pass.
+                self._answered([refused((connection, token), Forbidden.code)])
+                continue
             send = new(Send, ((connection, token), session, device, n, kind, body))
             sends = by_slot.get(slot)
             if sends is None:
@@ -258,6 +285,16 @@ class ShardNode:
         for slot, sends in by_slot.items():
             self._rounds.add(slot, sends, now)
         self._plan_flush()
+
+    def _notes_came(self, gateway: LinkConnection, rows: list[list[Any]]) -> None:
+        """Other shards' notes for sessions that are served here."""
+        by_slot: dict[int, list[Send]] = {}
+        asker = _Relayed(gateway)
+        for token, session, body in rows:
+            note = Send((asker, token), session, SERVER, 0, int(EventKind.NOTE), body)
+            by_slot.setdefault(slot_of(session, self.slots), []).append(note)
+        for slot, notes in by_slot.items():
+            self.hand_over(slot, notes)
 
     def _watch(self, connection: LinkConnection, sessions: list[str]) -> None:
         by_slot: dict[int, list[str]] = {}
@@ -281,7 +318,9 @@ class ShardNode:
         for session in list(self._watched.get(connection, ())):
             self._unwatch(connection, session)
         self._watched.pop(connection, None)
+        self._gateways.pop(connection, None)
         self._results.pop(connection, None)
+        self._results.pop(_Relayed(connection), None)
         self._pushes.pop(connection, None)
 
     # -- machines ------------------------------------------------------------------------------
@@ -303,7 +342,7 @@ class ShardNode:
             elif type(effect) is own.Answered:
                 self._answered(effect.answers)
             elif type(effect) is own.Published:
-                self._published(effect.events)
+                self._published(slot, effect)
             else:
                 self._carry_out_rare(slot, effect)
 
@@ -318,9 +357,11 @@ class ShardNode:
             else:
                 rows.append(row)
 
-    def _published(self, events: list[PendingEvent]) -> None:
-        watchers, pushes = self._watchers, self._pushes
-        for event in events:
+    def _published(self, slot: int, published: own.Published) -> None:
+        watchers, pushes, others_hear = self._watchers, self._pushes, False
+        for event in published.events:
+            if event.session.heard:
+                others_hear = True
             name = event.session.name
             for connection in watchers.get(name, ()):
                 rows = pushes.get(connection)
@@ -328,6 +369,9 @@ class ShardNode:
                     pushes[connection] = [(name, event.data)]
                 else:
                     rows.append((name, event.data))
+        heard = heard_pending(published.events) if others_hear else []
+        lsns = published.first_lsn, published.last_lsn
+        self._telling.published(slot, *lsns, heard, now_ms())
 
     def _carry_out_rare(self, slot: int, effect: own.OwnerEffect) -> None:
         match effect:
@@ -338,10 +382,16 @@ class ShardNode:
             case own.HeadsKnown(connection, heads):
                 if connection.is_open:
                     connection.send(pack_frame((InsideType.WATCHED, heads)))
+            case own.FactsKnown(token, facts):
+                self._telling.facts_known(slot, token, facts, now_ms())
+            case own.LogKnown(first_lsn, records):
+                self._telling.log_known(slot, first_lsn, records, now_ms())
             case own.Activated(view):
                 self._rounds.join(slot, view.members)
+                self._telling.activated(slot)
                 self._on_activated(view)
             case own.SteppedDown(_, reason):
+                self._telling.left(slot, now_ms())
                 logger.info("%s leaves slot %d: %s", self.incarnation, slot, reason)
             case own.Alarm(_, text):
                 logger.error("ALARM %s slot %d: %s", self.incarnation, slot, text)
@@ -386,6 +436,7 @@ class ShardNode:
         self._flush_planned = False
         if self._stopping:
             return  # It was planned before, and would start timers that nobody stops any more.
+        self._telling.flush()
         self._begin_rounds()
         if self._to_replicas:
             self._say_what_is_untold()
@@ -393,10 +444,12 @@ class ShardNode:
             self._send_requests(to_replicas)
         # Results first: who has its ACK may already see the event of others, never the reverse.
         frames: dict[LinkConnection, list[bytes]] = {}
-        for connection, rows in self._results.items():
+        results, self._results = self._results, {}
+        self._notes_answered(results, frames)
+        for connection, rows in results.items():
             parts = in_frames(rows, lambda _: 0)
-            frames[connection] = [pack_frame((InsideType.RESULTS, part)) for part in parts]
-        self._results = {}
+            packed = [pack_frame((InsideType.RESULTS, part)) for part in parts]
+            frames[connection] = frames.get(connection, []) + packed
         for connection, pushes in self._pushes.items():
             parts = in_frames(pushes, lambda push: len(push[1]))
             packed = [pack_frame((InsideType.PUSHED, part)) for part in parts]
@@ -405,6 +458,20 @@ class ShardNode:
         for connection, several in frames.items():
             connection.send_now(b"".join(several))
         self._set_alarms()
+
+    def _notes_answered(
+        self, results: dict[Any, list[Any]], frames: dict[LinkConnection, list[bytes]]
+    ) -> None:
+        """Take the answers to notes out of ``results``; those of other shards' become frames."""
+        if NOTES in results:
+            rows = results.pop(NOTES)
+            self.acked -= sum(row[1] == 0 for row in rows)
+            self._telling.answered(rows, now_ms())
+        for asker in [asker for asker in results if type(asker) is _Relayed]:
+            rows = [row[:2] for row in results.pop(asker)]
+            self.acked -= sum(code == 0 for _, code in rows)
+            parts = in_frames(rows, lambda _: 0)
+            frames[asker.gateway] = [pack_frame((InsideType.RELAYED, part)) for part in parts]
 
     def _begin_rounds(self) -> None:
         """Hand over the sends whose round has come."""
@@ -462,9 +529,10 @@ class ShardNode:
         self._plan_tick()
 
     def _plan_tick(self) -> None:
-        due = self._alarms.next_ms()
-        if due is None:
+        dues = [at for at in (self._alarms.next_ms(), self._telling.next_ms()) if at is not None]
+        if not dues:
             return
+        due = min(dues)
         if self._timer is not None:
             if self._timer_due <= due:
                 return
@@ -475,9 +543,39 @@ class ShardNode:
 
     def _tick(self) -> None:
         self._timer = None
-        for slot in self._alarms.due(now_ms()):
+        now = now_ms()
+        self._telling.tick(now)
+        for slot in self._alarms.due(now):
             self._handle(slot, own.Tick())
         self._plan_tick()
+
+    # -- for the notes -------------------------------------------------------------------------
+
+    def serves(self, slot: int) -> bool:
+        return self._owners[slot].phase is own.Phase.SERVING
+
+    def commit_lsn(self, slot: int) -> int:
+        return self._owners[slot].commit_lsn
+
+    def ask_owner(self, slot: int, event: own.OwnerEvent) -> None:
+        self._carry_out(slot, self._owners[slot].handle(event, now_ms()))
+
+    def hand_over(self, slot: int, notes: list[Send]) -> None:
+        """They wait for the slot's next round, like sends: a busy slot takes many in one record."""
+        self._rounds.add(slot, notes, now_ms())
+        self.plan_flush()
+
+    def relay(self, rows: list[tuple[int, str, bytes]]) -> None:
+        gateway = next((known for known in self._gateways if known.is_open), None)
+        if gateway is None:
+            return  # Nobody answers, so they are told again.
+        # Another one the next time: this one may not reach everybody.
+        self._gateways[gateway] = self._gateways.pop(gateway)
+        for part in in_frames(rows, lambda row: len(row[2])):
+            gateway.send_now(pack_frame((InsideType.RELAY, part)))
+
+    def plan_flush(self) -> None:
+        self._plan_flush()
 
     # -- looking in ----------------------------------------------------------------------------
 
@@ -500,4 +598,5 @@ class ShardNode:
             "acked": self.acked,
             "watched_sessions": len(self._watchers),
             "sessions": sum(len(owner.serving.sessions) for owner in self._owners.values()),
+            **self._telling.status(now_ms()),
         }

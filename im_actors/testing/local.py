@@ -13,6 +13,7 @@ from typing import Any
 from im_actors.core.directory import Directory, GatewayAddress
 from im_actors.core.model import COPIES
 from im_actors.core.owner import OwnerSettings
+from im_actors.core.rule_settings import RuleSettings
 from im_actors.errors import BadRequest, NotReachable, SetupError
 from im_actors.gateway.config import GatewayConfig
 from im_actors.gateway.node import GatewayNode
@@ -77,6 +78,7 @@ class LocalCluster:
         replica: ReplicaConfig | None = None,
         owner: OwnerSettings | None = None,
         controller: ControllerConfig | None = None,
+        rules: RuleSettings | None = None,
         hosts: int | None = None,
     ) -> None:
         if replicas < COPIES:
@@ -90,6 +92,7 @@ class LocalCluster:
         self._random = random.Random(seed)
         self._replica_config = replica
         self._owner_settings = owner
+        self._rules = rules
         self._controller_config = controller
         self._hosts = hosts or replicas
         self._desired = [
@@ -207,6 +210,7 @@ class LocalCluster:
                 rng,
                 self.controller.activated,
                 self._owner_settings,
+                rules=self._rules,
             )
         number = int(name.rpartition("-")[2])
         return ReplicaNode(

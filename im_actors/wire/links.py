@@ -18,6 +18,9 @@ which one is replaced by the next. One frame carries what one turn of the event 
     153 UNWATCH   [153, [session, ...]]
     154 WATCHED   [154, [[session, head], ...]]      the answer to WATCH, when the slot is served
     155 PUSHED    [155, [[session, event bin], ...]] committed events, per session in seq order
+    156 RELAY     [156, [[token, session, body], ...]]   notes: a shard to a gateway, any one, and
+                                                 the gateway to the shards that serve the sessions
+    157 RELAYED   [157, [[token, code], ...]]        and back, the same way
 
 Most requests and answers of a busy cluster are of three kinds and say one thing each of many slots.
 Several of them in a row are one row of columns, in which each field has a list:
@@ -62,6 +65,8 @@ class InsideType(IntEnum):
     UNWATCH = 153
     WATCHED = 154
     PUSHED = 155
+    RELAY = 156
+    RELAYED = 157
 
 
 _KINDS: tuple[type[Any], ...] = (

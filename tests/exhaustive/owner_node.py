@@ -124,7 +124,7 @@ def _carry_out(effect: Any) -> list[Any]:
             return [("swap", _sorted(old), _sorted(new))]
         case own.Answered(answers):
             return [("answered", a.token, a.code, a.seq, a.expected_n) for a in answers]
-        case own.Published(_, events):
+        case own.Published(_, _, _, events):
             decoded = [decode_event(event.data) for event in events]
             return [("published", e.session, e.seq, e.device, e.n) for e in decoded]
         case own.HeadsKnown(_, heads):

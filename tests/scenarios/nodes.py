@@ -163,7 +163,7 @@ class Shard(Node):
             case own.Answered(answers):
                 for answer in answers:
                     self.answer(answer)
-            case own.Published(_, events):
+            case own.Published(_, _, _, events):
                 self.publish([decode_event(event.data) for event in events])
             case own.HeadsKnown(token, heads):
                 self.send(token, inb.HeadsReceived(heads))

@@ -229,7 +229,7 @@ class SimShard(Process):
             case own.Answered(answers):
                 for (end, token), *fields in answers:
                     self._results.setdefault(end, []).append((token, *fields))
-            case own.Published(_, events):
+            case own.Published(_, _, _, events):
                 for event in events:
                     name = event.session.name
                     for end in self._watchers.get(name, ()):

@@ -77,7 +77,7 @@ WRITING = (
             "            self.last_lsn = record.lsn\n            fields",
             "            self.last_lsn = record.lsn\n"
             "            cut = list(self.serving.flights[-1].events)\n"
-            "            self._effects.append(Published(self.slot, cut))\n"
+            "            self._effects.append(Published(self.slot, record.lsn, record.lsn, cut))\n"
             "            fields",
         ),
     ),
