@@ -28,7 +28,9 @@ from im_actors.wire.questions import FactsAsked, PageAsked, Question, pack_quest
 from tests.test_notes import PATIENCE_S, SLOTS, Replicas, running
 
 RULES = RuleSettings(services=frozenset({"shop"}))
-QUOTAS = BatchSettings(high=ChannelSettings(800, 64), daily=ChannelSettings(200, 16), answer_ms=500)
+QUOTAS = BatchSettings(
+    high=ChannelSettings(800, 64), daily=ChannelSettings(200, 16), answer_ms=500, read_ms=500
+)
 CONTENT = "Summer sale! " * 100
 
 
