@@ -201,7 +201,7 @@ async def from_tier(tier: Tier) -> dict[str, Any]:
 async def through_the_door() -> dict[str, Any]:
     """With everything on, from memory, and loading the view from a tier in memory each time."""
     cold = Whole({name: a_copy(count) for name, count in SIZES.items()})
-    boxes = Mailboxes([cold], Rows(), Groups(), cold, MailboxConfig())
+    boxes = Mailboxes([cold], Rows(), lambda _: Groups(), cold, MailboxConfig())
     query = Query(limit=PAGE_ROWS)
 
     async def load(name: str) -> None:

@@ -109,6 +109,10 @@ async def test_everybody_gets_it_once_whatever_is_killed(tmp_path: Path) -> None
                 await cluster.wait_serving()
             await reader.until(session, JobState.DONE)
             assert (await reader.progress(session))[:5] == (2, 900, 0, 0, True)
+            info = await im.batches.status("sale")
+            assert info is not None
+            assert (info.state, info.told, info.sent) == ("done", 900, 900)
+            assert await im.batches.outcomes("sale", 1) == (users[500:], {}, {})
             assert await kinds(reader, users) == {(EventKind.MESSAGE,): 900}
             (event,) = await reader.events(notice_session("system", "user7"))
             assert event.device == "shop/batch:sale"

@@ -1,257 +1,97 @@
-"""chat: a conversation in a terminal.
-
-A message of one's own is shown when it has its place, with a check mark, in the order that all
-see. Until then the prompt counts it as pending; without a server it is kept and sent later.
-"""
+"""chat: conversations in a terminal, on the full screen or line by line."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 import contextlib
+import importlib.util
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from im_actors.cli import chat_lines
+from im_actors.cli.chat_help import COMMANDS, KEYS
 from im_actors.cli.client_commands import AddCommand, send_leftovers
-from im_actors.cli.output import event_line, printable
 from im_actors.cli.target import add_client_options, store_of, url_of
 from im_actors.cli.terminal import Plain, Terminal
-from im_actors.errors import ImError, WrongDirectory
+from im_actors.errors import WrongDirectory
 
 if TYPE_CHECKING:
-    from im_actors.client import Client, Sent
+    from im_actors.client import Client
 
 DEVICE = "chat"
-SHOWN_AT_START = 20
-SHOWN_BY_HISTORY = 50
 CHATS_PER_USER_MAX = 8
-REFRESH_S = 0.25
-DRAIN_S = 5.0
-HELP = """\
-/join SESSION    talk in another conversation; the ones before stay on the screen
-/history [N]     show the last messages again
-/sessions        the conversations that this device knows
-/where           what is pending, and why
-/help            this
-/quit            end (Ctrl-D does too); what is pending is kept and sent next time"""
 
 
 def register(add: AddCommand) -> None:
     parser = add(
         "chat",
-        "talk in a conversation",
+        "talk: the conversations on the left, one of them on the right",
+        "  im-actors chat alice\n"
         "  im-actors chat alice team\n"
-        "  im-actors chat bob team --url im://chat.example:7070\n\n"
-        f"commands inside:\n{HELP}",
+        "  im-actors chat bob direct:alice/bob --url im://chat.example:7070\n"
+        "  echo 'deployed' | im-actors chat ci team\n\n"
+        f"keys:\n{KEYS}\n\n"
+        f"commands:\n{COMMANDS}\n\n"
+        "Without a terminal, or with --plain, it goes line by line; its commands are then:\n"
+        f"{chat_lines.HELP}\n\n"
+        "Exit code 0 after /quit, Ctrl-D or the end of input, 130 after Ctrl-C. What is pending\n"
+        "is kept on this computer and sent next time.",
     )
     parser.add_argument("user", metavar="USER", help="who talks")
     parser.add_argument("session", metavar="SESSION", nargs="?", help="the conversation")
+    parser.add_argument(
+        "--plain", action="store_true", help="line by line, also where there is a terminal"
+    )
     add_client_options(parser)
     parser.set_defaults(run=lambda args: asyncio.run(chat(args)))
 
 
 async def chat(args: argparse.Namespace) -> int:
-    """Until /quit, Ctrl-D or the end of standard input."""
+    """Until the user leaves, or standard input ends."""
     leftovers = asyncio.create_task(send_leftovers(args))
     try:
-        async with await _opened(args) as client:
-            screen = Terminal() if sys.stdin.isatty() and sys.stdout.isatty() else Plain()
-            async with screen:
-                return await Chat(client, screen).run(args.session)
+        async with _opened(args) as client:
+            if full_screen(args):
+                from im_actors.cli.chat_screen import run_screen
+
+                return await run_screen(client, args.user, args.session)
+            async with Terminal() if _can_move_the_cursor() else Plain() as screen:
+                return await chat_lines.Chat(client, screen).run(args.session)
     finally:
         leftovers.cancel()
         await asyncio.gather(leftovers, return_exceptions=True)
 
 
-class _Opened:
-    """A client that was entered already."""
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-
-    async def __aenter__(self) -> Client:
-        return self._client
-
-    async def __aexit__(self, *exc: object) -> None:
-        await self._client.__aexit__(*exc)  # type: ignore[arg-type]
+def full_screen(args: argparse.Namespace) -> bool:
+    """Whether there is a screen to draw on. What --debug logs would be written across it."""
+    if args.plain or args.debug or not _can_move_the_cursor():
+        return False
+    return importlib.util.find_spec("prompt_toolkit") is not None
 
 
-async def _opened(args: argparse.Namespace) -> _Opened:
+def _can_move_the_cursor() -> bool:
+    is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    return is_terminal and os.environ.get("TERM", "dumb") not in ("", "dumb")
+
+
+@contextlib.asynccontextmanager
+async def _opened(args: argparse.Namespace) -> AsyncIterator[Client]:
     """A user may chat in several terminals: each has a file and a device of its own."""
     from im_actors.client import Client
 
     url = url_of(args)
-    for number in range(1, CHATS_PER_USER_MAX + 1):
-        device = DEVICE if number == 1 else f"{DEVICE}-{number}"
-        path: Path = store_of(args, args.user, device)
-        with contextlib.suppress(WrongDirectory):
-            return _Opened(await Client(url, args.user, device, path, args.token).__aenter__())
-    raise WrongDirectory(f"{args.user} chats in {CHATS_PER_USER_MAX} terminals already")
-
-
-class Chat:
-    """One running chat."""
-
-    def __init__(self, client: Client, screen: Terminal | Plain) -> None:
-        self._client = client
-        self._screen = screen
-        self._session = ""
-        self._readers: dict[str, asyncio.Task[None]] = {}
-        self._sends: set[asyncio.Task[None]] = set()
-        self._online: bool | None = None
-        self._commands: dict[str, Callable[[str], object]] = {
-            "/help": lambda _: self._screen.say(HELP),
-            "/join": self._join,
-            "/history": self._history,
-            "/sessions": self._sessions,
-            "/where": self._where,
-        }
-
-    async def run(self, session: str | None) -> int:
-        """Returns 0; raises what the server refused this user with."""
-        with contextlib.suppress(ImError):
-            await self._client.connected(2.0)
-        watch = asyncio.create_task(self._watch())
-        try:
-            if session:
-                await self._join(session)
-            else:
-                await self._sessions("")
-                self._screen.say("/join SESSION begins a conversation, /help explains")
-            async for line in self._screen.lines():
-                if line.strip() in ("/quit", "/exit"):
-                    break
-                await self._typed(line)
-            await self._until_answered()
-        finally:
-            tasks = [watch, *self._readers.values(), *self._sends]
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-        return 0
-
-    async def _typed(self, line: str) -> None:
-        word, _, rest = line.partition(" ")
-        try:
-            if word in self._commands:
-                result = self._commands[word](rest.strip())
-                if asyncio.iscoroutine(result):
-                    await result
-            elif word.startswith("/") and not line.startswith("//"):
-                self._screen.say(f"{printable(word)} is not a command; /help shows them")
-            elif line.strip():
-                await self._send(line.removeprefix("/") if line.startswith("//") else line)
-        except ImError as error:
-            self._screen.say(f"! {printable(str(error))}")
-
-    # -- sending ---------------------------------------------------------------------------------
-
-    async def _send(self, text: str) -> None:
-        if not self._session:
-            self._screen.say("! /join SESSION first")
-            return
-        sent = await self._client.send(self._session, text)
-        if not self._client.status().online:
-            self._screen.say(f"… {printable(text)}  (kept on this computer, goes out later)")
-        task = asyncio.create_task(self._until_refused(sent, text))
-        self._sends.add(task)
-        task.add_done_callback(self._sends.discard)
-        self._draw_prompt()
-
-    async def _until_refused(self, sent: Sent, text: str) -> None:
-        try:
-            await sent.acked()
-        except ImError as error:
-            self._screen.say(f"✗ {printable(text)}  ({printable(str(error))})")
-        self._draw_prompt()
-
-    async def _until_answered(self) -> None:
-        """At the end of piped input, so that a script sees its own messages and their marks."""
-        if isinstance(self._screen, Plain) and self._client.status().online:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(DRAIN_S):
-                    await asyncio.gather(*self._sends)
-
-    # -- reading ---------------------------------------------------------------------------------
-
-    async def _join(self, session: str) -> None:
-        if not session:
-            self._screen.say("! /join SESSION: which one?")
-            return
-        page = await self._client.history(session, limit=SHOWN_AT_START)
-        self._session = session
-        self._screen.say(f"-- {printable(session)} --")
-        if session not in self._readers:
-            for event in page.events:
-                self._screen.say(event_line(event, self._mark(event.device)))
-            after = page.events[-1].seq if page.events else 0
-            self._readers[session] = asyncio.create_task(self._read(session, after))
-        self._draw_prompt()
-
-    async def _read(self, session: str, after: int) -> None:
-        try:
-            async with self._client.follow(session, after=after) as follower:
-                async for event in follower:
-                    where = "" if session == self._session else f"[{printable(session)}] "
-                    self._screen.say(where + event_line(event, self._mark(event.device)))
-        except ImError as error:
-            self._screen.say(f"! {printable(session)}: {printable(str(error))}")
-            del self._readers[session]
-
-    def _mark(self, device: str) -> str:
-        return " ✓" if device == self._client.address else ""
-
-    async def _history(self, count: str) -> None:
-        if not self._session:
-            self._screen.say("! /join SESSION first")
-            return
-        limit = int(count) if count.isdecimal() and int(count) > 0 else SHOWN_BY_HISTORY
-        page = await self._client.history(self._session, limit=min(limit, 1_000))
-        for event in page.events:
-            self._screen.say(event_line(event, self._mark(event.device)))
-        if page.offline:
-            self._screen.say("-- offline: this is what this computer has --")
-
-    async def _sessions(self, _: str) -> None:
-        for info in await self._client.sessions():
-            pending = f", {info.pending} pending" if info.pending else ""
-            last = f": {event_line(info.last)}" if info.last else ""
-            self._screen.say(f"{printable(info.session)}{pending}{last}")
-
-    async def _where(self, _: str) -> None:
-        waiting = self._client.outbox()
-        for sent in waiting:
-            text = printable(self._client.where(sent).text)
-            self._screen.say(f"{printable(sent.session)} {sent.n}: {text}")
-        if not waiting:
-            self._screen.say("nothing is pending")
-
-    # -- the prompt ------------------------------------------------------------------------------
-
-    async def _watch(self) -> None:
-        """The state of the connection has no event that one could wait for, so it is looked at."""
-        while True:
-            status = self._client.status()
-            if status.online != self._online:
-                first = self._online is None
-                self._online = status.online
-                if not status.online:
-                    why = printable(str(status.last_error or "no server answers"))
-                    self._screen.say(f"-- offline: {why} --")
-                elif not first:
-                    self._screen.say("-- online again --")
-            self._draw_prompt()
-            await asyncio.sleep(REFRESH_S)
-
-    def _draw_prompt(self) -> None:
-        status = self._client.status()
-        states = [] if status.online else ["offline"]
-        if status.pending:
-            states.append(f"{status.pending} pending")
-        state = f" ({', '.join(states)})" if states else ""
-        prompt = f"{printable(self._session)}{state}> "
-        if prompt != self._screen.prompt:
-            self._screen.prompt = prompt
-            self._screen.redraw()
+    async with contextlib.AsyncExitStack() as stack:
+        for number in range(1, CHATS_PER_USER_MAX + 1):
+            device = DEVICE if number == 1 else f"{DEVICE}-{number}"
+            path: Path = store_of(args, args.user, device)
+            with contextlib.suppress(WrongDirectory):
+                client = Client(url, args.user, device, path, args.token)
+                await stack.enter_async_context(client)
+                break
+        else:
+            raise WrongDirectory(f"{args.user} chats in {CHATS_PER_USER_MAX} terminals already")
+        yield client

@@ -48,10 +48,10 @@ _BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 def event_line(event: Event, mark: str = "") -> str:
     """An event for people."""
     at = datetime.fromtimestamp(event.time_ms / 1000).strftime("%Y-%m-%d %H:%M:%S")
-    return f"#{event.seq} {at} {printable(event.sender)}{printable(_said(event))}{mark}"
+    return f"#{event.seq} {at} {printable(event.sender)}{printable(said(event))}{mark}"
 
 
-def _said(event: Event) -> str:
+def said(event: Event) -> str:
     """What the sender said or did, to follow his name."""
     if event.recalled:
         return ": (recalled)"

@@ -170,16 +170,26 @@ class Client(UserCalls):
             raise BadRequest(f"after is {after!r}, it must be None, a seq or LIVE")
         return Follower(engine, feed)
 
-    async def history(self, session: str, before: int | None = None, limit: int = 50) -> Page:
+    async def history(
+        self,
+        session: str,
+        before: int | None = None,
+        limit: int = 50,
+        *,
+        local: bool = False,
+    ) -> Page:
         """The newest ``limit`` events below seq ``before``, or the newest of all.
 
         From the server, or from the local store when no server answers: the page says which.
+        ``local``: from the store in any case, at once.
         """
         check_session(session)
         if before is not None and before < 1:
             raise BadRequest(f"before is {before}, it must be a seq or None")
         if not 1 <= limit <= HISTORY_LIMIT_MAX:
             raise BadRequest(f"limit is {limit}, it must be 1 to {HISTORY_LIMIT_MAX}")
+        if local:
+            return await self._local_page(session, before, limit)
         try:
             async with asyncio.timeout(self._engine.patience_s):
                 return await self._server_page(session, before, limit)

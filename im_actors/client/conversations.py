@@ -67,7 +67,8 @@ class ConversationList:
     unread: int
     """Of all conversations, not only of these."""
     offline: bool
-    """No server answered: this is what the device knew at ``as_of_ms``, and what it did since."""
+    """No server answered, or one that knew less: this is what the device knew at ``as_of_ms``, and
+    what it did since."""
     as_of_ms: int
     """Since the Unix epoch, by this computer's clock; 0: no server ever said."""
 

@@ -71,6 +71,19 @@ class Sent:
         """Why it was refused for good, if it was."""
         return self._error
 
+    @property
+    def kind(self) -> int | None:
+        """The kind of the event that it asks for; None once there is an answer."""
+        view = self._engine.outbox.row(self.session, self.n)
+        return view.row.kind if view is not None else None
+
+    @property
+    def body(self) -> bytes | None:
+        """What is sent, as long as there is no answer: a program that comes back shows by it what
+        still waits from its last run."""
+        view = self._engine.outbox.row(self.session, self.n)
+        return view.row.body if view is not None else None
+
     async def acked(self, timeout: float | None = None) -> Ack:
         """Wait for the receipt.
 

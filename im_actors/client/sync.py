@@ -72,6 +72,16 @@ class Sent:
         return self._client._do(lambda: sent.state)
 
     @property
+    def kind(self) -> int | None:
+        """The kind of the event that it asks for; None once there is an answer."""
+        return self._client._do(lambda: self._sent.kind)
+
+    @property
+    def body(self) -> bytes | None:
+        """What is sent, as long as there is no answer."""
+        return self._client._do(lambda: self._sent.body)
+
+    @property
     def ack(self) -> Ack | None:
         return self._sent.ack
 
@@ -216,9 +226,16 @@ class Client(UserCalls[Sent]):
         """The events of a session in order, history and live; iterate over it."""
         return Follower(self, self._do(lambda: self._client.follow(session, after)))
 
-    def history(self, session: str, before: int | None = None, limit: int = 50) -> Page:
+    def history(
+        self,
+        session: str,
+        before: int | None = None,
+        limit: int = 50,
+        *,
+        local: bool = False,
+    ) -> Page:
         """The newest ``limit`` events below seq ``before``, or the newest of all."""
-        return self._wait(self._client.history(session, before, limit))
+        return self._wait(self._client.history(session, before, limit, local=local))
 
     def sessions(self) -> list[SessionInfo]:
         """The conversations that this device knows, those with the newest event first."""

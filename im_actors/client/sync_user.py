@@ -59,6 +59,10 @@ class UserCalls(Generic[SentT]):
             )
         )
 
+    def labels(self) -> list[str]:
+        """The labels under which this device knows conversations to be folded, sorted."""
+        return self._do(self._client.labels)
+
     def list_changed(self, since: int = 0) -> int:
         """Wait until this device knows more of the list than when this returned ``since``."""
         return self._wait(self._client.list_changed(since))

@@ -70,11 +70,16 @@ class UserCalls:
             except RetryableError:
                 pass
             else:
-                rows = [user.mailbox.changed(row) for row in page.rows]
+                newest = user.mailbox
+                rows = [newest.row(row.session) or newest.changed(row) for row in page.rows]
                 following = _next(page.rows[-1], page.cursor) if page.rows and page.cursor else None
                 return self._list(rows, following, offline=False)
         offline = not (local and self._engine.connection.is_online)
         return await self._local_list(limit, behind, unread_only, label, offline)
+
+    def labels(self) -> list[str]:
+        """The labels under which this device knows conversations to be folded, sorted."""
+        return sorted({row.label for row in self._engine.user.mailbox.rows()} - {""})
 
     async def list_changed(self, since: int = 0) -> int:
         """Wait until this device knows more of the list than it did when this returned ``since``.

@@ -76,7 +76,7 @@ class UserSide:
         self._signals: dict[tuple[str, str, str], tuple[float, Any]] = {}
         self._hearing: list[tuple[deque[Signal], asyncio.Event]] = []
         self._following: asyncio.Task[None] | None = None
-        self._wanted = asyncio.Event()
+        self._registered = False
 
     def _keep(self, area: str, name: str, value: bytes | None) -> None:
         self._engine.store.keep(area, name, value)
@@ -91,6 +91,7 @@ class UserSide:
             self.mailbox.restore(kept)
             self.overlays.restore(kept)
             self._kept = dict(kept.get("answer", {}))
+            self._registered = "registered" in kept.get("mailbox", {})
         except Exception as error:  # of a later version that was here before
             self._engine.warn(ImError(f"what was kept for reading offline cannot be read: {error}"))
         for sent in pending:
@@ -235,12 +236,16 @@ class UserSide:
                     raise NotReachable("the copy that answered lags behind")
                 return
         version, page = await self._page(None, QUERY_ROWS_MAX, False, "")
+        if version < upto:
+            raise NotReachable("the copy that answered lags behind")
         self.mailbox.begin(page.rows)
         self.mailbox.learned(version, now_ms())
 
     async def page(self, cursor: str | None, limit: int, unread_only: bool, label: str) -> RowPage:
-        """A page of the list from the server."""
+        """A page of the list from the server; NotReachable also when it knows less than we do."""
         version, page = await self._page(cursor, limit, unread_only, label)
+        if version < self.mailbox.known.version:
+            raise NotReachable("the copy that answered lags behind")
         self.mailbox.take(page.rows)
         # It says nothing of what changed below it, so the version stays, unless there was none.
         if not self.mailbox.known.version and cursor is None and not unread_only and not label:
@@ -258,14 +263,15 @@ class UserSide:
 
     async def _register(self) -> None:
         """Be one of the user's devices, once for each store that lasts."""
-        if self._engine.store.instant or self.remembered("registered"):
+        if self._engine.store.instant or self._registered:
             return
         device = self._engine.address.partition("/")[2]
         sent = await self.change("device", device, self._engine.agent)
         # What is refused, because there are too many, is tried again by the next start.
         with contextlib.suppress(RetryableError):
             await sent.acked(self._engine.patience_s)
-        self.remember("registered", True)
+        self._registered = True
+        self._keep("mailbox", "registered", b"")
 
     def _heed(self, events: Sequence[Event]) -> None:
         """What the mailbox says and no row does: messages that were deleted on another device."""

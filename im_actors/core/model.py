@@ -158,7 +158,7 @@ def view_of(fields: Sequence[Any]) -> View:
     return View(slot, epoch, state, owner, tuple(Member(*m) for m in members))
 
 
-pack: Callable[[Sequence[Any]], bytes] = msgpack.Packer(use_bin_type=True, autoreset=True).pack
+pack: Callable[[Any], bytes] = msgpack.Packer(use_bin_type=True, autoreset=True).pack
 """msgpack. A plain tuple with the fields of an Event packs to the same bytes as the Event."""
 
 

@@ -75,6 +75,9 @@ IN_FLIGHT_GROWTH = 4
 """So many more may be in flight after all that may be were ACKed."""
 IN_FLIGHT_BYTES_MAX = 4 << 20
 """Most bytes of bodies in flight on one connection: what a dead link can keep in its buffers."""
+N_MAX = 1 << 62
+"""No device ever sends so much. A server that expects more is not believed: what follows a number
+that no store can hold could not be saved."""
 RETRY_AFTER_MS_MAX = 60_000
 """A longer wish of the server is cut to this: a wrong number must not silence a device."""
 VOID_RETRY_MS = 60_000
@@ -385,7 +388,8 @@ class Outbox:
             effects.append(DeleteRows([(old.session, old.n)]))
             self._retire(lane)
             return
-        new = old._replace(n=max(self.next_n(old.session), entry.expected_n))
+        expected = entry.expected_n if entry.expected_n <= N_MAX else 0
+        new = old._replace(n=max(self.next_n(old.session), expected))
         self._next_n[old.session] = new.n + 1
         moved = _Row(new, SendState.SAVING)
         moved.moves, moved.error = row.moves + 1, row.error

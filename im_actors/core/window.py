@@ -76,6 +76,22 @@ class Window:
         skipped = max(0, self.last_seq - read_seq) - number - recalled
         return Unread(number, self.last_seq, read_seq, skipped, recalled)
 
+    def uncounted(self, user: str, read_seq: int) -> list[tuple[int, int]] | None:
+        """The events above ``read_seq`` that do not count for this user, as (first, last),
+        ascending; None when the window does not reach back so far."""
+        if read_seq < self.floor:
+            return None
+        ranges, at = [], read_seq
+        for seq in self._all[bisect_right(self._all, read_seq) :]:
+            if self._senders[seq] == user:
+                continue
+            if seq > at + 1:
+                ranges.append((at + 1, seq - 1))
+            at = seq
+        if self.last_seq > at:
+            ranges.append((at + 1, self.last_seq))
+        return ranges
+
     def _recall(self, seq: int) -> None:
         sender = self._senders.pop(seq, None)
         if sender is not None:

@@ -11,7 +11,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from im_actors.core.ratelimit import TokenBucket
-from im_actors.errors import BadRequest, ImError, Overloaded, RateLimited, ShuttingDown
+from im_actors.errors import ImError, Overloaded, RateLimited, ShuttingDown
 from im_actors.net.connection import FramedProtocol
 from im_actors.wire import messages as m
 from im_actors.wire.codec import Message, encode_frame
@@ -22,7 +22,7 @@ from im_actors.wire.limits import (
     ROWS_PER_FRAME_MAX,
 )
 from im_actors.wire.messages import Hello, in_batches
-from im_actors.wire.queries import check_query, check_signal, refusal
+from im_actors.wire.queries import check_query, check_signal
 
 if TYPE_CHECKING:
     from im_actors.gateway.node import GatewayNode
@@ -69,6 +69,9 @@ class ClientConnection(FramedProtocol):
         """Since when there has been more unread than the kernel takes; None: there is not."""
         self.outstanding = 0
         self.pulls = 0
+        self.queries = 0
+        self.asked: set[str] = set()
+        self.signals: dict[str, int] = {}
         self.follows: set[str] = set()
         self.missed: set[str] = set()
         self.ack_rows: list[tuple[Any, ...]] = []
@@ -111,6 +114,15 @@ class ClientConnection(FramedProtocol):
         self._node.connection_closed(self)
 
     # ---- what others call
+
+    @property
+    def user(self) -> str:
+        return self.hello.user if self.hello is not None else ""
+
+    @property
+    def device(self) -> str:
+        """Without the user."""
+        return self.hello.device if self.hello is not None else ""
 
     @property
     def peer_host(self) -> str:
@@ -223,8 +235,8 @@ class ClientConnection(FramedProtocol):
         self._expires_ms = self._node.check_hello(self, hello)
         self.hello = hello
         self.address = hello.address
-        self._node.connection_welcomed(self, hello)
         self.send(encode_frame(m.welcome(self._node.name, self._node.wall_ms(), self._limits)))
+        self._node.connection_welcomed(self, hello)
 
     def _send_received(self, message: Message, now_ms: int) -> None:
         accepted, refused = m.check_send(message, self._limits)
@@ -249,17 +261,17 @@ class ClientConnection(FramedProtocol):
             case m.FOLLOW:
                 sessions = m.check_follow(message, self._limits)
                 try:
-                    self._node.followers.follow(self, sessions, now_ms)
+                    self._node.follow(self, sessions, now_ms)
                 except Overloaded as error:
                     # Retryable, so the connection stays.
                     self.send(encode_frame(m.error_message(error)))
                 return len(sessions)
             case m.UNFOLLOW:
                 sessions = m.check_unfollow(message, self._limits)
-                self._node.followers.unfollow(self, sessions)
+                self._node.unfollow(self, sessions)
                 return len(sessions)
             case m.PULL:
-                self._node.pulls.pull(self, m.check_pull(message, self._limits), now_ms)
+                self._node.pull(self, m.check_pull(message, self._limits), now_ms)
                 return PULL_ASKS
             case m.PING:
                 self.send(encode_frame(m.pong(m.check_ping(message))))
@@ -267,12 +279,10 @@ class ClientConnection(FramedProtocol):
                 logger.debug("%s says bye: %s", self.address, m.check_bye(message))
                 self.close()
             case m.QUERY:
-                query = check_query(message)
-                unknown = BadRequest(f"there is no query {query.what!r} here")
-                self.send(encode_frame(refusal(query.request, unknown)))
+                self._node.query(self, check_query(message))
                 return PULL_ASKS
             case m.SIGNAL:
-                check_signal(message)
+                self._node.signal(self, check_signal(message), now_ms)
             case _:
                 m.refuse_type(message)
         return 1

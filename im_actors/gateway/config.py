@@ -15,6 +15,12 @@ TOKEN_SECRET_BYTES_MIN = 32
 _BYTES_MAX = 1 << 40
 _COUNT_MAX = 100_000_000
 _TIME_MS_MAX = 3_600_000
+_NOT_NUMBERS = frozenset(
+    (
+        *("limits", "token_secret", "insecure_open", "host_label"),
+        *("mailbox_redis", "mailbox_cluster", "mailbox_dir", "large_accounts"),
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +106,27 @@ class GatewayConfig:
     pulls_max: int = 1_024
     """PULLs of all connections without an answer."""
 
+    # The user side; without it when ``limits.queries`` is 0.
+    queries_max: int = 4_096
+    """QUERYs of all connections without an answer."""
+    live_sessions_max: int = 20_000
+    """Groups that nobody here follows and whose last events are kept for conversation lists."""
+    live_ms: int = 2_000
+    """How long one waits for a group to be read before it is NOT_REACHABLE."""
+    mailbox_head_ms: int = 500
+    """How long a query of who has just come waits for the head of his mailbox."""
+    signal_ms: int = 1_000
+    """A connection's signals of one session that come faster are dropped."""
+    mailbox_redis: str = ""
+    """URL of a Redis that keeps copies of conversation lists. Empty: none."""
+    mailbox_cluster: str = "im"
+    """Tells the copies of several clusters in one Redis apart."""
+    mailbox_dir: str = ""
+    """Directory for a file with copies of conversation lists; no other gateway of the same name may
+    use it. Empty: none."""
+    large_accounts: frozenset[str] = frozenset()
+    """Users whose conversation lists are loaded at the start and kept in memory."""
+
     # Leaving.
     drain_ms: int = 2_000
     """How long stopping waits for rows that shards have not answered yet."""
@@ -117,7 +144,7 @@ class GatewayConfig:
         self.limits.validate()
         for name in self.__slots__:
             value = getattr(self, name)
-            if name in ("limits", "token_secret", "insecure_open", "host_label"):
+            if name in _NOT_NUMBERS:
                 continue
             if name.endswith("_ms") or "_ms_" in name:
                 highest = _TIME_MS_MAX

@@ -44,10 +44,20 @@ class Follower(Protocol):
         """Send encoded frames."""
 
 
-class Watch:
-    """A session that is followed by at least one connection."""
+class Listener(Protocol):
+    """A part of the gateway that follows a session for its own purposes."""
 
-    __slots__ = ("followers", "head", "renewed", "session", "slot", "waiting")
+    def pushed(self, session: str, events: list[bytes]) -> None:
+        """Events in the order of seq, perhaps with gaps; before any connection gets them."""
+
+    def told(self, session: str, head: int) -> None:
+        """The owner's head: from it on pushes come. What is below may have been missed."""
+
+
+class Watch:
+    """A session that is followed by at least one connection, or listened to."""
+
+    __slots__ = ("followers", "head", "listener", "renewed", "session", "slot", "waiting")
 
     def __init__(self, session: str) -> None:
         self.session = session
@@ -58,6 +68,7 @@ class Watch:
         """Followers that have not been told a head yet."""
         self.head = -1
         """The highest seq pushed or told by a shard; -1: none yet."""
+        self.listener: Listener | None = None
         self.renewed = False
         """The next head is for all followers: pushes may have been missed."""
 
@@ -118,6 +129,32 @@ class Followers:
         _send_heads(follower, known)
         self._ask(asked, now_ms)
 
+    def listen(self, session: str, listener: Listener, now_ms: int) -> None:
+        """Tell ``listener`` of the session's events from now on; one for each session."""
+        watch = self._watches.get(session)
+        asked = watch is None
+        if watch is None:
+            watch = self._new_watch(session)
+        assert watch.listener is None, session
+        watch.listener = listener
+        if asked:
+            self._ask([watch], now_ms)
+        elif watch.head >= 0 and not watch.renewed:
+            listener.told(session, watch.head)
+
+    def unlisten(self, session: str) -> None:
+        """Nothing is told any more."""
+        watch = self._watches[session]
+        watch.listener = None
+        if not watch.followers:
+            self._end_watch(watch)
+            self._tell_shards(_UNWATCH, [watch])
+
+    def followers_of(self, session: str) -> list[Follower]:
+        """Who follows it at present."""
+        watch = self._watches.get(session)
+        return list(watch.followers) if watch is not None else []
+
     def unfollow(self, follower: Follower, sessions: Iterable[str]) -> None:
         """No pushes any more; sessions that are not followed are passed over."""
         ended: list[Watch] = []
@@ -130,7 +167,7 @@ class Followers:
             watch = self._watches[session]
             del watch.followers[follower]
             watch.waiting.discard(follower)
-            if not watch.followers:
+            if not watch.followers and watch.listener is None:
                 self._end_watch(watch)
                 ended.append(watch)
         self._tell_shards(_UNWATCH, ended)
@@ -167,8 +204,12 @@ class Followers:
         single: dict[Follower, list[bytes]] = {}
         for watch, events in batches.items():
             watch.head = max(watch.head, event_seq(events[-1]))
-            if len(watch.followers) > 1:
-                self._push_to_many(watch, events)
+            if watch.listener is not None:
+                # First, as it may find that some of the followers may follow no more.
+                watch.listener.pushed(watch.session, events)
+            if len(watch.followers) != 1:
+                if watch.followers:
+                    self._push_to_many(watch, events)
                 continue
             (follower,) = watch.followers
             if not self._may_push(follower, watch.session, len(events)):
@@ -196,6 +237,8 @@ class Followers:
                 told.setdefault(follower, []).append((session, watch.head))
             watch.renewed = False
             watch.waiting.clear()
+            if watch.listener is not None:
+                watch.listener.told(session, watch.head)
         for follower, known in told.items():
             _send_heads(follower, known)
 

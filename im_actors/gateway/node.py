@@ -4,7 +4,8 @@ Its parts, each without sockets of its own:
 
     clients ── ClientConnection ──┬── Router     sends ────────▶ shards ── Relays ─▶ shards
                                   ├── Followers  pushes ◀─────── shards
-                                  └── Pulls      history ──────▶ replicas, by Reads
+                                  ├── Pulls      history ──────▶ replicas, by Reads
+                                  └── UserSide   lists, groups ▶ by all of these
                                       Peers      the links to both, as the directory says
 """
 
@@ -22,7 +23,7 @@ from ssl import SSLContext
 from typing import Any
 
 from im_actors.core.directory import Directory
-from im_actors.errors import Overloaded, SetupError, Unauthenticated
+from im_actors.errors import BadRequest, Overloaded, SetupError, Unauthenticated
 from im_actors.gateway.client_connection import ClientConnection
 from im_actors.gateway.config import Clock, GatewayConfig
 from im_actors.gateway.followers import Followers
@@ -32,11 +33,13 @@ from im_actors.gateway.reads import Reads
 from im_actors.gateway.relays import Relays
 from im_actors.gateway.router import Router
 from im_actors.gateway.tokens import check_token, require_jwt
+from im_actors.gateway.user_side import UserSide
 from im_actors.net.link import LinkConfig, PeerInfo
 from im_actors.net.listener import Listener, listen
 from im_actors.wire.codec import Message, encode_frame
 from im_actors.wire.links import LINK_FRAME_BYTES_MAX, InsideType
-from im_actors.wire.messages import Hello, error_message
+from im_actors.wire.messages import Hello, Pull, error_message
+from im_actors.wire.queries import Query, Signal, refusal
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +50,7 @@ _RELAY = int(InsideType.RELAY)
 _RELAYED = int(InsideType.RELAYED)
 _RELAY_SENDS = int(InsideType.RELAY_SENDS)
 _SENDS_RELAYED = int(InsideType.SENDS_RELAYED)
-_READ_ANSWERS = frozenset((int(InsideType.PAGE),))
+_READ_ANSWERS = frozenset(map(int, (InsideType.PAGE, InsideType.FACTS, InsideType.COUNTED)))
 
 
 class GatewayNode:
@@ -97,6 +100,11 @@ class GatewayNode:
         self.followers = Followers(self.peers, config)
         self.reads = Reads(self.peers, config)
         self.pulls = Pulls(self.reads, config, self._known_head)
+        self.user_side: UserSide | None = None
+        if config.limits.queries:
+            self.user_side = UserSide(
+                name, config, self.followers, self.reads, self.pulls, self._known_head, clock
+            )
 
     # ---- for its owner
 
@@ -131,6 +139,8 @@ class GatewayNode:
         if not self._timers:
             self._every(self.config.tick_ms, self._tick)
             self._every(self.config.sweep_ms, self._sweep)
+            if self.user_side is not None:
+                self.user_side.mailboxes.start()
 
     def directory(self, directory: Directory) -> None:
         """Route by ``directory`` from now on, unless it is older than the present one."""
@@ -161,6 +171,7 @@ class GatewayNode:
         await self.drain()
         for timer in self._timers:
             timer.cancel()
+        await self._close_user_side()
         self.peers.close()
         await self.peers.wait_closed()
 
@@ -173,6 +184,7 @@ class GatewayNode:
             listener.close()
             listener.abort_connections()
             await listener.wait_closed()
+        await self._close_user_side()
         self.peers.close()
         await self.peers.wait_closed()
 
@@ -205,6 +217,7 @@ class GatewayNode:
             "pulls_answered": pulls.answered,
             "pulls_failed": pulls.failed,
             "violations": self.violations,
+            **(self.user_side.status() if self.user_side is not None else {}),
             "shards": {shard.incarnation: shard.status() for shard in peers.shards.values()},
             "replicas": {replica.name: replica.status() for replica in peers.replicas.values()},
         }
@@ -240,6 +253,38 @@ class GatewayNode:
         """It is a stranger no more."""
         self._strangers.discard(connection)
         self._users[hello.user] += 1
+        if self.user_side is not None:
+            self.user_side.online.came(connection)
+
+    def follow(self, connection: ClientConnection, sessions: list[str], now_ms: int) -> None:
+        """Of a FOLLOW; errors are those of ``Followers.follow``."""
+        if self.user_side is not None:
+            self.user_side.access.follow(connection, sessions, now_ms)
+        else:
+            self.followers.follow(connection, sessions, now_ms)
+
+    def unfollow(self, connection: ClientConnection, sessions: list[str]) -> None:
+        if self.user_side is not None:
+            self.user_side.access.unfollow(connection, sessions)
+        else:
+            self.followers.unfollow(connection, sessions)
+
+    def pull(self, connection: ClientConnection, pull: Pull, now_ms: int) -> None:
+        if self.user_side is not None:
+            self.user_side.access.pull(connection, pull, now_ms)
+        else:
+            self.pulls.pull(connection, pull, now_ms)
+
+    def query(self, connection: ClientConnection, query: Query) -> None:
+        if self.user_side is not None:
+            self.user_side.queries.ask(connection, query)
+        else:
+            unknown = BadRequest(f"there is no query {query.what!r} here")
+            connection.send(encode_frame(refusal(query.request, unknown)))
+
+    def signal(self, connection: ClientConnection, signal: Signal, now_ms: int) -> None:
+        if self.user_side is not None:
+            self.user_side.signal(connection, signal, now_ms)
 
     def connection_closed(self, connection: ClientConnection) -> None:
         """Forget it. Its sends go on; nobody is told of their answers."""
@@ -247,6 +292,8 @@ class GatewayNode:
         self._strangers.discard(connection)
         self.followers.left(connection)
         if connection.hello is not None:
+            if self.user_side is not None:
+                self.user_side.online.left(connection)
             user = connection.hello.user
             self._users[user] -= 1
             if not self._users[user]:
@@ -323,6 +370,10 @@ class GatewayNode:
                 " is not a safe address to listen on: configure a token secret, or listen on"
                 " 127.0.0.1"
             )
+
+    async def _close_user_side(self) -> None:
+        if self.user_side is not None:
+            await self.user_side.close()
 
     def _reconnect_after_ms(self) -> int:
         return self._rng.randint(0, self.config.reconnect_after_ms)

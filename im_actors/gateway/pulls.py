@@ -10,7 +10,7 @@ from im_actors.gateway.config import GatewayConfig
 from im_actors.gateway.reads import Found, Reads
 from im_actors.wire.codec import encode_frame
 from im_actors.wire.links import InsideType, pack_frame
-from im_actors.wire.messages import Pull, events, fit_events
+from im_actors.wire.messages import NUMBER_MAX, Pull, events, fit_events
 
 _READ = int(InsideType.READ)
 
@@ -46,11 +46,24 @@ class Pulls:
     def __len__(self) -> int:
         return self.waiting
 
-    def pull(self, reader: Reader, pull: Pull, now_ms: int) -> None:
-        """Answer with EVENTS, soon."""
+    def has_room(self, reader: Reader) -> bool:
+        """Whether one more of its PULLs may wait."""
+        return reader.pulls < self._config.pulls_per_connection
+
+    def refuse(self, reader: Reader, pull: Pull, error: ImError) -> None:
+        """Answer without events."""
+        self._fail(reader, pull, 0, error)
+
+    def nothing(self, reader: Reader, pull: Pull, head_max: int) -> None:
+        """Answer that there is nothing there for this reader."""
+        head = min(self._head_of(pull.session), head_max)
+        reader.send(encode_frame(events(pull.request, pull.session, head, ())))
+
+    def pull(self, reader: Reader, pull: Pull, now_ms: int, head_max: int = NUMBER_MAX) -> None:
+        """Answer with EVENTS, soon. The reader is told no head above ``head_max``."""
         head = self._head_of(pull.session)
         limit = self._config.pulls_per_connection
-        if reader.pulls >= limit:
+        if not self.has_room(reader):
             self._fail(reader, pull, head, Overloaded(f"{limit} pulls of this connection wait"))
             return
 
@@ -63,7 +76,7 @@ class Pulls:
             reader.pulls -= 1
             self.waiting -= 1
             if isinstance(outcome, Found):
-                self._answer(reader, pull, head, outcome)
+                self._answer(reader, pull, head, outcome, head_max)
             else:
                 self._fail(reader, pull, head, outcome)
 
@@ -73,8 +86,8 @@ class Pulls:
 
     # ---- inside
 
-    def _answer(self, reader: Reader, pull: Pull, head: int, found: Found) -> None:
-        head = max(head, found.last_seq)
+    def _answer(self, reader: Reader, pull: Pull, head: int, found: Found, head_max: int) -> None:
+        head = min(max(head, found.last_seq), head_max)
         if reader.buffered_bytes > self._config.slow_reader_bytes:
             # It has not read what it pulled before; a page more would only lie here.
             self._fail(reader, pull, head, Overloaded("read the earlier pages first"))

@@ -17,7 +17,19 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from im_actors.core.story import Story
-from im_actors.errors import ImError, OutOfOrder, Overloaded, SlotMoving, Unknown, error_for
+from im_actors.errors import (
+    BadRequest,
+    Forbidden,
+    ImError,
+    NotFound,
+    OutOfOrder,
+    Overloaded,
+    SlotMoving,
+    TooLarge,
+    TooLate,
+    Unknown,
+    error_for,
+)
 from im_actors.gateway.config import GatewayConfig
 from im_actors.gateway.held import HeldRow, HeldSlot, Row, Sender
 from im_actors.gateway.peers import Peers, RouteChange, ShardPeer
@@ -40,6 +52,11 @@ _ASK_AGAIN = frozenset((SlotMoving.code, Unknown.code))
 _DETAILS = {
     OutOfOrder.code: "an earlier send of this device has to come first",
     Overloaded.code: "the session's shard has too much to do",
+    BadRequest.code: "the session does not take a change of this form",
+    TooLarge.code: "the change is too large: make it in several parts",
+    Forbidden.code: "this user may not do that in this session",
+    NotFound.code: "what it names does not exist here",
+    TooLate.code: "the time for it is over, or it has happened already",
 }
 
 

@@ -81,13 +81,13 @@ class Conversation(NamedTuple):
 
 class Mailboxes:
     """All mailboxes that one gateway reads. ``tiers``: the nearest first, the last has everything;
-    all but the last keep copies of what is read here."""
+    all but the last keep copies of what is read here. ``heads`` gives those for one user."""
 
     def __init__(
         self,
         tiers: Sequence[Tier],
         form: RowFormat,
-        heads: Heads,
+        heads: Callable[[str], Heads],
         changes: Changes,
         config: MailboxConfig,
         clock: Clock = time.monotonic,
@@ -129,6 +129,7 @@ class Mailboxes:
         """What changed after ``since``; None: unknown by now, the list has to be read anew."""
         _check_limit(limit)
         view = await self._view(user, max(at_least, since))
+        await self._know_heads(user, view)
         delta = view.delta(since, limit)
         self.views.settle(user)
         return delta
@@ -259,7 +260,7 @@ class Mailboxes:
             return
         try:
             async with asyncio.timeout(self._config.heads_ms / 1000):
-                await self._flight((user, "heads"), lambda: self._heads.load(unknown))
+                await self._flight((user, "heads"), lambda: self._heads(user).load(unknown))
         except (ImError, OSError):
             pass
         self.metrics.heads_unknown += len(view.refresh())
@@ -317,7 +318,7 @@ class Mailboxes:
         known = self.views.get(user)
         if known is not None and known.version >= found.copy.version:
             return known
-        view = MailboxView(found.copy, self._form, self._heads)
+        view = MailboxView(found.copy, self._form, self._heads(user))
         view.hear(told)
         self.views.put(user, view)
         self.updates.loaded(user, found.tier, found.copy.version)

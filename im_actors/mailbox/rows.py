@@ -78,8 +78,9 @@ class Head(NamedTuple):
 class Heads(Protocol):
     """Where the heads of live rows come from. Nothing of it waits but ``load``."""
 
-    changes: int
-    """Grows with every change of any head, so that a list need not look at all of its rows."""
+    @property
+    def changes(self) -> int:
+        """Grows with every change of any head, so that a list need not look at all of its rows."""
 
     def mark(self, session: str) -> int:
         """Another number after each change of the session's head; 0: the head is not known."""

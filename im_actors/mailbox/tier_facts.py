@@ -6,6 +6,7 @@ rank in ascending order. So ranks are never parted between two pages.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -26,6 +27,12 @@ from im_actors.mailbox.tiers import Changed, Put
 
 FACTS_MAX = 1_000
 """Most facts that are asked for at once."""
+FIRST_FACTS = 100
+"""The same, where most lists have fewer and what follows them is not wanted."""
+_LAST = "\U0010ffff"
+"""Sorts behind all that a name can continue with, but for itself."""
+_AFTER = CONVERSATION[:-1] + chr(ord(CONVERSATION[-1]) + 1)
+"""Sorts behind the keys of all conversations."""
 
 
 class FactPage(NamedTuple):
@@ -58,20 +65,24 @@ class FactReader(Protocol):
 
 
 class FactTier:
-    """A Tier, and the Changes of mailboxes. ``live`` are the sessions whose head is read when the
-    list is read, by what their ids begin with."""
+    """A Tier, and the Changes of mailboxes. ``noted`` are the sessions of whose events mailboxes
+    are told, by what their ids begin with; the head of all others is read when the list is read.
+    """
 
     def __init__(
         self,
         reader: FactReader,
         form: RowFormat,
-        live: Sequence[str] = ("group:",),
+        noted: Sequence[str] = ("direct:", "notice:"),
         name: str = "cold",
     ) -> None:
         self.name = name
         self._reader = reader
         self._form = form
-        self._live = live
+        # What lies between them: (above this key, and below that one).
+        starts = [CONVERSATION, *(CONVERSATION + prefix + _LAST for prefix in sorted(noted))]
+        ends = [*(CONVERSATION + prefix for prefix in sorted(noted)), _AFTER]
+        self._live = list(zip(starts, ends, strict=True))
 
     async def first_page(self, user: str, limit: int, at_least: int) -> Copy | None:
         return await self.page(user, TOP, limit, at_least)
@@ -101,21 +112,28 @@ class FactTier:
     async def whole(self, user: str, listing: Listing, at_least: int) -> Copy | None:
         if listing is not Listing.LIVE:
             return None
-        facts: list[Fact] = []
-        versions = set()
-        for prefix in self._live:
-            more, after_key = True, ""
-            while more:
-                page = await self._reader.prefixed(
-                    mailbox_of(user), CONVERSATION + prefix, after_key, FACTS_MAX, at_least
-                )
-                versions.add(page.version)
-                facts += page.facts
-                more = page.more and bool(page.facts)
-                after_key = facts[-1].key if facts else ""
+        found = [self._between(user, after, end, at_least) for after, end in self._live]
+        parts = await asyncio.gather(*found)
         # By their keys rows stay where they are: a page of later only has some of them newer.
-        rows = [self._form.entry(fact) for fact in facts]
-        return Copy(min(versions), [row for row in rows if row.rank], {Listing.LIVE: END})
+        rows = [self._form.entry(fact) for part in parts for fact in part.facts]
+        version = min(part.version for part in parts)
+        return Copy(version, [row for row in rows if row.rank], {Listing.LIVE: END})
+
+    async def _between(self, user: str, after: str, end: str, at_least: int) -> FactPage:
+        """All facts of conversations whose keys lie above one and below another."""
+        facts: list[Fact] = []
+        limit, more = FIRST_FACTS, True
+        versions = set()
+        while more:
+            page = await self._reader.prefixed(
+                mailbox_of(user), CONVERSATION, after, limit, at_least
+            )
+            versions.add(page.version)
+            inside = [fact for fact in page.facts if fact.key < end]
+            facts += inside
+            more = page.more and len(inside) == len(page.facts) > 0
+            after, limit = (facts[-1].key if facts else after), FACTS_MAX
+        return FactPage(min(versions), facts, False)
 
     async def rows(self, user: str, sessions: Sequence[str], at_least: int) -> Copy | None:
         keys = [CONVERSATION + session for session in sessions]

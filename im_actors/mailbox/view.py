@@ -208,7 +208,7 @@ class MailboxView:
 
     def delta(self, since: int, limit: int) -> Delta | None:
         """What changed after ``since``; None: that is too long ago, the list has to be read anew.
-        Of live rows only what the mailbox says of them: their heads are followed elsewhere."""
+        Live rows are with their heads, and in it only when the mailbox said something of them."""
         if since < self.base:
             return None
         found: list[tuple[int, str]] = []
@@ -315,6 +315,12 @@ class MailboxView:
             self._set(row)
         self._heads_seen = -1 if unknown else heads.changes
         return unknown
+
+    @property
+    def headless(self) -> bool:
+        """Whether a live row is shown of which no head was ever known: its place and its unread
+        count are not right then."""
+        return any(self._rows[session].head is None for session in self._live)
 
     # ---- memory
 

@@ -190,6 +190,17 @@ class Telling:
             "notes_refused": self.refused,
         }
 
+    def unsettled(self, slot: int) -> str | None:
+        """What of a slot that is served has not been told yet; None: everything has."""
+        known = self._slots.get(slot)
+        if known is None or not known.diffusion.serving:
+            return "the cursor has not been read"
+        diffusion = known.diffusion
+        if diffusion.waiting or diffusion.taken_lsn < diffusion.commit_lsn:
+            taken = f"{diffusion.taken_lsn} of {diffusion.commit_lsn}"
+            return f"{diffusion.waiting} notes wait, records are taken up to {taken}"
+        return None
+
     # -- what the machines want done -----------------------------------------------------------
 
     def flush(self) -> None:

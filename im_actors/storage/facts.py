@@ -30,6 +30,7 @@ from im_actors.core.fact_lists import (
 from im_actors.core.facts import Fact, newest
 from im_actors.errors import CorruptData
 from im_actors.storage.database import Database
+from im_actors.storage.steps import Rest, in_steps, no_rest
 
 STAGED_READ_MAX = 4_096
 """Of a session with more staged facts than this a list is read only after they are written."""
@@ -138,16 +139,14 @@ class FactTable:
         """How many facts of a session are staged."""
         return len(self._staged.get(session, ()))
 
-    def write(self, connection: sqlite3.Connection) -> None:
+    def write(self, connection: sqlite3.Connection, rest: Rest = no_rest) -> None:
         """Write what is staged, as a part of the transaction that is under way."""
-        rows = []
-        for session, facts in self._staged.items():
-            for fact in facts.values():
-                key, seq, rank, value = fact
-                rows.append((session, key, seq, rank, value, fact_guard(session, fact)))
+        staged = [(i, fact) for i, facts in self._staged.items() for fact in facts.values()]
         # By key, so that neighbours share a page.
-        rows.sort(key=itemgetter(0, 1))
-        connection.executemany(_PUT, rows)
+        staged.sort(key=lambda row: (row[0], row[1].key))
+        for step in in_steps(staged, rest):
+            rows = [(i, *fact, fact_guard(i, fact)) for i, fact in step]
+            connection.executemany(_PUT, rows)
 
     def settle(self) -> None:
         """What was staged is in the file."""

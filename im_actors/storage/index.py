@@ -257,7 +257,7 @@ class IndexFile:
             for step in in_steps(entries, rest):
                 self._fold_due(connection, step)
             _put_sessions(connection, entries, rest)
-            self.facts.write(connection)
+            self.facts.write(connection, rest)
             connection.executemany(
                 "INSERT OR REPLACE INTO applied VALUES(?,?,?)",
                 [(slot, lsn, applied_guard(slot, lsn)) for slot, lsn in marks.items()],

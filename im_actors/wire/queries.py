@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from enum import IntFlag
 from typing import Any, NamedTuple
 
-from im_actors.core.model import check_name, check_text
+from im_actors.core.model import check_name, check_text, pack
 from im_actors.errors import BadRequest, ImError, ProtocolViolation
 from im_actors.wire.codec import Message
 from im_actors.wire.limits import (
@@ -33,6 +33,8 @@ from im_actors.wire.messages import (
     clean_detail,
 )
 
+_ANSWER_START = b"\x95" + pack(ANSWER)
+_NO_ERROR = pack(0) + pack("")
 SIGNALS = ("typing", "presence")
 """What signals there are."""
 
@@ -124,6 +126,12 @@ def query(request: int, what: str, args: Sequence[Any]) -> tuple[Any, ...]:
 
 def answer(request: int, value: Any) -> tuple[Any, ...]:
     return (ANSWER, request, 0, "", value)
+
+
+def encode_answer(request: int, value: bytes) -> bytes:
+    """The frame of an answer whose value is msgpack already."""
+    body = b"".join((_ANSWER_START, pack(request), _NO_ERROR, value))
+    return len(body).to_bytes(4, "big") + body
 
 
 def refusal(request: int, error: ImError) -> tuple[Any, ...]:

@@ -77,7 +77,7 @@ def windows() -> Iterator[list[Window]]:
 def test_two_people_talk(shared_cluster: ClusterThread, windows: list[Window]) -> None:
     session = f"talk-{uuid.uuid4().hex[:6]}"
     for user in ("alice", "bob"):
-        windows.append(Window(user, session, "--data", shared_cluster.data))
+        windows.append(Window(user, session, "--plain", "--data", shared_cluster.data))
         windows[-1].wait_for(f"{session}> ")
     alice, bob = windows
     bob.type("half a li")
@@ -110,7 +110,7 @@ def test_two_people_talk(shared_cluster: ClusterThread, windows: list[Window]) -
 
 def test_offline_and_back(own_cluster: ClusterThread, windows: list[Window]) -> None:
     own_cluster.stop()
-    alice = Window("alice", "team", "--data", own_cluster.data)
+    alice = Window("alice", "team", "--plain", "--data", own_cluster.data)
     windows.append(alice)
     alice.wait_for(r"-- offline: .*")
     alice.type("into the void\n")
@@ -121,7 +121,7 @@ def test_offline_and_back(own_cluster: ClusterThread, windows: list[Window]) -> 
     alice.type("/quit\n")
     assert alice.process.wait(TIMEOUT_S) == 0
     own_cluster.start()
-    again = Window("alice", "team", "--data", own_cluster.data)
+    again = Window("alice", "team", "--plain", "--data", own_cluster.data)
     windows.append(again)
     again.wait_for("#1 .* alice: into the void ✓")
 
@@ -131,7 +131,7 @@ def test_ctrl_c_ends_it_and_mends_the_terminal(
 ) -> None:
     import termios
 
-    window = Window("carol", "team", "--data", shared_cluster.data)
+    window = Window("carol", "team", "--plain", "--data", shared_cluster.data)
     windows.append(window)
     window.wait_for("team> ")
     assert not termios.tcgetattr(window._master)[3] & termios.ICANON

@@ -27,7 +27,7 @@ def test_what_is_written_is_read(tmp_path: Path, name: str) -> None:
         ("{", "not JSON"),
         ("[1]", "not a JSON object"),
         (json.dumps(GOOD | {"conversation": ""}), "conversation"),
-        (json.dumps(GOOD | {"conversation": "x" * 250}), "limit is 240"),
+        (json.dumps(GOOD | {"conversation": "x" * 310}), "limit is 304"),
         (json.dumps(GOOD | {"sender": None}), "sender"),
         (json.dumps(GOOD | {"text": 5}), "text"),
         (json.dumps(GOOD | {"text": "x" * 65_537}), "65536"),

@@ -46,6 +46,22 @@ class Served:
 
         self._wait(call())
 
+    def read(self, user: str, session: str, seq: int) -> None:
+        """Another user has read so far, and everybody's list says so."""
+
+        async def call() -> None:
+            self.gateway.read(user, session, seq)
+
+        self._wait(call())
+
+    def wait(self, condition: Callable[[UserGateway], bool]) -> None:
+        """Until what clients do brings it about."""
+        self._wait(self.gateway.until(lambda: condition(self.gateway)))
+
+    def start(self) -> None:
+        """Again, at the same address."""
+        self._wait(self.gateway.start())
+
     def stop(self) -> None:
         self._wait(self.gateway.stop())
 

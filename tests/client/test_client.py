@@ -402,8 +402,12 @@ async def test_history_and_sessions_work_offline_from_the_store(gateway: Any, st
     gateway.post("other", "x")
     async with client(gateway.url, store=store) as im:
         await im.connected(10)
+        assert (await im.history("team", local=True)).events == []
         await im.history("team", limit=20)
         await im.history("other")
+        asked = len(gateway.pulls)
+        page = await im.history("team", limit=10, local=True)
+        assert (page.offline, len(page.events), len(gateway.pulls)) == (True, 10, asked)
     async with client(NOWHERE, store=store) as im:
         page = await im.history("team", limit=10)
         assert (page.offline, page.complete, page.before) == (True, True, 21)

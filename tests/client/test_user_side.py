@@ -189,6 +189,9 @@ async def test_a_server_that_does_not_answer_leaves_the_local_list(
         assert (page.offline, [c.title for c in page.conversations]) == (True, ["bob"])
         gateway.answers_none = False
         assert not (await im.conversations()).offline
+        gateway.lag = 1
+        page = await im.conversations()
+        assert (page.offline, page.unread) == (True, 1), "a copy that lags empties no screen"
         gateway.query_error = Forbidden("no")
         with pytest.raises(Forbidden, match="no"):
             await im.conversations()
@@ -250,12 +253,17 @@ async def test_reading_is_seen_at_once_also_offline(gateway: UserGateway, store:
         (found,) = (await im.conversations(label="later")).conversations
         assert (found.pinned, found.muted, found.read_seq, found.pending) == (True, True, 10, 0)
         assert (await im.conversations()).conversations == []
+        assert im.labels() == ["later"]
+        await im.send(TALK, "as typed")
     async with client(NOWHERE, store=store) as im:
         assert (await im.unread()).count == 10, "it is in the outbox and still seen"
+        last = im.outbox(TALK)[-1]
+        assert (last.kind, last.body) == (EventKind.MESSAGE, b"as typed")
     async with client(gateway.url, store=store) as im:
         await im.connected(10)
         for pending in im.outbox():
             await pending.acked(10)
+            assert (pending.kind, pending.body) == (None, None)
         assert gateway.has_read("alice", TALK) == 10
         await until_async(lambda: _settled(im))
         (found,) = (await im.conversations(label="later")).conversations

@@ -45,7 +45,7 @@ class UserGateway(FakeGateway):
         self.answers_none = False
         self.query_error: ImError | None = None
         self.lag = 0
-        """How many of the next ``changes`` are answered by a copy that has nothing new."""
+        """How many of the next answers come from a copy that has nothing new."""
 
     # -- writing ---------------------------------------------------------------------------------
 
@@ -168,6 +168,12 @@ class UserGateway(FakeGateway):
             self.notes = [self._note(user, session) for user in users_of(session)]
         return event
 
+    def read(self, user: str, session: str, seq: int) -> None:
+        """On a device of his own."""
+        self.settings.setdefault((user, session), Settings()).read = seq
+        self.notes = [self._note(name, session) for name in users_of(session)]
+        self._publish([])
+
     def _note(self, user: str, session: str) -> Event:
         mailbox = mailbox_of(user)
         settings = self.settings.setdefault((user, session), Settings())
@@ -264,6 +270,9 @@ class UserGateway(FakeGateway):
                 if cursor:
                     rank, session = cursor.split("|")
                     rows = [r for r in rows if (-r.rank, r.session) > (-int(rank), session)]
+                if self.lag:
+                    self.lag -= 1
+                    return [0, [], None, 0]
                 page = rows[:limit]
                 more = f"{page[-1].rank}|{page[-1].session}" if len(rows) > limit else None
                 return [version, page, more, total]

@@ -420,6 +420,13 @@ def test_a_void_whose_key_is_taken_is_done(rig: Rig) -> None:
     assert len(rig.box) == 0
 
 
+def test_a_number_that_leaves_none_for_later_sends_is_not_believed(rig: Rig) -> None:
+    rig.submit(b"a")
+    rig.nack(1, KeyConflict, expected_n=(1 << 63) - 1)
+    rig.submit(b"b")
+    assert [view.row.n for view in rig.box.rows("s")] == [2, 3]
+
+
 def test_sends_to_a_session_that_refuses_even_voids_all_get_their_answer(rig: Rig) -> None:
     rig.submit(b"1")
     rig.nack(1, Forbidden)

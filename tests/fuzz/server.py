@@ -109,7 +109,9 @@ def a_value(rng: random.Random, session: str) -> Any:
         [version, "title", "bob", a_number(rng), "owner", True, 0, a_number(rng)],
     )
     value = rng.choice(values)
-    return value if rng.random() < 0.9 else mutated_message(rng, [0, value])[-1]
+    if rng.random() < 0.9:
+        return value
+    return (mutated_message(rng, [0, value]) or [None])[-1]
 
 
 def a_welcome(rng: random.Random) -> list[Any]:

@@ -14,8 +14,11 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from im_actors.core.directory import Directory, ReplicaAddress, ShardAddress
+from im_actors.core.fact_lists import FactQuery, OfKeys, Prefixed, Ranked, Since
+from im_actors.core.facts import Fact, event_facts, newest
 from im_actors.core.model import (
     Event,
+    EventKind,
     Member,
     View,
     ViewState,
@@ -24,16 +27,22 @@ from im_actors.core.model import (
     make_key,
     slot_of,
 )
+from im_actors.core.overlays import event_overlay
 from im_actors.errors import OutOfOrder, SlotMoving
 from im_actors.gateway import Clock, GatewayConfig, GatewayNode
 from im_actors.net.link import LinkCallbacks, LinkConfig, LinkConnection, LinkServer, PeerInfo
 from im_actors.wire import messages as m
+from im_actors.wire import queries as q
 from im_actors.wire.codec import FrameDecoder, Message, encode_frame
+from im_actors.wire.limits import Limits
 from im_actors.wire.links import LINK_FRAME_BYTES_MAX, InsideType, pack_frame
+from im_actors.wire.questions import CountAsked, FactsAsked, PageAsked, Question, read_question
 
 SECRET = b"the cluster's secret, for tests"
 LINKS = LinkConfig(frame_bytes_max=LINK_FRAME_BYTES_MAX, backoff_ms_min=5, backoff_ms_max=20)
 TIME_MS = 1_767_225_600_000
+PLAIN = Limits(queries=0)
+"""Without the user side: no session is followed or read but those that clients name."""
 PATIENCE_S = 15
 
 
@@ -191,6 +200,8 @@ class FakeReplica:
         self.code = 0
         self.silent = False
         self.reads: list[list[Any]] = []
+        self.questions: list[Question] = []
+        """All others."""
         info = PeerInfo("replica", name, self.disk)
         self.server = LinkServer(info, SECRET, self._linked, config=LINKS)
 
@@ -209,17 +220,39 @@ class FakeReplica:
         return LinkCallbacks(lambda messages: self._frames(link, messages), lambda _: None)
 
     def _frames(self, link: LinkConnection, messages: list[Message]) -> None:
-        for kind, request, session, after, before, limit, head in messages:
-            assert kind == InsideType.READ
-            self.reads.append([session, after, before, limit, head])
-            if self.silent:
-                continue
-            events = self.log.sessions.get(session, [])
-            events = events[: max(0, len(events) - self.lag)]
-            page = page_of(events, after, before, limit)
-            last = 0 if self.code else len(events)
-            page = [] if self.code else page
-            link.send(pack_frame((InsideType.PAGE, request, self.code, last, page)))
+        for message in messages:
+            question = read_question(message)
+            if isinstance(question, PageAsked):
+                self.reads.append(list(question[1:]))
+            else:
+                self.questions.append(question)
+            if not self.silent:
+                link.send(pack_frame(self._answer(question)))
+
+    def _answer(self, question: Question) -> tuple[Any, ...]:
+        events = self.log.sessions.get(question.session, [])
+        events = events[: max(0, len(events) - self.lag)]
+        last = 0 if self.code else len(events)
+        start = (question.request, self.code, last)
+        match question:
+            case PageAsked(_, _, after, before, limit):
+                page = [] if self.code else page_of(events, after, before, limit)
+                return InsideType.PAGE, *start, page
+            case FactsAsked(_, _, _, query):
+                facts = [] if self.code else facts_of(events, query)
+                return InsideType.FACTS, *start, facts, False
+            case CountAsked(_, _, _, after, upto, user):
+                decoded = [decode_event(data) for data in events]
+                gone = {event_overlay(e)[0] for e in decoded if e.kind == EventKind.RECALL}
+                counted = [
+                    e
+                    for e in decoded
+                    if after < e.seq <= upto
+                    and e.kind == EventKind.MESSAGE
+                    and e.sender != user
+                    and e.seq not in gone
+                ]
+                return InsideType.COUNTED, *start, 0 if self.code else len(counted)
 
 
 def page_of(events: list[bytes], after: int, before: int, limit: int) -> list[bytes]:
@@ -231,6 +264,25 @@ def page_of(events: list[bytes], after: int, before: int, limit: int) -> list[by
     return events[after:][:limit]
 
 
+def facts_of(events: list[bytes], query: FactQuery) -> list[Fact]:
+    """All facts that the query asks for, whatever its limit."""
+    found: dict[str, Fact] = {}
+    for data in events:
+        for fact in event_facts(decode_event(data)):
+            newest(found, fact)
+    facts = list(found.values())
+    match query:
+        case OfKeys(keys):
+            return [fact for fact in facts if fact.key in keys]
+        case Prefixed(prefix, after, _):
+            return sorted(f for f in facts if f.key.startswith(prefix) and f.key > after)
+        case Since(seq, _):
+            return sorted((f for f in facts if f.seq > seq), key=lambda f: (f.seq, f.key))
+        case Ranked(rank, key, _):
+            below = [f for f in facts if f.rank and (not rank or (f.rank, f.key) < (rank, key))]
+            return sorted(below, key=lambda f: (f.rank, f.key), reverse=True)
+
+
 class RawClient:
     """A client that sends what it is told and remembers what it got."""
 
@@ -239,6 +291,7 @@ class RawClient:
         self.sock.setblocking(False)
         self.received: list[Message] = []
         self.ended = False
+        self._asked = 0
         self._decoder = FrameDecoder()
         self._reading: asyncio.Task[None] | None = None
 
@@ -266,8 +319,10 @@ class RawClient:
     async def send_bytes(self, data: bytes) -> None:
         await asyncio.get_running_loop().sock_sendall(self.sock, data)
 
-    async def hello(self, user: str = "alice", token: str | None = None) -> RawClient:
-        await self.send(m.hello(user, "phone", token, "test"))
+    async def hello(
+        self, user: str = "alice", token: str | None = None, device: str = "phone"
+    ) -> RawClient:
+        await self.send(m.hello(user, device, token, "test"))
         await self.until(lambda: self.of(m.WELCOME))
         return self
 
@@ -280,6 +335,13 @@ class RawClient:
     def rows(self, kind: int) -> list[Any]:
         """The rows of all ACK, NACK or HEADS."""
         return [row for message in self.of(kind) for row in message[1]]
+
+    async def ask(self, what: str, *args: Any) -> Message:
+        """The ANSWER to a query."""
+        number = self._asked = self._asked + 1
+        await self.send(q.query(number, what, args))
+        await self.until(lambda: any(a[1] == number for a in self.of(m.ANSWER)))
+        return next(answer for answer in self.of(m.ANSWER) if answer[1] == number)
 
     @property
     def acked(self) -> list[int]:
@@ -392,7 +454,8 @@ async def cluster(
     slots: int = 1, clock: Clock | None = None, **settings: Any
 ) -> AsyncIterator[Cluster]:
     """A cluster that serves, with a gateway that ticks fast."""
-    config = GatewayConfig(**{"tick_ms": 5, "sweep_ms": 20, "retry_ms_min": 10, **settings})
+    settings = {"tick_ms": 5, "sweep_ms": 20, "retry_ms_min": 10, "limits": PLAIN, **settings}
+    config = GatewayConfig(**settings)
     running = Cluster(slots, config, clock)
     try:
         await running.start()

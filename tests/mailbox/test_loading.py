@@ -63,7 +63,7 @@ class Rig:
         self.boxes = Mailboxes(
             [*([tier] if tier is not None else []), self.warm, self.cold],
             PlainRows(),
-            self.heads,
+            lambda _: self.heads,
             facts if of_facts else self.timeline,
             MailboxConfig(**config),
             lambda: self.now_s,
@@ -633,7 +633,7 @@ class Storm:
         self.rig = rig
         self.server = server
         rig.truth = rig.truths["alice"] = self.world.truth
-        rig.boxes._heads = rig.heads = self.world.heads
+        rig.heads = self.world.heads
 
     async def step(self) -> None:
         rig, rng, truth = self.rig, self.rng, self.world.truth

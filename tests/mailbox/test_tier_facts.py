@@ -104,7 +104,7 @@ async def test_changes_of_replicas_that_differ_are_not_put_together() -> None:
         await FactTier(Differing({}), PlainRows()).since("alice", 0, 3)
 
 
-async def test_a_first_page_and_its_groups_are_two_questions() -> None:
+async def test_a_first_page_is_one_question_and_what_is_live_three() -> None:
     truth = Truth()
     for n in range(300):
         truth.write((f"direct:a/{n}", n + 1, 0, 0, ""))
@@ -112,4 +112,18 @@ async def test_a_first_page_and_its_groups_are_two_questions() -> None:
     tier = FactTier(replicas, PlainRows())
     await tier.first_page("alice", 200, 0)
     await tier.whole("alice", Listing.LIVE, 0)
-    assert replicas.asked == ["ranked", "prefixed"]
+    assert replicas.asked == ["ranked", *["prefixed"] * 3]
+
+
+async def test_what_is_live_is_all_of_which_mailboxes_are_not_told() -> None:
+    truth = Truth()
+    live = ["a team", "direct;", "e", "group:a", "group:b", "notice", "team", "zoo", "𝄞"]
+    for n, session in enumerate(live):
+        truth.write((session, n + 1, 0, int(Flag.LIVE), ""))
+    for n in range(300):
+        truth.write((f"direct:a/{n}", n + 100, 0, 0, ""))
+        truth.write((f"notice:system/{n}", n + 100, 0, 0, ""))
+    tier = FactTier(Replicas({"alice": truth}, 7), PlainRows())
+    whole = await tier.whole("alice", Listing.LIVE, 0)
+    assert whole is not None
+    assert [entry.session for entry in whole.entries] == live

@@ -19,6 +19,7 @@ from im_actors.wire.codec import FrameDecoder, Message, encode_frame
 from im_actors.wire.limits import Limits
 from tests.sim.device_store import DeviceFile, DeviceStore
 from tests.sim.gateways import REFUSED
+from tests.sim.mailboxes import has_rules
 from tests.sim.network import End, Process
 from tests.sim.registers import REFUSALS, is_register
 
@@ -47,11 +48,17 @@ class SimClient(Process):
     has_heartbeats = True
 
     def __init__(
-        self, world: World, name: str, writes: dict[str, int], reads: list[tuple[str, bool]]
+        self,
+        world: World,
+        name: str,
+        writes: dict[str, int],
+        reads: list[tuple[str, bool]],
+        user: str | None = None,
     ) -> None:
         super().__init__(world, name)
         self.rng = world.rng_for(name)
-        self.address = f"{name}/phone"
+        self.user = user or name
+        self.address = f"{name}/phone" if user is None else f"{user}/{name}"
         self.file = DeviceFile()
         self.writes = writes
         self.reads = reads
@@ -122,11 +129,14 @@ class SimClient(Process):
     def _submit(self) -> bool:
         session = self.rng.choice([s for s, left in self.writes.items() if left])
         body = self.rng.randbytes(self.rng.randint(0, 40))
-        if is_register(session) and self.rng.random() < 0.8:
+        kind = EventKind.MESSAGE
+        if not is_register(session) and has_rules(session):
+            kind, body = self.world.mailboxes.request(self.user, session, self.rng)
+        elif is_register(session) and self.rng.random() < 0.8:
             body = self.world.registers.request(session, self.rng)
         elif self.world.faults.strikes("refusal", self.rng):
             body = REFUSED + body
-        event = o.Submitted(session, EventKind.MESSAGE, body, self.clock.now)
+        event = o.Submitted(session, kind, body, self.clock.now)
         try:
             (effect,) = self.outbox.handle(event, self.clock.now)
         except ImError:
@@ -336,7 +346,7 @@ class SimClient(Process):
                 nacks = [o.NackRow._make(row) for row in answers.read_nacks(frame)]
                 for nack in nacks:
                     self.world.met(f"nack_{nack.code}")
-                    if nack.code in REFUSALS:
+                    if nack.code in REFUSALS and is_register(nack.session):
                         body = self.asked[nack.session, nack.n]
                         self.world.registers.refused(nack.session, self.address, body, nack.code)
                 self._outbox(o.Nacked(nacks))

@@ -16,6 +16,7 @@ from im_actors.gateway.node import GatewayNode
 from im_actors.gateway.peers import Peer, Peers, ReplicaPeer, ShardPeer
 from im_actors.gateway.pulls import Pulls
 from im_actors.gateway.reads import Reads
+from im_actors.gateway.relays import Relays
 from im_actors.gateway.router import Router
 from im_actors.net.link import LinkConfig, PeerInfo
 from im_actors.wire.codec import Message
@@ -136,6 +137,7 @@ class SimNode(GatewayNode):
         self.gateway = gateway
         self.peers = SimPeers(gateway, self)
         self.router = Router(self.peers, CONFIG, gateway.soon)
+        self.relays = Relays(self.peers)
         self.followers = Followers(self.peers, CONFIG)
         self.reads = Reads(self.peers, CONFIG)
         self.pulls = Pulls(self.reads, CONFIG, self._known_head)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgpack
 
+from im_actors.core import rules_for
 from im_actors.core.facts import is_state, pack_state, read_request
 from im_actors.core.model import Event, EventKind, Record, decode_event, record_events
 from im_actors.core.rules import (
@@ -27,6 +28,7 @@ from im_actors.core.rules import (
 )
 from im_actors.core.serving import Send
 from im_actors.errors import BadRequest, NotFound, TooLate
+from tests.sim.mailboxes import RULES, has_rules
 from tests.sim.network import Process
 
 if TYPE_CHECKING:
@@ -58,7 +60,8 @@ def decide(known: Known, request: Request) -> Decision:
     """``add KEY AMOUNT``; ``take KEY AMOUNT``, if there is so much; ``recall SEQ``, of a change by
     the user himself; the servers' ``upto TOTAL``; and messages."""
     if not is_register(known.session):
-        return messages_only(known, request)
+        ruled = has_rules(known.session)
+        return rules_for.decide(known, request, RULES) if ruled else messages_only(known, request)
     try:
         what, args = read_request(request.body)
     except BadRequest:

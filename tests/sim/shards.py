@@ -5,16 +5,18 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgpack
 
 from im_actors.core import owner as own
 from im_actors.core.directory import Directory, ReplicaAddress, ShardAddress
 from im_actors.core.messages import Append, Appended
-from im_actors.core.model import Member, View
+from im_actors.core.model import EventKind, Member, View, slot_of
+from im_actors.core.rules import SERVER
 from im_actors.core.serving import Send
 from im_actors.server.rounds import HOLD_MS, Rounds
+from im_actors.server.telling import NOTES, Telling, heard_pending
 from im_actors.wire.links import InsideType
 from tests.sim.disks import flipped
 from tests.sim.network import End, Process
@@ -24,6 +26,12 @@ if TYPE_CHECKING:
     from tests.sim.world import World
 
 
+class Relayed(NamedTuple):
+    """Who waits for the answer to a note that a gateway has handed on."""
+
+    end: End
+
+
 class SimShard(Process):
     """One shard; every life is another incarnation. It keeps no disk."""
 
@@ -31,13 +39,19 @@ class SimShard(Process):
         super().__init__(world, name)
         self.rng = world.rng_for(name)
         self.owners: dict[int, own.SlotOwner] = {}
+        self.telling: Telling | None = None
+        """Only where users have mailboxes."""
+        self.slots = world.slots
+        self._gateways: dict[End, None] = {}
+        self._telling_ms: float | None = None
+        self._telling_planned = False
         self._ticks: dict[int, float] = {}
         self._version = -1
         self._replicas: tuple[ReplicaAddress, ...] = ()
         self._links: dict[Member, int] = {}
         """The links that are up, and which life of the replica each of them leads to."""
         self._watchers: dict[str, dict[End, None]] = {}
-        self._results: dict[End, list[Any]] = {}
+        self._results: dict[Any, list[Any]] = {}
         self._pushes: dict[End, list[Any]] = {}
         self._rounds = Rounds()
         self._hold_planned = False
@@ -57,6 +71,8 @@ class SimShard(Process):
         self._ticks, self._version, self._replicas, self._links = {}, -1, (), {}
         self._watchers, self._results, self._pushes = {}, {}, {}
         self._rounds, self._hold_planned = Rounds(), False
+        self.telling = Telling(self.incarnation, self) if world.mailboxes.active else None
+        self._gateways, self._telling_ms, self._telling_planned = {}, None, False
         self.owners = {}
         for slot in range(world.slots):
             rng = random.Random(self.rng.random())
@@ -144,6 +160,7 @@ class SimShard(Process):
     # -- gateways ------------------------------------------------------------------------------
 
     def accept(self, end: End) -> None:
+        self._gateways[end] = None
         end.on_data = lambda frame: self._frame(end, frame)
         end.on_lost = lambda: self._gateway_left(end)
 
@@ -153,6 +170,12 @@ class SimShard(Process):
             self._submitted(end, rows)
         elif kind == InsideType.WATCH:
             self._watch(end, rows)
+        elif kind == InsideType.RELAY:
+            self._notes_came(end, rows)
+        elif kind == InsideType.RELAYED:
+            assert self.telling is not None
+            self.telling.relayed(rows, self.clock.now)
+            self._plan_telling()
         else:
             for session in rows:
                 self._watchers.get(session, {}).pop(end, None)
@@ -182,6 +205,7 @@ class SimShard(Process):
             self._handle(slot, own.HeadsAsked(end, tuple(names)))
 
     def _gateway_left(self, end: End) -> None:
+        self._gateways.pop(end, None)
         for watchers in self._watchers.values():
             watchers.pop(end, None)
 
@@ -200,6 +224,7 @@ class SimShard(Process):
             self._carry_out(slot, owner, effect)
         self._flush()
         self._plan_tick(slot, owner)
+        self._plan_telling()
         self._rounds.flies(slot, owner.flying)
         if any(type(e) is own.ToReplica and type(e.message) is Append for e in effects):
             self._say_what_is_untold()
@@ -229,7 +254,10 @@ class SimShard(Process):
             case own.Answered(answers):
                 for (end, token), *fields in answers:
                     self._results.setdefault(end, []).append((token, *fields))
-            case own.Published(_, _, _, events):
+            case own.Published(_, first_lsn, last_lsn, events):
+                if self.telling is not None:
+                    heard = heard_pending(events)
+                    self.telling.published(slot, first_lsn, last_lsn, heard, self.clock.now)
                 for event in events:
                     name = event.session.name
                     for end in self._watchers.get(name, ()):
@@ -243,23 +271,93 @@ class SimShard(Process):
                 world.takeovers += 1
                 world.history.owner(slot, view.epoch, self.incarnation)
                 world.tell_controllers(self, view)
+                if self.telling is not None:
+                    self.telling.activated(slot)
+            case own.FactsKnown(token, facts):
+                assert self.telling is not None
+                self.telling.facts_known(slot, token, facts, self.clock.now)
+            case own.LogKnown(first_lsn, records):
+                assert self.telling is not None
+                self.telling.log_known(slot, first_lsn, records, self.clock.now)
             case own.Alarm(_, text):
                 world.owner_alarm(self, slot, text)
             case own.HeadsKnown(end, heads):
                 end.send((int(InsideType.WATCHED), heads))
             case own.SteppedDown():
-                pass
+                if self.telling is not None:
+                    self.telling.left(slot, self.clock.now)
 
     def _flush(self) -> None:
         """Results first: who has its ACK may already see the event of others, never the reverse."""
         if self._results:
             results, self._results = self._results, {}
             for end, rows in results.items():
-                end.send((int(InsideType.RESULTS), rows))
+                if end is NOTES:
+                    assert self.telling is not None
+                    self.telling.answered(rows, self.clock.now)
+                elif type(end) is Relayed:
+                    end.end.send((int(InsideType.RELAYED), [row[:2] for row in rows]))
+                else:
+                    end.send((int(InsideType.RESULTS), rows))
         if self._pushes:
             pushes, self._pushes = self._pushes, {}
             for end, rows in pushes.items():
                 end.send((int(InsideType.PUSHED), rows))
+
+    # -- notes ---------------------------------------------------------------------------------
+
+    def _notes_came(self, end: End, rows: list[Any]) -> None:
+        for token, session, body in rows:
+            note = Send((Relayed(end), token), session, SERVER, 0, int(EventKind.NOTE), body)
+            self._rounds.add(slot_of(session, self.slots), [note], self.clock.now)
+        self._begin_rounds()
+
+    def commit_lsn(self, slot: int) -> int:
+        return self.owners[slot].commit_lsn
+
+    def ask_owner(self, slot: int, event: own.OwnerEvent) -> None:
+        self._handle(slot, event)
+
+    def hand_over(self, slot: int, notes: list[Send]) -> None:
+        self._rounds.add(slot, notes, self.clock.now)
+        self._begin_rounds()
+
+    def relay(self, rows: list[tuple[int, str, bytes]]) -> None:
+        if self._gateways:
+            end = next(iter(self._gateways))
+            self._gateways[end] = self._gateways.pop(end)
+            end.send((int(InsideType.RELAY), rows))
+            self.world.met("note_relayed")
+
+    def plan_flush(self) -> None:
+        if not self._telling_planned:
+            self._telling_planned = True
+            self.soon(self._flush_telling)
+
+    def _flush_telling(self) -> None:
+        self._telling_planned = False
+        assert self.telling is not None
+        self.telling.flush()
+        self._plan_telling()
+
+    def _plan_telling(self) -> None:
+        due = self.telling.next_ms() if self.telling is not None else None
+        if due is None:
+            return
+        at = self.clock.now_ms + max(0.0, due - self.clock.now) + 0.5
+        if (
+            self._telling_ms is None
+            or at < self._telling_ms
+            or self._telling_ms < self.clock.now_ms
+        ):
+            self._telling_ms = at
+            self.clock.at(at, self.alive(self._tick_telling))
+
+    def _tick_telling(self) -> None:
+        assert self.telling is not None
+        self._telling_ms = None
+        self.telling.tick(self.clock.now)
+        self._plan_telling()
 
     def _heard(self, slot: int, event: Any) -> Callable[[View | None], None]:
         """What the store answers, if this life is not over by then."""

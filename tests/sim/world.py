@@ -24,6 +24,7 @@ from tests.sim.controllers import SimController
 from tests.sim.disks import Disk
 from tests.sim.faults import Faults, duration_ms, of_registers, rare, swarm
 from tests.sim.gateways import REFUSED, SimGateway
+from tests.sim.mailboxes import Mailboxes
 from tests.sim.network import Network, Process
 from tests.sim.registers import PREFIX, Registers
 from tests.sim.replicas import SimReplica
@@ -100,6 +101,7 @@ class World:
         self._choose_settings(rng)
         self.sessions = [f"session-{i}" for i in range(rng.randint(1, 8))]
         self._make_registers(self.rng_for("registers"))
+        self.mailboxes = Mailboxes(self, self.rng_for("mailboxes"))
         self.store = ViewStore(self)
         self._build(rng)
         self._populate(rng)
@@ -164,11 +166,15 @@ class World:
         self.clients = []
         for number in range(1, count + 1):
             mine = rng.sample(self.sessions, min(len(self.sessions), rng.randint(1, 3)))
+            user = None
+            if self.mailboxes.active:
+                user = self.mailboxes.user_of(number)
+                mine += self.mailboxes.sessions_of(user, self.rng_for(f"mailbox {number}"))
             share = self.plan.operations // count + (number <= self.plan.operations % count)
             writes = {s: share // len(mine) + (k < share % len(mine)) for k, s in enumerate(mine)}
             read = rng.sample(self.sessions, min(len(self.sessions), rng.randint(1, 2)))
             reads = [(session, rng.random() < 0.3) for session in read]
-            self.clients.append(SimClient(self, f"user-{number}", writes, reads))
+            self.clients.append(SimClient(self, f"user-{number}", writes, reads, user))
         self.groups: dict[str, list[Process]] = {
             "replica": list(self.replicas.values()),
             "shard": list(self.shards),
@@ -277,6 +283,7 @@ class World:
         if owner.slot != self.rolled_back:
             invariants.owner_stepped(self.ledger, owner, self.disks)
             self.registers.committed(owner.slot)
+            self.mailboxes.committed(owner.slot)
 
     def _look_at_all(self) -> None:
         replicas = [
@@ -368,6 +375,8 @@ class World:
                     return text, self.slot_of(feed.session), None
         if (why := self.registers.unsettled()) is not None:
             return why, None, None
+        if (why := self.mailboxes.unsettled()) is not None:
+            return why, None, None
         return None
 
     def _slot_unsettled(self, slot: int) -> str | None:
@@ -404,3 +413,4 @@ class World:
                 self.history.final_log(disk.identity, slot, rows)
         self.history.finish()
         self.registers.finish()
+        self.mailboxes.finish()

@@ -28,8 +28,9 @@ from im_actors.core.facts import RANK_MAX, Fact, pack_request
 from im_actors.core.model import Event, EventKind, body_checksum, encode_event, make_record
 from im_actors.errors import BadRequest, CorruptData, InvariantBroken
 from im_actors.storage import history as history_module
-from im_actors.storage.facts import SCHEMA
+from im_actors.storage.facts import BY_KEY, BY_RANK, BY_SEQ, SCHEMA, FactTable, fact_guard
 from im_actors.storage.history import History
+from im_actors.storage.steps import STEP_ROWS
 from tests.fact_model import fact_page, facts_of
 from tests.storage.conftest import LogBuilder, quick_directory
 
@@ -163,6 +164,32 @@ def test_what_is_staged_holds_against_what_is_stored(path: Path, log: Any) -> No
     history.stage(log.batch(1, 31), {1: 40})
     check(history, log, 3)
     assert history.applied() == {1: 20}, "it is read without being written"
+    history.close()
+
+
+def test_an_old_record_that_comes_late_changes_nothing(path: Path, log: Any) -> None:
+    for number in range(3):
+        log.state(1, "s", ("k", number + 1, b"%d" % number))
+    history = History(path)
+    history.apply(log.batch(1, 3), {1: 3})
+    history.stage(log.batch(1, 2, 2), {})
+    assert ask(history, "s", OfKeys(("k",))) == [Fact("k", 3, 3, b"2")]
+    history.apply(log.batch(1, 1, 1), {})
+    assert ask(history, "s", OfKeys(("k",))) == [Fact("k", 3, 3, b"2")]
+    assert history.index.facts.staged(1) == 0, "what is written is not kept in memory"
+    history.close()
+
+
+def test_many_facts_of_one_event_are_written_in_steps(path: Path, log: Any) -> None:
+    """Also when a single record says all of them."""
+    log.state(1, "s", *[(f"k{number}", 0, b"") for number in range(20 * STEP_ROWS)])
+    history = History(path)
+    history.stage(log.batch(1), {1: 1})
+    rests: list[None] = []
+    history.rest = lambda: rests.append(None)
+    history.write()
+    assert len(rests) >= 20
+    assert len(joined(all_since(history, "s", 0, 100))) == 20 * STEP_ROWS
     history.close()
 
 
@@ -452,28 +479,73 @@ def _is_told(stored: Path, truth: list[list[Fact]]) -> bool:
         history.abandon()
 
 
-def test_a_key_that_changed_is_not_absent(stored: Path) -> None:
-    """Where it has been, there is now another one, with a wrong checksum."""
+@pytest.mark.parametrize("mask", [0x01, 0x08, 0x40])
+def test_a_key_that_changed_is_not_absent(stored: Path, mask: int) -> None:
+    """Where it has been, there is now another one, before or behind it, with a wrong checksum."""
     file = stored / "index.db"
     whole = file.read_bytes()
-    history = History(stored)
-    session = "s"
-    truth = ask(history, session, OfKeys(("k031-1",)))
-    history.close()
-    assert len(truth) == 1
     found = [at for at in range(len(whole)) if whole.startswith(b"k031-1", at)]
-    assert found
+    told = 0
     for at in found:
         changed = bytearray(whole)
-        changed[at + 2] ^= 1
+        changed[at + 2] ^= mask
         file.write_bytes(changed)
         history = History(stored, create=False)
         try:
-            assert ask(history, session, OfKeys(("k031-1",))) == truth
-        except CorruptData as error:
-            assert "fact" in str(error)  # noqa: PT017
+            assert len(ask(history, "s", OfKeys(("k031-1",)))) == 1
+        except CorruptData:
+            told += 1
         finally:
             history.abandon()
+    # In the table; its lists are not asked.
+    assert told >= 1
+
+
+class Rows:
+    """A database that has these rows before what is asked for, and from there on."""
+
+    path = Path("index.db")
+
+    def __init__(self, behind: list[Any], ahead: list[Any]) -> None:
+        self.behind, self.ahead = behind, ahead
+
+    def rows(self, sql: str, values: Any) -> Iterator[Any]:
+        return iter(self.behind if sql.endswith("LIMIT 1") else self.ahead)
+
+
+def row(session: int, fact: Fact, place: Any) -> tuple[Any, ...]:
+    return (session, *fact, fact_guard(session, fact), place)
+
+
+FIRST, SECOND = Fact("a", 5, 90, b"1"), Fact("b", 6, 80, b"2")
+GOOD = [row(1, FIRST, 90), row(1, SECOND, 80), row(0, FIRST, 90)]
+
+
+def test_a_list_ends_where_another_session_begins() -> None:
+    table = FactTable(Rows([row(2, SECOND, 80)], GOOD))  # type: ignore[arg-type]
+    assert list(table.rows(1, BY_RANK, (2, 0, ""))) == [FIRST, SECOND]
+
+
+@pytest.mark.parametrize(
+    ("behind", "ahead"),
+    [
+        ([row(2, SECOND, 81)], GOOD),
+        ([(2, "b", None, None, None, None, 80)], GOOD),
+        ([], [*GOOD[:2], row(0, FIRST, 91)]),
+        ([], [*GOOD[:2], (0, "a", None, None, None, None, 90)]),
+        ([], [GOOD[1], GOOD[0]]),
+        ([], [GOOD[0], GOOD[0]]),
+        ([], [row(1, FIRST, 91)]),
+    ],
+    ids=[
+        *("moved before", "lost before", "moved behind", "lost behind"),
+        *("out of order", "twice", "in a wrong place"),
+    ],
+)
+def test_a_list_that_leads_astray_is_told(behind: list[Any], ahead: list[Any]) -> None:
+    table = FactTable(Rows(behind, ahead))  # type: ignore[arg-type]
+    with pytest.raises(CorruptData, match="fact"):
+        list(table.rows(1, BY_RANK, (2, 0, "")))
 
 
 def test_the_schema_is_what_it_was_made_for() -> None:
@@ -481,8 +553,6 @@ def test_the_schema_is_what_it_was_made_for() -> None:
     connection = sqlite3.connect(":memory:")
     for statement in SCHEMA:
         connection.execute(statement)
-    from im_actors.storage.facts import BY_KEY, BY_RANK, BY_SEQ
-
     for order, places in ((BY_RANK, (1, 2, "k")), (BY_SEQ, (1, 2, "k")), (BY_KEY, (1, "k"))):
         for select in (order.ahead, order.behind):
             plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {select}", places)]

@@ -76,7 +76,6 @@ def test_nobody_rests_until_the_last_one_in_a_hurry_has_gone() -> None:
 
 
 def test_a_short_step_needs_no_rest() -> None:
-    pacer = Pacer(step_s=LONG_S, rests=1.0)
-    began = time.monotonic()
-    pacer.rest()
-    assert time.monotonic() - began < LONG_S / 2
+    thread = resting(Pacer(step_s=LONG_S, rests=1.0), used_s=0.0)
+    thread.join(LONG_S / 2)
+    assert not thread.is_alive()

@@ -14,6 +14,7 @@ from tests.sim.mutants.redundant import REDUNDANT
 from tests.sim.mutants.ruled import RULED
 from tests.sim.mutants.shells import SHELLS
 from tests.sim.mutants.takeovers import TAKEOVERS
+from tests.sim.mutants.told import TOLD
 from tests.sim.mutants.writing import WRITING
 from tests.sim.mutation import Mutant
 
@@ -23,6 +24,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *COPIES_OF_OLD,
     *KNOWLEDGE,
     *RULED,
+    *TOLD,
     *CLIENTS,
     *SHELLS,
     *(rule.both for rule in REDUNDANT),

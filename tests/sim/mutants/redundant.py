@@ -118,6 +118,7 @@ REDUNDANT = (
                 '            self._retry("no answer from the view store")\n            return\n',
             ),
         ),
+        faults=("store_slow", "store_reply_lost", "pause_shard", "partition"),
         others=(
             Edit(
                 SIM_STORE,
