@@ -31,7 +31,7 @@ RULES = RuleSettings(services=frozenset({"shop"}))
 QUOTAS = BatchSettings(
     high=ChannelSettings(800, 64), daily=ChannelSettings(200, 16), answer_ms=500, read_ms=500
 )
-CONTENT = "Summer sale! " * 100
+CONTENT = "Summer sale! " * 400
 
 
 class Reader:

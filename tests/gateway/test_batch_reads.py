@@ -23,7 +23,7 @@ from im_actors.gateway.batch_reads import BatchQueries, Contents
 from im_actors.mailbox.tier_facts import FactPage
 from tests.core.deciding import Deciding
 
-LONG = b"Summer sale! " * 100
+LONG = b"Summer sale! " * 400
 
 
 class Store:
