@@ -25,6 +25,8 @@ FOLLOWED_MAX = 50
 """Most groups whose messages are followed for their unread counts; a mailbox does not tell them."""
 LIST_EVERY_S = 0.1
 """The list is read at most so often."""
+LIST_ANEW_S = 20.0
+"""The beginning of the list is asked for so often: a copy that lagged may have answered before."""
 REFRESH_S = 0.25
 TYPING_EVERY_S = 3.0
 MORE_BELOW = 10
@@ -52,6 +54,8 @@ class Desk:
         self._marked: dict[str, int] = {}
         self._next: str | None = None
         self._typed_at = 0.0
+        self._listed_at = -LIST_ANEW_S
+        """When the server was asked for the beginning of the list."""
 
     async def __aenter__(self) -> Desk:
         for sent in self.client.outbox():
@@ -122,6 +126,8 @@ class Desk:
             wanted = not row.left and not _told_by_mailbox(row.session)
             if wanted and row.session not in self._readers and len(self._readers) < FOLLOWED_MAX:
                 self._read(row.session, LIVE)
+                # What was said before it was followed is in no row that is here.
+                self._listed_at = -LIST_ANEW_S
 
     async def refresh(self) -> None:
         """Ask the server for the beginning of the list: of groups no one tells what was missed."""
@@ -334,7 +340,9 @@ class Desk:
         was_online, model = self.model.online, self.model
         why = "" if status.online else str(status.last_error or "")
         new = model.connection(status.online, why, status.pending, int(time.time() * 1000))
-        if status.online and not was_online:
+        now = time.monotonic()
+        if status.online and (not was_online or now - self._listed_at > LIST_ANEW_S):
+            self._listed_at = now
             self.do(self.refresh())
         talk = model.talk
         if status.online and talk is not None and talk.offline and not talk.loading:

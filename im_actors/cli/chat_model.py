@@ -142,7 +142,7 @@ class Model:
         self.pending = 0
         self._talks: OrderedDict[str, Talk] = OrderedDict()
         self._opened: dict[str, None] = {}
-        """Sessions that the list may not have: opened by name, or with something in the outbox."""
+        """Sessions that the list does not have: opened by name, or with something in the outbox."""
         self._unfolded: set[str] = set()
 
     # -- the list --------------------------------------------------------------------------------
@@ -156,15 +156,14 @@ class Model:
         """This is what the device knows of the user's conversations."""
         self.rows, self.folded = list(rows), folded
         self.unread = unread
+        for row in (*rows, *(row for rows in folded.values() for row in rows)):
+            self._opened.pop(row.session, None)
 
     def entries(self) -> list[Entry]:
         """The list as it is shown, top down."""
-        folded = [row for rows in self.folded.values() for row in rows]
-        listed = {row.session for row in (*self.rows, *folded)}
         entries = [
             Entry(session, title_of(session, self.user), 0, None)
             for session in reversed(self._opened)
-            if session not in listed
         ]
         entries += map(_entry, self.rows)
         for label, rows in self.folded.items():
@@ -229,15 +228,15 @@ class Model:
         if self.chosen != session:
             self.chosen, self.editing = session, None
             self.show([])
-        if self.conversation(session) is None:
-            self.knows(session)
+        self.knows(session)
         talk = self._talk(session)
         talk.bottom, talk.loading = None, True
         return talk
 
     def knows(self, session: str) -> None:
-        """Have it in the list, whether the user's mailbox does or not."""
-        self._opened.setdefault(session)
+        """Have it in the list until that has it by itself; then it may also go again."""
+        if self.conversation(session) is None:
+            self._opened.setdefault(session)
 
     def closed(self) -> None:
         """Show none."""

@@ -73,7 +73,8 @@ class Screen:
         self._shown = ("", 0)
         """The session that is drawn, and the greatest seq of it."""
         self._input = TextArea(
-            multiline=False,
+            # For what is pasted; enter sends.
+            multiline=True,
             wrap_lines=True,
             height=Dimension(min=1, max=INPUT_ROWS_MAX),
             dont_extend_height=True,
@@ -162,6 +163,7 @@ class Screen:
             ("c-r",): self.desk.recall,
             ("c-e",): self._edit,
             ("escape",): self._escape,
+            ("enter",): self._input.buffer.validate_and_handle,
             ("c-c", "<sigint>"): lambda: self._leave(EXIT_INTERRUPTED),
         }
         for names, action in does.items():

@@ -100,9 +100,10 @@ class UserCalls:
         label: str,
         offline: bool,
     ) -> ConversationList:
+        mailbox = self._engine.user.mailbox
         rows = [
             row
-            for row in self._engine.user.mailbox.rows() or await self._rows_of_timelines()
+            for row in (mailbox.rows() if len(mailbox) else await self._rows_of_timelines())
             if row.label == label
             and (row.unread or not unread_only)
             and (behind is None or place(row) > behind)

@@ -96,6 +96,8 @@ class Telling:
         self._relays: list[tuple[int, str, bytes]] = []
         self._warned: dict[str, int] = {}
         """By what it is about: when it was last said."""
+        self._look_ms = 0
+        """When to look next whether notes wait for too long."""
         self.refused = 0
         """Answers that say that a note cannot be taken: an operator has to look."""
 
@@ -175,9 +177,12 @@ class Telling:
     def tick(self, now: int) -> None:
         for slot in self._alarms.due(now):
             self._handle(slot, dif.Tick(), now)
-            delay_ms = self._slots[slot].diffusion.delay_ms(now)
+        if now >= self._look_ms:
+            # Each note that waits is looked at for this.
+            self._look_ms = now + DELAY_WARN_MS
+            delay_ms = self.status(now)["notes_delay_ms"]
             if delay_ms > DELAY_WARN_MS:
-                text = f"{self._name}: notes of slot {slot} have waited for {delay_ms} ms"
+                text = f"{self._name}: notes have waited for {delay_ms} ms"
                 self._warn(logging.WARNING, "delay", text, now)
 
     def status(self, now: int) -> dict[str, int]:

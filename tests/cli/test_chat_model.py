@@ -117,6 +117,9 @@ def test_what_the_list_does_not_have_yet_is_in_it_when_it_was_opened_or_waits() 
     assert listed(made) == ["team", "dave"]
     made.listed([row("team", "team", preview="x")], {}, 0)
     assert listed(made) == ["dave", "team  x"]
+    made.knows("team")
+    made.listed([], {}, 0)
+    assert listed(made) == ["dave"], "what the list had and has no more is hidden or left"
     made.closed()
     assert made.session == ""
 

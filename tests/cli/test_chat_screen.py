@@ -93,6 +93,17 @@ class Glass:
     def sees_no_more(self, text: str) -> None:
         self.until(lambda: not any(text in line for line in self.lines), f"no {text!r}")
 
+    def presses_until(self, key: str, ending: str) -> None:
+        """Again and again, until a line ends so."""
+
+        def seen() -> bool:
+            if any(line.endswith(ending) for line in self.lines):
+                return True
+            self.type(key)
+            return False
+
+        self.until(seen, repr(ending))
+
     def ends(self) -> int:
         """The exit code; the terminal is as it was before."""
         self.until(lambda: self.process.poll() is not None, "the end")
@@ -126,33 +137,39 @@ def look() -> Iterator[Look]:
 
 
 def test_a_day(served: Served, look: Look) -> None:
-    served.post(TALK, *(f"line {n}" for n in range(1, 41)))
+    served.post(TALK, *(f"line {n}" for n in range(1, 231)))
     served.post("direct:alice/carol", "hello from carol", device="carol/pc-00000000")
     glass = look("alice", *served.url)
     glass.sees("carol", " 1│")
-    glass.sees("bob", " 40│")
-    glass.sees("online since", "41 unread")
+    glass.sees("bob", " 230│")
+    glass.sees("online since", "231 unread")
     # Choosing shows the newest messages and marks them as read; older ones come page by page.
     glass.type(DOWN + CTRL["n"] + CTRL["p"])
-    glass.sees("bob: line 40")
+    glass.sees("bob: line 230")
     glass.sees("online since", "| 1 unread")
-    served.wait(lambda gateway: gateway.has_read("alice", TALK) == 40)
+    served.wait(lambda gateway: gateway.has_read("alice", TALK) == 230)
     glass.type(PAGE_UP)
-    glass.sees("bob: line 12")
+    glass.sees("bob: line 212")
     glass.sees("older messages; page down")
-    glass.type(PAGE_DOWN)
-    glass.sees("bob: line 40")
+    glass.presses_until(PAGE_UP, "bob: line 1")
+    glass.presses_until(PAGE_DOWN, "bob: line 230")
     # What is written has its mark, is edited, taken back.
     glass.type("first thaughts\r")
     glass.sees("alice: first thaughts ✓")
     glass.type(CTRL["e"])
-    glass.sees("edit #41> first thaughts")
+    glass.sees("edit #231> first thaughts")
     glass.type("\x7f" * len("thaughts") + "thoughts\r")
     glass.sees("alice: first thoughts (edited) ✓")
     glass.type(CTRL["r"])
     glass.sees("alice: (recalled)")
     served.post(TALK, "pushed")
     glass.sees("bob: pushed")
+    # What is pasted is one message, however many lines it has.
+    glass.type("\x1b[200~pasted\nlines\x1b[201~")
+    glass.sees("> pasted")
+    glass.type("\r")
+    glass.sees("alice: pasted")
+    served.wait(lambda gateway: gateway.texts(TALK)[-1] == "pasted\nlines")
     # The other conversation tells by its count that something came.
     served.post("direct:alice/carol", "are you there?", device="carol/pc-00000000")
     glass.sees("carol", " 2│")
@@ -273,16 +290,45 @@ def test_a_dumb_terminal_gets_lines(served: Served, look: Look) -> None:
 
 def test_two_people_and_a_cluster(shared_cluster: ClusterThread, look: Look) -> None:
     data = ("--data", shared_cluster.data)
-    dora, emil = look("dora", *data), look("emil", *data)
-    dora.type("/new emil\r")
-    dora.sees("nothing has been said here")
-    dora.type("ahoi\r")
-    dora.sees("dora: ahoi ✓")
-    emil.type("/join direct:dora/emil\r")
-    emil.sees("dora: ahoi")
-    emil.type("ahoi ahoi\r")
-    emil.sees("emil: ahoi ahoi ✓")
-    dora.sees("emil: ahoi ahoi")
-    for glass in (dora, emil):
+    fay, gus = look("fay", *data), look("gus", *data)
+    fay.type("/new gus\r")
+    fay.sees("nothing has been said here")
+    fay.type("ahoi\r")
+    fay.sees("fay: ahoi ✓")
+    gus.sees("fay  ahoi", " 1│")
+    gus.type(DOWN)
+    gus.sees("fay: ahoi")
+    fay.sees("fay: ahoi ✓✓")
+    gus.type("a")
+    fay.sees("gus is typing")
+    gus.type("hoi\r")
+    fay.sees("gus: ahoi")
+    gus.sees("gus: ahoi ✓✓")
+    gus.type("/readers\r")
+    gus.sees("#2 was read by 1: fay")
+    fay.type("/group create club gus\r")
+    fay.sees("(group:club)", "club")
+    fay.type("hello club\r")
+    gus.sees("club  hello club", " 1│")
+    gus.type("/find club\r")
+    gus.sees("fay: hello club")
+    gus.type("hi\r")
+    fay.sees("gus: hi")
+    gus.type("/pin\r")
+    gus.sees("*club")
+    gus.type("/mute\r")
+    gus.sees("*~club")
+    gus.type("/fold later\r")
+    gus.sees("▸ later (1)")
+    gus.type("/group leave\r")
+    gus.sees("done")
+    gus.type("psst\r")
+    gus.sees("you: psst ✗")
+    gus.type("/find fay\r")
+    gus.sees("fay: ahoi")
+    gus.type("/hide\r")
+    gus.sees("im-actors chat")
+    gus.sees_no_more("fay  ahoi")
+    for glass in (fay, gus):
         glass.type(CTRL["d"])
         assert glass.ends() == 0

@@ -237,6 +237,17 @@ async def _online(im: Client) -> Any:
 # --- changes --------------------------------------------------------------------------------------
 
 
+async def test_what_is_hidden_stays_so_when_there_is_nothing_else(
+    gateway: UserGateway, store: Path
+) -> None:
+    gateway.post(TALK, "x", device=BOB)
+    async with client(gateway.url, store=store) as im:
+        await until(lambda: local_rows(im) == {TALK: 1})
+        await im.history(TALK)
+        await (await im.hide(TALK)).acked(10)
+        assert (await im.conversations(local=True)).conversations == []
+
+
 async def test_reading_is_seen_at_once_also_offline(gateway: UserGateway, store: Path) -> None:
     gateway.post(TALK, *(str(n) for n in range(20)), device=BOB)
     async with client(gateway.url, store=store) as im:

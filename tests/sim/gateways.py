@@ -20,13 +20,15 @@ from im_actors.gateway.relays import Relays
 from im_actors.gateway.router import Router
 from im_actors.net.link import LinkConfig, PeerInfo
 from im_actors.wire.codec import Message
+from im_actors.wire.limits import Limits
 from im_actors.wire.messages import nack_of
 from tests.sim.network import End, Process
 
 if TYPE_CHECKING:
     from tests.sim.world import World
 
-CONFIG = GatewayConfig(insecure_open=True, tick_ms=50, retry_after_ms=100)
+CONFIG = GatewayConfig(insecure_open=True, tick_ms=50, retry_after_ms=100, limits=Limits(queries=0))
+"""Without the user side: it has tasks, and whoever is simulated may read everything."""
 REFUSED = b"refuse me "
 """Bodies that begin with this no gateway takes, until the policy changes."""
 UNREAD_BYTES = 2 * CONFIG.slow_reader_bytes

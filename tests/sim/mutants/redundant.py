@@ -4,7 +4,15 @@ They are kept, as second lines: most of them turn another defect into an alarm i
 ``NAME`` takes out both rules, and has to be noticed; ``NAME-alone`` only the one.
 """
 
-from tests.sim.mutants.modules import OWNER, REPLICA, SIM_REPLICA, SIM_STORE, TAKEOVER
+from tests.sim.mutants.modules import (
+    CONVERSATION,
+    OWNER,
+    REPLICA,
+    SIM_REPLICA,
+    SIM_STORE,
+    TAKEOVER,
+    TELLING,
+)
 from tests.sim.mutation import Edit, Redundant
 
 _ORDER = "return epoch_at(answer.epochs, answer.last_lsn), answer.last_lsn"
@@ -211,5 +219,19 @@ REDUNDANT = (
             Edit(REPLICA, "last = min(last, log.commit_lsn)", "last = min(last, log.last_lsn)"),
         ),
         known=568,
+    ),
+    Redundant(
+        "span-that-leaves-a-gap",
+        "9: a row that ends before a span begins refuses it, so that no event is passed over",
+        "An alarm: who tells goes on from the cursor, and one note after the other of a"
+        " conversation, so a row has had all that comes before a span.",
+        edits=(
+            Edit(
+                CONVERSATION, "        if span.from_seq > self.last_seq + 1:", "        if False:"
+            ),
+        ),
+        others=(
+            Edit(TELLING, "dif.Began(cursor_lsn, commit_lsn)", "dif.Began(commit_lsn, commit_lsn)"),
+        ),
     ),
 )

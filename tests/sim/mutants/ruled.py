@@ -106,6 +106,7 @@ RULED = (
         "recent-event-is-absent",
         "5.4, I9: that there is no such event say only tables that have come so far",
         Edit(OWNER, "if not answer.seq and lookup.floor_lsn < last_lsn:", "if False:"),
+        faults=("slow_load=0.8", "slow_apply=1"),
     ),
     mutant(
         "late-absence-is-believed",
