@@ -91,8 +91,10 @@ class BatchSettings:
 
     daily: ChannelSettings = ChannelSettings(2_000, 256)
     high: ChannelSettings = ChannelSettings(40_000, 2_048)
-    answer_ms: int = 3_000
-    """What has no answer is sent again after this, and read or said again."""
+    answer_ms: int = 8_000
+    """A send without an answer is sent again after this. In a busy cluster most are only late."""
+    read_ms: int = 2_000
+    """What was read or said and is not heard of is read or said again after this."""
     retry_ms_min: int = 50
     retry_ms_max: int = 2_000
 
@@ -474,7 +476,7 @@ class BatchRun:
             if chunk_key(number) in keys and recalls_known:
                 run.take_chunk(number, by_key)
         if any(chunk_key(number) in keys for number in run.missing()):
-            run.read_due_ms = self._now_ms + self.settings.answer_ms
+            run.read_due_ms = self._now_ms + self.settings.read_ms
 
     def _go_on(self, run: Run) -> None:
         """Read what is missing, say what is done."""
@@ -484,7 +486,7 @@ class BatchRun:
         if run.read_due_ms is None:
             keys = self._wanted(run)
             if keys:
-                run.read_due_ms = self._now_ms + self.settings.answer_ms
+                run.read_due_ms = self._now_ms + self.settings.read_ms
                 self._effects.append(ReadFacts(run.session, keys))
         if (
             run.loaded
@@ -492,7 +494,7 @@ class BatchRun:
             and run.say_due_ms is None
             and (note := run.note()) is not None
         ):
-            run.say_due_ms = self._now_ms + self.settings.answer_ms
+            run.say_due_ms = self._now_ms + self.settings.read_ms
             self._effects.append(Say(run.session, note))
 
     def _wanted(self, run: Run) -> tuple[str, ...]:

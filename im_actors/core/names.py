@@ -50,6 +50,7 @@ _HEARD = {
     SessionKind.NOTICE: Heard.ALL,
     SessionKind.GROUP: Heard.CHANGES,
     SessionKind.MAILBOX: Heard.CHANGES,
+    SessionKind.BATCH: Heard.CHANGES,
 }
 
 _PREFIXES = {

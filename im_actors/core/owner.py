@@ -423,6 +423,7 @@ class SlotOwner:
         self._lookups = {}
         self._needed = {}
         self._loading = set()
+        self.serving.unloaded = list(self.serving.waiting)
         self._heads = {}
         self._heads_waiting = 0
         self._log_asked = 0
@@ -742,8 +743,9 @@ class SlotOwner:
         return self.last_lsn - min([state.applied_lsn for state in self.members.values()])
 
     def _continue_serving(self) -> None:
-        if self.serving.waiting:
-            self._load_sessions(s for s in self.serving.waiting if not self._is_loaded(s))
+        if self.serving.unloaded:
+            unloaded, self.serving.unloaded = self.serving.unloaded, []
+            self._load_sessions(s for s in unloaded if not self._is_loaded(s))
         if self.serving.needs:
             self._load_needs()
         if self.serving.ancient:

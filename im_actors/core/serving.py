@@ -168,6 +168,8 @@ class Serving:
         """Sends of sessions of which something is being loaded, in order. All that comes later
         waits behind them."""
         self.waiting_events = 0
+        self.unloaded: list[str] = []
+        """Sessions in ``waiting`` whose state is to be loaded; the owner takes them from here."""
         self.needs: dict[str, Needs] = {}
         """What has to be known of a session for its first send in ``waiting``; the owner takes
         this from here."""
@@ -212,7 +214,10 @@ class Serving:
                 if answer is not None:
                     answers.append(answer)
             elif room:
-                self.waiting.setdefault(send.session, []).append(send)
+                if send.session not in self.waiting:
+                    self.waiting[send.session] = []
+                    self.unloaded.append(send.session)
+                self.waiting[send.session].append(send)
                 self.waiting_events += 1
                 self.pending_bytes += len(send.body)
             else:

@@ -48,6 +48,8 @@ _PUSHED = int(InsideType.PUSHED)
 _WATCHED = int(InsideType.WATCHED)
 _RELAY = int(InsideType.RELAY)
 _RELAYED = int(InsideType.RELAYED)
+_RELAY_SENDS = int(InsideType.RELAY_SENDS)
+_SENDS_RELAYED = int(InsideType.SENDS_RELAYED)
 _READ_ANSWERS = frozenset(map(int, (InsideType.PAGE, InsideType.FACTS, InsideType.COUNTED)))
 
 
@@ -94,6 +96,7 @@ class GatewayNode:
         )
         self.router = Router(self.peers, config, self._call_soon)
         self.relays = Relays(self.peers)
+        self.send_relays = Relays(self.peers, InsideType.RELAY_SENDS, InsideType.SENDS_RELAYED)
         self.followers = Followers(self.peers, config)
         self.reads = Reads(self.peers, config)
         self.pulls = Pulls(self.reads, config, self._known_head)
@@ -204,6 +207,7 @@ class GatewayNode:
             "nacked": router.nacked,
             "offered_again": router.offered_again,
             "notes_relayed": self.relays.relayed,
+            "batch_sends_relayed": self.send_relays.relayed,
             "sessions_followed": len(followers),
             "follows": followers.follows,
             "pushed": followers.pushed,
@@ -305,6 +309,7 @@ class GatewayNode:
     def shard_down(self, shard: ShardPeer) -> None:
         self.router.shard_down(shard, self.now_ms())
         self.relays.shard_down(shard)
+        self.send_relays.shard_down(shard)
 
     def shard_frames(self, shard: ShardPeer, messages: list[Message]) -> None:
         now_ms = self.now_ms()
@@ -322,6 +327,10 @@ class GatewayNode:
                 self.relays.asked(shard, message[1], now_ms)
             elif kind == _RELAYED:
                 self.relays.answered(message[1])
+            elif kind == _RELAY_SENDS:
+                self.send_relays.asked(shard, message[1], now_ms)
+            elif kind == _SENDS_RELAYED:
+                self.send_relays.answered(message[1])
         self.router.flush_answers()
         if pushed:
             self.followers.pushed_events(pushed)
@@ -389,6 +398,7 @@ class GatewayNode:
     def _tick(self, now_ms: int) -> None:
         self.router.tick(now_ms)
         self.relays.tick(now_ms)
+        self.send_relays.tick(now_ms)
         self.followers.tick(now_ms)
         self.reads.tick(now_ms)
         if self.draining and not any(c.outstanding for c in self._connections):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 from im_actors.core.conversation import conversation_key
@@ -41,6 +41,7 @@ from im_actors.errors import (
     TooLarge,
 )
 from im_actors.gateway.access import Access, may_by_id
+from im_actors.gateway.batch_reads import BatchQueries
 from im_actors.gateway.config import GatewayConfig
 from im_actors.gateway.live import LiveSessions
 from im_actors.gateway.online import Online
@@ -50,6 +51,7 @@ from im_actors.mailbox.cursor import Query as ListQuery
 from im_actors.mailbox.cursor import read_cursor
 from im_actors.mailbox.loading import Mailboxes
 from im_actors.mailbox.rows import CONVERSATION, Flag, packed_array
+from im_actors.mailbox.tier_facts import FactPage
 from im_actors.wire.codec import encode_frame
 from im_actors.wire.limits import QUERY_ROWS_MAX
 from im_actors.wire.queries import Query, check_arguments, encode_answer, refusal
@@ -106,6 +108,7 @@ class Queries:
         self._config = config
         self._at_least = at_least
         self._rows = MailboxRows()
+        self._batches = BatchQueries(self._current_facts)
         self._tasks: set[asyncio.Task[None]] = set()
         self.answered = 0
         self.failed = 0
@@ -119,6 +122,8 @@ class Queries:
             "devices": self._devices,
             "receipts": self._receipts,
             "overlays": self._overlays,
+            "batch": self._batch,
+            "outcomes": self._outcomes,
         }
 
     def __len__(self) -> int:
@@ -184,6 +189,15 @@ class Queries:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
+
+    async def _current_facts(self, session: str, keys: Sequence[str]) -> FactPage:
+        return await self._replicas.current(session, keys, self._at_least(session))
+
+    async def _batch(self, user: str, session: str) -> bytes:
+        return pack(await self._batches.batch(user, session))
+
+    async def _outcomes(self, user: str, session: str, chunk: int) -> bytes:
+        return pack(await self._batches.outcomes(user, session, chunk))
 
     async def _heard(self, user: str) -> int:
         """What an answer about this user's mailbox has to know of at least."""

@@ -1,7 +1,8 @@
-"""Notes of shards for sessions that other shards serve: handed on, and their answers back.
+"""What shards have for sessions that other shards serve: handed on, and the answers back.
 
-Shards have no links to each other. A note that cannot be handed on is answered at once, and one
-whose answer does not come is forgotten: the shard that tells it tells it again.
+Shards have no links to each other. A note, or a batch's message, that cannot be handed on is
+answered at once, and one whose answer does not come is forgotten: the shard that tells it tells it
+again.
 """
 
 from __future__ import annotations
@@ -18,8 +19,6 @@ RELAYS_MAX = 65_536
 FORGET_MS = 10_000
 """An answer that takes longer is of no use: the note has been told again."""
 
-_RELAY, _RELAYED = int(InsideType.RELAY), int(InsideType.RELAYED)
-
 
 class _Relay(NamedTuple):
     """A note on its way: who told it, under which token, when, and who has it."""
@@ -31,10 +30,17 @@ class _Relay(NamedTuple):
 
 
 class Relays:
-    """The notes that have been handed on and not answered."""
+    """What has been handed on, in frames of type ``ask``, and not answered, in frames of type
+    ``answer``."""
 
-    def __init__(self, peers: Peers) -> None:
+    def __init__(
+        self,
+        peers: Peers,
+        ask: InsideType = InsideType.RELAY,
+        answer: InsideType = InsideType.RELAYED,
+    ) -> None:
         self._peers = peers
+        self._ask_type, self._answer_type = int(ask), int(answer)
         self._number = 0
         self._waiting: dict[int, _Relay] = {}
         """By the number under which it was handed on, ascending."""
@@ -45,11 +51,11 @@ class Relays:
         return len(self._waiting)
 
     def asked(self, teller: ShardPeer, rows: Iterable[Sequence[Any]], now_ms: int) -> None:
-        """RELAY of a shard: [token, session, body]."""
+        """Of a shard: [token, session, …]."""
         peers = self._peers
-        batches: dict[ShardPeer, list[tuple[int, str, bytes]]] = {}
+        batches: dict[ShardPeer, list[tuple[Any, ...]]] = {}
         refused: list[tuple[int, int]] = []
-        for token, session, body in rows:
+        for token, session, *rest in rows:
             hearer = peers.routes[peers.slot_of(session)] if peers.slots else None
             if hearer is None or not hearer.up:
                 refused.append((token, SlotMoving.code))
@@ -58,25 +64,25 @@ class Relays:
             else:
                 self._number += 1
                 self._waiting[self._number] = _Relay(teller, token, now_ms, hearer)
-                batches.setdefault(hearer, []).append((self._number, session, body))
+                batches.setdefault(hearer, []).append((self._number, session, *rest))
         for hearer, batch in batches.items():
             self.relayed += len(batch)
-            hearer.send_now(pack_frame((_RELAY, batch)))
+            hearer.send_now(pack_frame((self._ask_type, batch)))
         if refused:
-            teller.send_now(pack_frame((_RELAYED, refused)))
+            teller.send_now(pack_frame((self._answer_type, refused)))
 
     def answered(self, rows: Iterable[Sequence[int]]) -> None:
-        """RELAYED of a shard: [number, code]."""
-        answers: dict[ShardPeer, list[tuple[int, int]]] = {}
-        for number, code in rows:
+        """Of a shard: [number, code, …]."""
+        answers: dict[ShardPeer, list[tuple[int, ...]]] = {}
+        for number, *rest in rows:
             relay = self._waiting.pop(number, None)
             if relay is not None:
-                answers.setdefault(relay.teller, []).append((relay.token, code))
+                answers.setdefault(relay.teller, []).append((relay.token, *rest))
         self._answer(answers)
 
     def shard_down(self, shard: ShardPeer) -> None:
         """What it was told is to be told again, and what it told has nobody to be answered."""
-        answers: dict[ShardPeer, list[tuple[int, int]]] = {}
+        answers: dict[ShardPeer, list[tuple[int, ...]]] = {}
         for number, relay in list(self._waiting.items()):
             if shard in (relay.hearer, relay.teller):
                 del self._waiting[number]
@@ -90,6 +96,6 @@ class Relays:
                 return
             del self._waiting[number]
 
-    def _answer(self, answers: dict[ShardPeer, list[tuple[int, int]]]) -> None:
+    def _answer(self, answers: dict[ShardPeer, list[tuple[int, ...]]]) -> None:
         for teller, rows in answers.items():
-            teller.send_now(pack_frame((_RELAYED, rows)))
+            teller.send_now(pack_frame((self._answer_type, rows)))

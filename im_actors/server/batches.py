@@ -118,11 +118,12 @@ class Batches:
     # -- answers -------------------------------------------------------------------------------
 
     def answered(self, rows: Iterable[Sequence[int]], now: int) -> None:
-        """What owners say, ours or others', or a gateway in their place: (token, code, seq, …)."""
+        """What owners say, ours or others': (token, code, seq, …); or a gateway in their place:
+        (token, code)."""
         answers = []
-        for token, code, seq, *_ in rows:
+        for token, code, *rest in rows:
             if token != SAID:
-                answers.append((token, code, seq))
+                answers.append((token, code, rest[0] if rest else 0))
             elif code and not error_for(code).retryable:
                 logger.error("ALARM %s: progress of a batch is refused: %d", self._name, code)
         if answers:

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from im_actors.core import owner as own
 from im_actors.core.backoff import Alarms
+from im_actors.core.batch import is_batch_device
+from im_actors.core.batch_run import BatchSettings
 from im_actors.core.directory import Directory, ReplicaAddress, ShardAddress
 from im_actors.core.messages import Append, Appended
 from im_actors.core.model import EventKind, Member, View, slot_of
@@ -23,9 +25,10 @@ from im_actors.errors import Forbidden
 from im_actors.net.link import Link, LinkConfig, PeerInfo
 from im_actors.net.link_connection import LinkConnection
 from im_actors.net.link_server import LinkCallbacks, LinkServer
+from im_actors.server.batches import BATCHES, Batches, FactsToken, Row
 from im_actors.server.clock import now_ms
 from im_actors.server.rounds import HOLD_MS, Rounds
-from im_actors.server.telling import NOTES, Telling, heard_pending
+from im_actors.server.telling import NOTES, Telling, heard_events, heard_pending
 from im_actors.wire.links import (
     LINK_FRAME_BYTES_MAX,
     InsideType,
@@ -76,9 +79,15 @@ def _request_bytes(message: Any) -> int:
 
 
 class _Relayed(NamedTuple):
-    """Who waits for the answer to a note that a gateway has handed on."""
+    """Who waits for the answer to a note, or a batch's message, that a gateway has handed on, and
+    in which frame."""
 
     gateway: LinkConnection
+    answer: InsideType
+
+
+_COLUMNS = {InsideType.RELAYED: 2, InsideType.SENDS_RELAYED: 3}
+"""How much of an answer goes back."""
 
 
 class ShardNode:
@@ -95,6 +104,7 @@ class ShardNode:
         settings: own.OwnerSettings | None = None,
         limits: ServingLimits | None = None,
         rules: RuleSettings | None = None,
+        batches: BatchSettings | None = None,
     ) -> None:
         self.name = name
         self.incarnation = f"{name}.{uuid.uuid4().hex[:12]}"
@@ -111,6 +121,7 @@ class ShardNode:
             for slot in range(slots)
         }
         self._telling = Telling(self.incarnation, self)
+        self._batches = Batches(self.incarnation, self, now_ms(), batches)
         self._gateways: dict[LinkConnection, None] = {}
         """The one that was asked last is the last one."""
         self._links: dict[Member, Link] = {}
@@ -266,6 +277,10 @@ class ShardNode:
                     self._notes_came(connection, message[1])
                 case InsideType.RELAYED:
                     self._telling.relayed(message[1], now_ms())
+                case InsideType.RELAY_SENDS:
+                    self._batch_sends_came(connection, message[1])
+                case InsideType.SENDS_RELAYED:
+                    self._batches.answered(message[1], now_ms())
 
     def _submitted(self, connection: LinkConnection, rows: list[list[Any]]) -> None:
         by_slot: dict[int, list[Send]] = {}
@@ -289,12 +304,23 @@ class ShardNode:
     def _notes_came(self, gateway: LinkConnection, rows: list[list[Any]]) -> None:
         """Other shards' notes for sessions that are served here."""
         by_slot: dict[int, list[Send]] = {}
-        asker = _Relayed(gateway)
+        asker = _Relayed(gateway, InsideType.RELAYED)
         for token, session, body in rows:
             note = Send((asker, token), session, SERVER, 0, int(EventKind.NOTE), body)
             by_slot.setdefault(slot_of(session, self.slots), []).append(note)
         for slot, notes in by_slot.items():
             self.hand_over(slot, notes)
+
+    def _batch_sends_came(self, gateway: LinkConnection, rows: list[list[Any]]) -> None:
+        """Other shards' batch messages for sessions that are served here."""
+        by_slot: dict[int, list[Send]] = {}
+        asker = _Relayed(gateway, InsideType.SENDS_RELAYED)
+        for token, session, device, n, kind, body in rows:
+            assert is_batch_device(device), f"{device} is relayed as a batch's device"
+            send = Send((asker, token), session, device, n, kind, body)
+            by_slot.setdefault(slot_of(session, self.slots), []).append(send)
+        for slot, sends in by_slot.items():
+            self.hand_over(slot, sends)
 
     def _watch(self, connection: LinkConnection, sessions: list[str]) -> None:
         by_slot: dict[int, list[str]] = {}
@@ -320,7 +346,8 @@ class ShardNode:
         self._watched.pop(connection, None)
         self._gateways.pop(connection, None)
         self._results.pop(connection, None)
-        self._results.pop(_Relayed(connection), None)
+        for answer in _COLUMNS:
+            self._results.pop(_Relayed(connection, answer), None)
         self._pushes.pop(connection, None)
 
     # -- machines ------------------------------------------------------------------------------
@@ -372,6 +399,7 @@ class ShardNode:
         heard = heard_pending(published.events) if others_hear else []
         lsns = published.first_lsn, published.last_lsn
         self._telling.published(slot, *lsns, heard, now_ms())
+        self._batches.saw(heard, True, now_ms())
 
     def _carry_out_rare(self, slot: int, effect: own.OwnerEffect) -> None:
         match effect:
@@ -382,16 +410,22 @@ class ShardNode:
             case own.HeadsKnown(connection, heads):
                 if connection.is_open:
                     connection.send(pack_frame((InsideType.WATCHED, heads)))
+            case own.FactsKnown(FactsToken() as token, facts):
+                self._batches.facts_known(token, facts, now_ms())
             case own.FactsKnown(token, facts):
                 self._telling.facts_known(slot, token, facts, now_ms())
             case own.LogKnown(first_lsn, records):
                 self._telling.log_known(slot, first_lsn, records, now_ms())
+                events = [event for record in records for event in heard_events(record.payload)]
+                self._batches.saw(events, False, now_ms())
             case own.Activated(view):
                 self._rounds.join(slot, view.members)
                 self._telling.activated(slot)
+                self._batches.activated(slot)
                 self._on_activated(view)
             case own.SteppedDown(_, reason):
                 self._telling.left(slot, now_ms())
+                self._batches.left(slot, now_ms())
                 logger.info("%s leaves slot %d: %s", self.incarnation, slot, reason)
             case own.Alarm(_, text):
                 logger.error("ALARM %s slot %d: %s", self.incarnation, slot, text)
@@ -437,6 +471,7 @@ class ShardNode:
         if self._stopping:
             return  # It was planned before, and would start timers that nobody stops any more.
         self._telling.flush()
+        self._batches.flush()
         self._begin_rounds()
         if self._to_replicas:
             self._say_what_is_untold()
@@ -462,16 +497,22 @@ class ShardNode:
     def _notes_answered(
         self, results: dict[Any, list[Any]], frames: dict[LinkConnection, list[bytes]]
     ) -> None:
-        """Take the answers to notes out of ``results``; those of other shards' become frames."""
+        """Take the answers to notes and to batch messages out of ``results``; those of other
+        shards' become frames."""
         if NOTES in results:
             rows = results.pop(NOTES)
             self.acked -= sum(row[1] == 0 for row in rows)
             self._telling.answered(rows, now_ms())
+        if BATCHES in results:
+            rows = results.pop(BATCHES)
+            self.acked -= sum(row[1] == 0 for row in rows)
+            self._batches.answered(rows, now_ms())
         for asker in [asker for asker in results if type(asker) is _Relayed]:
-            rows = [row[:2] for row in results.pop(asker)]
-            self.acked -= sum(code == 0 for _, code in rows)
+            rows = [row[: _COLUMNS[asker.answer]] for row in results.pop(asker)]
+            self.acked -= sum(row[1] == 0 for row in rows)
             parts = in_frames(rows, lambda _: 0)
-            frames[asker.gateway] = [pack_frame((InsideType.RELAYED, part)) for part in parts]
+            packed = [pack_frame((asker.answer, part)) for part in parts]
+            frames[asker.gateway] = frames.get(asker.gateway, []) + packed
 
     def _begin_rounds(self) -> None:
         """Hand over the sends whose round has come."""
@@ -529,7 +570,8 @@ class ShardNode:
         self._plan_tick()
 
     def _plan_tick(self) -> None:
-        dues = [at for at in (self._alarms.next_ms(), self._telling.next_ms()) if at is not None]
+        machines = (self._alarms, self._telling, self._batches)
+        dues = [due for machine in machines if (due := machine.next_ms()) is not None]
         if not dues:
             return
         due = min(dues)
@@ -545,6 +587,7 @@ class ShardNode:
         self._timer = None
         now = now_ms()
         self._telling.tick(now)
+        self._batches.tick(now)
         for slot in self._alarms.due(now):
             self._handle(slot, own.Tick())
         self._plan_tick()
@@ -566,13 +609,27 @@ class ShardNode:
         self.plan_flush()
 
     def relay(self, rows: list[tuple[int, str, bytes]]) -> None:
-        gateway = next((known for known in self._gateways if known.is_open), None)
+        gateway = self._next_gateway()
         if gateway is None:
             return  # Nobody answers, so they are told again.
-        # Another one the next time: this one may not reach everybody.
-        self._gateways[gateway] = self._gateways.pop(gateway)
         for part in in_frames(rows, lambda row: len(row[2])):
             gateway.send_now(pack_frame((InsideType.RELAY, part)))
+
+    def _next_gateway(self) -> LinkConnection | None:
+        """Another one each time: one may not reach everybody."""
+        gateway = next((known for known in self._gateways if known.is_open), None)
+        if gateway is not None:
+            self._gateways[gateway] = self._gateways.pop(gateway)
+        return gateway
+
+    def read_facts(self, slot: int, token: FactsToken) -> None:
+        self.ask_owner(slot, own.FactsAsked(token, token.session, token.keys))
+
+    def relay_sends(self, rows: list[Row]) -> None:
+        gateway = self._next_gateway()
+        if gateway is not None:
+            for part in in_frames(rows, lambda row: len(row.body)):
+                gateway.send_now(pack_frame((InsideType.RELAY_SENDS, part)))
 
     def plan_flush(self) -> None:
         self._plan_flush()
@@ -599,4 +656,5 @@ class ShardNode:
             "watched_sessions": len(self._watchers),
             "sessions": sum(len(owner.serving.sessions) for owner in self._owners.values()),
             **self._telling.status(now_ms()),
+            **self._batches.status(),
         }

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from im_actors.core.batch_run import BatchSettings
 from im_actors.core.directory import Directory, GatewayAddress
 from im_actors.core.model import COPIES
 from im_actors.core.owner import OwnerSettings
@@ -79,6 +80,7 @@ class LocalCluster:
         owner: OwnerSettings | None = None,
         controller: ControllerConfig | None = None,
         rules: RuleSettings | None = None,
+        batches: BatchSettings | None = None,
         hosts: int | None = None,
     ) -> None:
         if replicas < COPIES:
@@ -93,6 +95,7 @@ class LocalCluster:
         self._replica_config = replica
         self._owner_settings = owner
         self._rules = rules
+        self._batches = batches
         self._controller_config = controller
         self._hosts = hosts or replicas
         self._desired = [
@@ -211,6 +214,7 @@ class LocalCluster:
                 self.controller.activated,
                 self._owner_settings,
                 rules=self._rules,
+                batches=self._batches,
             )
         number = int(name.rpartition("-")[2])
         return ReplicaNode(

@@ -21,6 +21,8 @@ which one is replaced by the next. One frame carries what one turn of the event 
     156 RELAY     [156, [[token, session, body], ...]]   notes: a shard to a gateway, any one, and
                                                  the gateway to the shards that serve the sessions
     157 RELAYED   [157, [[token, code], ...]]        and back, the same way
+    158 RELAY_SENDS [158, [[token, session, device, n, kind, body], ...]]   batch messages, likewise
+    159 SENDS_RELAYED [159, [[token, code, seq], ...]]
 
 Most requests and answers of a busy cluster are of three kinds and say one thing each of many slots.
 Several of them in a row are one row of columns, in which each field has a list:
@@ -67,6 +69,8 @@ class InsideType(IntEnum):
     PUSHED = 155
     RELAY = 156
     RELAYED = 157
+    RELAY_SENDS = 158
+    SENDS_RELAYED = 159
 
 
 _KINDS: tuple[type[Any], ...] = (

@@ -50,6 +50,7 @@ SETTINGS = BatchSettings(
     daily=ChannelSettings(40, 6),
     high=ChannelSettings(400, 24),
     answer_ms=300,
+    read_ms=300,
     retry_ms_min=10,
     retry_ms_max=100,
 )

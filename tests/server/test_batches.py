@@ -34,7 +34,7 @@ from im_actors.server.batches import Batches, FactsToken, Row
 SLOTS = 8
 RULES = RuleSettings(services=frozenset({"shop"}))
 SETTINGS = BatchSettings(
-    daily=ChannelSettings(500, 32), high=ChannelSettings(5_000, 256), answer_ms=400
+    daily=ChannelSettings(500, 32), high=ChannelSettings(5_000, 256), answer_ms=400, read_ms=400
 )
 
 

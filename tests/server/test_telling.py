@@ -245,4 +245,5 @@ def test_what_others_may_have_to_hear_of(event: Event, is_heard: bool) -> None:
 
 
 def test_nobody_hears_of_open_sessions() -> None:
-    assert [heard(s) for s in ("team", "slot:1", "batch:x")] == [Heard.NOBODY] * 3
+    assert [heard(s) for s in ("team", "slot:1")] == [Heard.NOBODY] * 2
+    assert heard("batch:x") is Heard.CHANGES
