@@ -96,7 +96,7 @@ async def kinds(reader: Reader, users: list[str]) -> Counter[tuple[int, ...]]:
 
 
 async def test_everybody_gets_it_once_whatever_is_killed(tmp_path: Path) -> None:
-    users = [f"user{number}" for number in range(900)]
+    users = [f"user{number}" for number in range(600)]
     async with running(tmp_path, rules=RULES, batches=QUOTAS) as (cluster, replicas):
         reader = Reader(replicas)
         async with Client(cluster.url, "shop", "pc", None) as im:
@@ -108,20 +108,20 @@ async def test_everybody_gets_it_once_whatever_is_killed(tmp_path: Path) -> None
                 await cluster.crash(owner_of(cluster, session))
                 await cluster.wait_serving()
             await reader.until(session, JobState.DONE)
-            assert (await reader.progress(session))[:5] == (2, 900, 0, 0, True)
+            assert (await reader.progress(session))[:5] == (2, 600, 0, 0, True)
             info = await im.batches.status("sale")
             assert info is not None
-            assert (info.state, info.told, info.sent) == ("done", 900, 900)
+            assert (info.state, info.told, info.sent) == ("done", 600, 600)
             assert await im.batches.outcomes("sale", 1) == (users[500:], {}, {})
-            assert await kinds(reader, users) == {(EventKind.MESSAGE,): 900}
+            assert await kinds(reader, users) == {(EventKind.MESSAGE,): 600}
             (event,) = await reader.events(notice_session("system", "user7"))
             assert event.device == "shop/batch:sale"
             assert len(CONTENT) > COPIED_BYTES_MAX
             assert event.body == event_body(CONTENT.encode())
             await (await im.batches.recall("sale")).acked(PATIENCE_S)
             await reader.until(session, JobState.RECALLED)
-            assert (await reader.progress(session)).recalled == 900
-            assert await kinds(reader, users) == {(EventKind.MESSAGE, EventKind.RECALL): 900}
+            assert (await reader.progress(session)).recalled == 600
+            assert await kinds(reader, users) == {(EventKind.MESSAGE, EventKind.RECALL): 600}
 
 
 async def test_who_was_not_reached_before_a_cancel_gets_nothing(tmp_path: Path) -> None:

@@ -192,7 +192,7 @@ def test_a_short_torture(im: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "temp").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temp"))
     faults = "kill-shard,kill-replica,crash-writers,hold-links,cut-links"
-    code, out, error = im("torture", "--json", "--minutes", 0.3, "--faults", faults, "--seed", 11)
+    code, out, error = im("torture", "--json", "--minutes", 0.2, "--faults", faults, "--seed", 11)
     assert code == 0, error
     found = json.loads(out)
     assert found["anomalies"] == {}
