@@ -16,7 +16,8 @@ import msgpack
 from im_actors.core.model import Event, EventKind, pack
 from im_actors.core.names import SessionKind, session_kind
 from im_actors.core.outbox_words import SendState
-from im_actors.wire.limits import PREVIEW_CHARS_MAX, SKIPS_MAX
+from im_actors.core.spans import PREVIEW_CHARS_MAX
+from im_actors.wire.limits import SKIPS_MAX
 from im_actors.wire.queries import ConversationRow, RowFlag, read_row
 
 ROWS_MAX = 2_000

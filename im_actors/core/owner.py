@@ -20,6 +20,7 @@ from enum import Enum
 from typing import Any
 
 from im_actors.core.epochs import epoch_at
+from im_actors.core.fact_lists import FACT_KEYS_MAX
 from im_actors.core.facts import Fact
 from im_actors.core.messages import (
     Append,
@@ -54,7 +55,7 @@ from im_actors.core.model import (
     record_intact,
     record_keys,
 )
-from im_actors.core.owner_lookups import KEYS_MAX, Lookup, LookupAnswer, ask_for
+from im_actors.core.owner_lookups import Lookup, LookupAnswer, ask_for
 from im_actors.core.owner_words import (
     Activated,
     Alarm,
@@ -986,7 +987,7 @@ class SlotOwner:
 
     def _facts_asked(self, token: Any, session: str, keys: tuple[str, ...]) -> None:
         """Answer from what is known; ask the tables when that does not say it all."""
-        assert len(keys) <= KEYS_MAX, len(keys)
+        assert len(keys) <= FACT_KEYS_MAX, len(keys)
         if self.phase is not SERVING:
             return  # The asker hears of the new view, and asks again.
         known = self.serving.committed_facts(session, keys)
@@ -1076,7 +1077,9 @@ class SlotOwner:
         needs, self.serving.needs = self.serving.needs, {}
         for session, (keys, events) in needs.items():
             floor, of = self._floor_lsn, (session,)
-            parts = [keys[start : start + KEYS_MAX] for start in range(0, len(keys), KEYS_MAX)]
+            parts = [
+                keys[start : start + FACT_KEYS_MAX] for start in range(0, len(keys), FACT_KEYS_MAX)
+            ]
             lookups = [Lookup(self._next_lookup(), floor, of, keys=part) for part in parts]
             lookups += [Lookup(self._next_lookup(), floor, of, event=seq) for seq in events]
             self._needed[session] = len(lookups)

@@ -17,9 +17,6 @@ from im_actors.core.messages import (
 )
 from im_actors.core.serving import Send
 
-KEYS_MAX = 512
-"""Facts that are asked for in one message."""
-
 LookupAnswer = SessionsLoaded | KeyFound | FactsLoaded | EventFound
 
 

@@ -9,6 +9,7 @@ from im_actors.core.model import Event, EventKind
 from im_actors.core.overlays import event_overlay
 
 PREVIEW_CHARS_MAX = 100
+"""How much of a conversation's last message its row shows."""
 SPAN_EVENTS_MAX = 1_000
 """Most events that one span tells of, so that it fits a note whatever they are."""
 FOR_EVER = (1 << 62) - 1

@@ -36,8 +36,6 @@ LABEL_BYTES_MAX = 64
 """What conversations are folded under."""
 SIGNAL_BYTES_MAX = 128
 """The value of a signal, when it is a text."""
-PREVIEW_CHARS_MAX = 100
-"""How much of a conversation's last message its row shows."""
 SKIPS_MAX = 256
 """Most ranges in the inputs of an unread count: the newest ones."""
 

@@ -198,7 +198,7 @@ def test_facts_that_arrive_out_of_time_are_asked_for_again() -> None:
 def test_more_keys_than_fit_one_message_are_asked_for_in_several(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(own, "KEYS_MAX", 2)
+    monkeypatch.setattr(own, "FACT_KEYS_MAX", 2)
     bench = Bench(decide=lambda known, request: needs_many(known, request))
     bench.serve()
     bench.submit(S, "a/1", 1)

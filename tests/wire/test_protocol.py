@@ -25,6 +25,7 @@ from im_actors.core.model import (
     key_time_ms,
     pack,
 )
+from im_actors.core.spans import PREVIEW_CHARS_MAX
 from im_actors.errors import BY_CODE
 from im_actors.wire import answers, limits, messages, queries
 from im_actors.wire.bodies import (
@@ -224,7 +225,7 @@ def test_limits_tables() -> None:
         "signal": str(limits.SIGNAL_BYTES_MAX),
         "cursor": str(limits.CURSOR_BYTES_MAX),
         "label": str(limits.LABEL_BYTES_MAX),
-        "preview": str(limits.PREVIEW_CHARS_MAX),
+        "preview": str(PREVIEW_CHARS_MAX),
         "skips": str(limits.SKIPS_MAX),
     }
 
