@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from im_actors.core.conversation import Conversation, conversation_key
@@ -12,6 +13,7 @@ from im_actors.core.lookup import Lookup
 from im_actors.core.model import make_key
 from im_actors.core.names import SessionKind, session_kind, session_name, users_of
 from im_actors.core.operations import read_operation
+from im_actors.core.rows import pack_row, unpack_row
 from im_actors.core.rule_settings import RuleSettings
 from im_actors.core.rules import Accept, Request
 from im_actors.errors import BadRequest, Forbidden
@@ -23,6 +25,22 @@ _NEVER_NOTED = (SessionKind.OPEN, SessionKind.GROUP)
 def read_request(session: str, seq: int) -> bytes:
     """The user has read the conversation up to ``seq``."""
     return pack_request("read", session, seq)
+
+
+def received_request(positions: Sequence[tuple[str, int]]) -> bytes:
+    """A device of the user holds these direct conversations, each up to its seq."""
+    return pack_request("received", list(positions))
+
+
+def received_key(session: str) -> str:
+    """The key of how far a direct conversation has come to the user's devices, unless he has read
+    further: then nobody has to be told."""
+    return f"v/{session}"
+
+
+def read_received(value: bytes | None) -> int:
+    """The seq of such a fact."""
+    return int(unpack_row("what was received", value, 1)[0]) if value is not None else 0
 
 
 def pin_request(session: str, pinned: bool) -> bytes:
@@ -54,8 +72,10 @@ def decide_mailbox(lookup: Lookup, request: Request, settings: RuleSettings) -> 
     what, args = read_operation(request.kind, request.body)
     if what in ("device", "kick"):
         return decide_device(lookup, request, settings, what, args)
-    session, value = args
     user = session_name(lookup.session)
+    if what == "received":
+        return _decide_received(lookup, request, user, args[0])
+    session, value = args
     if session_kind(session) not in _LISTED:
         raise BadRequest(f"{what}: {session!r} is not a conversation: name one of a list")
     if users_of(session) and user not in users_of(session):
@@ -68,13 +88,36 @@ def decide_mailbox(lookup: Lookup, request: Request, settings: RuleSettings) -> 
     return Accept(request.kind, pack_state(what, args, facts))
 
 
+def _decide_received(
+    lookup: Lookup, request: Request, user: str, positions: list[tuple[str, int]]
+) -> Accept:
+    """Take those that are further than what all devices have said before; what the user has read
+    he has received."""
+    for session, _ in positions:
+        if session_kind(session) is not SessionKind.DIRECT or user not in users_of(session):
+            raise Forbidden(f"received: {session!r} is not a direct conversation of {user}")
+    keys = [key(session) for session, _ in positions for key in (conversation_key, received_key)]
+    lookup.want(*keys)
+    ahead = [
+        (session, seq)
+        for session, seq in positions
+        if seq > read_received(lookup.value(received_key(session)))
+        and seq > _row(lookup, session).read_seq
+    ]
+    facts: _Facts = [(received_key(session), 0, pack_row((seq,))) for session, seq in ahead]
+    return Accept(request.kind, pack_state("received", [ahead], facts))
+
+
 _Facts = list[tuple[str, int, bytes | None]]
 
 
+def _row(lookup: Lookup, session: str) -> Conversation:
+    data = lookup.value(conversation_key(session))
+    return Conversation.from_bytes(data) if data is not None else Conversation()
+
+
 def _row_facts(lookup: Lookup, request: Request, what: str, session: str, value: Any) -> _Facts:
-    key = conversation_key(session)
-    data = lookup.value(key)
-    row = Conversation.from_bytes(data) if data is not None else Conversation()
+    key, row = conversation_key(session), _row(lookup, session)
     changed: Conversation = getattr(row, what)(value)
     if changed == row:
         return []

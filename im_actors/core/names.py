@@ -8,6 +8,7 @@
     user:alice                alice's mailbox: her conversation list, read positions, devices
     batch:spring-sale         one batch message: its content and its progress
     slot:17                   the owner's own notes about slot 17
+    reads:climbers            how far the members of group:climbers have read
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class SessionKind(IntEnum):
     MAILBOX = 4
     BATCH = 5
     SLOT = 6
+    READS = 7
 
 
 class Heard(IntEnum):
@@ -60,6 +62,7 @@ _PREFIXES = {
     "user": SessionKind.MAILBOX,
     "batch": SessionKind.BATCH,
     "slot": SessionKind.SLOT,
+    "reads": SessionKind.READS,
 }
 
 
@@ -86,6 +89,11 @@ def group_session(name: str) -> str:
 
 def notice_session(channel: str, user: str) -> str:
     return f"notice:{channel}/{user}"
+
+
+def reads_of(group: str) -> str:
+    """The session in which the read positions of a group's members are counted."""
+    return f"reads:{session_name(group)}"
 
 
 def mailbox_of(user: str) -> str:

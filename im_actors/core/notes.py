@@ -3,13 +3,13 @@ elsewhere. They come at least once, in any number of tries; what they say is tak
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from im_actors.core.conversation import Conversation, conversation_key
 from im_actors.core.facts import pack_request, pack_state, read_state
 from im_actors.core.groups import Role, event_memberships
 from im_actors.core.lookup import Lookup
-from im_actors.core.model import Event, EventKind
+from im_actors.core.model import Event, EventKind, pack
 from im_actors.core.names import (
     SessionKind,
     mailbox_of,
@@ -19,6 +19,7 @@ from im_actors.core.names import (
     users_of,
 )
 from im_actors.core.operations import read_operation
+from im_actors.core.reads import Reader
 from im_actors.core.rows import pack_row, unpack_row
 from im_actors.core.rules import Accept, Nothing, Request
 from im_actors.core.spans import Preview, Range, Span
@@ -79,17 +80,57 @@ def membership_notes(event: Event) -> list[tuple[str, bytes]]:
     return notes
 
 
-def read_notes(event: Event) -> list[tuple[str, bytes]]:
-    """(mailbox, note) for the other user of a direct session, when a committed MAILBOX event says
-    that this one has read."""
+_LET_IN = b"\x93" + pack("joined")
+"""How the body of a committed note that somebody was let in begins. Most notes are of other kinds,
+and need not be taken apart."""
+
+
+class Receipt(NamedTuple):
+    """Of a direct session: up to where one of its users has read, and received, 0 for not told."""
+
+    session: str
+    read_seq: int
+    delivered_seq: int
+
+
+def receipts_of(event: Event) -> list[tuple[str, Receipt]]:
+    """(the other user's mailbox, receipt) of the direct sessions of which a committed MAILBOX event
+    says that its user has read them or received them."""
     if event.kind != EventKind.MAILBOX or not (state := read_state(event.body)).facts:
         return []
-    if state.what != "read" or session_kind(state.args[0]) is not SessionKind.DIRECT:
-        return []
-    session, seq = state.args
+    match state.what, state.args:
+        case "read", [session, seq]:
+            found = [Receipt(session, seq, seq)]
+        case "received", [positions]:
+            found = [Receipt(session, 0, seq) for session, seq in positions]
+        case _:
+            return []
     user = session_name(event.session)
-    peer = peer_of(session, user)
-    return [] if peer == user else [(mailbox_of(peer), receipt_note(session, seq, seq))]
+    talks = [one for one in found if session_kind(one.session) is SessionKind.DIRECT]
+    peers = [(peer_of(receipt.session, user), receipt) for receipt in talks]
+    return [(mailbox_of(peer), receipt) for peer, receipt in peers if peer != user]
+
+
+def readers_of(event: Event) -> tuple[str, dict[str, Reader]]:
+    """(group, its readers) of whom a committed event says that they have read in it, or have left;
+    most events say it of nobody."""
+    if event.kind == EventKind.GROUP:
+        rows = event_memberships(event)
+        out = {u: Reader(left_seq=row.left_seq) for u, row in rows if row.role is Role.STRANGER}
+        return event.session, out
+    # The mailbox may hear after his first reading that he was let in.
+    let_in = event.kind == EventKind.NOTE and event.body.startswith(_LET_IN)
+    if event.kind != EventKind.MAILBOX and not let_in:
+        return "", {}
+    state = read_state(event.body)
+    if state.what not in ("read", "joined") or not state.facts:
+        return "", {}
+    session, value = state.args[0], state.facts[0][2]
+    if session_kind(session) is not SessionKind.GROUP or value is None:
+        return "", {}
+    row = Conversation.from_bytes(value)
+    reader = Reader(row.read_seq, row.joined_seq, row.left_seq)
+    return session, {session_name(event.session): reader} if reader.counts else {}
 
 
 def decide_note(lookup: Lookup, request: Request) -> Accept | Nothing:

@@ -28,6 +28,10 @@ ABOUT_BYTES_MAX = 256
 """What a device says of itself."""
 USERS_MAX = 8_192
 """Most names in one request, whatever the settings allow."""
+RECEIVED_MAX = 100
+"""Most conversations of which one request says how far they have come."""
+READERS_MAX = 150
+"""Most users in one note of read positions, so that it fits whatever their names are."""
 SPAN_PAIRS_MAX = 1_024
 """Most ranges, and most recalls, of one span note."""
 ROLES = ("member", "admin", "owner")
@@ -119,6 +123,27 @@ def _pairs(what: str, value: object) -> list[tuple[int, int]]:
     return pairs
 
 
+def _positions(what: str, value: object) -> list[tuple[str, int]]:
+    """Arrays [session, seq]; of one session the last one holds."""
+    if type(value) is not list or len(value) > RECEIVED_MAX:
+        raise BadRequest(f"{what} must be an array of up to {RECEIVED_MAX}")
+    if any(type(row) is not list or len(row) != 2 for row in value):
+        raise BadRequest(f"{what} must be arrays [session, seq]")
+    return list({check_session(session): _seq(what, seq) for session, seq in value}.items())
+
+
+def _readers(what: str, value: object) -> list[list[Any]]:
+    if type(value) is not list or len(value) > READERS_MAX:
+        raise BadRequest(f"{what} must be an array of up to {READERS_MAX}")
+    for row in value:
+        if type(row) is not list or len(row) != 4:
+            raise BadRequest(f"{what} must be arrays [user, read, joined, left]")
+        check_name(what, row[0])
+        for number in row[1:]:
+            _natural(what, number)
+    return value
+
+
 def _preview(what: str, value: object) -> list[Any] | None:
     if value is None:
         return None
@@ -191,6 +216,7 @@ OPERATIONS: dict[tuple[int, str], tuple[Argument, ...]] = {
     (_GROUP, "dissolve"): (),
     # Of a mailbox, by its user.
     (_MAILBOX, "read"): (_SESSION, _SEQ),
+    (_MAILBOX, "received"): (Argument("positions", _positions),),
     (_MAILBOX, "pin"): (_SESSION, Argument("pinned", _flag)),
     (_MAILBOX, "mute"): (_SESSION, Argument("muted", _flag)),
     (_MAILBOX, "hide"): (_SESSION, Argument("upto_seq", _natural)),
@@ -215,6 +241,8 @@ OPERATIONS: dict[tuple[int, str], tuple[Argument, ...]] = {
         Argument("read_seq", _natural),
         Argument("delivered_seq", _natural),
     ),
+    # Of a group's read positions, by the servers.
+    (_NOTE, "reads"): (Argument("readers", _readers),),
     # Of a batch, by services.
     (_BATCH, "create"): (
         Argument("content", _content),

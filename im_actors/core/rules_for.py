@@ -11,6 +11,7 @@ from im_actors.core.names import SessionKind, session_kind, session_name, users_
 from im_actors.core.notes import decide_cursor, decide_note
 from im_actors.core.operations import read_operation
 from im_actors.core.overlays import decide_overlay
+from im_actors.core.reads import decide_reads
 from im_actors.core.rule_settings import RuleSettings
 from im_actors.core.rules import SERVER, Accept, Decision, Known, Nothing, Refuse, Request
 from im_actors.errors import Forbidden, ImError
@@ -26,6 +27,7 @@ KINDS = {
     SessionKind.MAILBOX: (EventKind.MAILBOX, EventKind.NOTE),
     SessionKind.SLOT: (EventKind.NOTE,),
     SessionKind.BATCH: (EventKind.BATCH, EventKind.NOTE),
+    SessionKind.READS: (EventKind.NOTE,),
 }
 """The kinds of events that a session takes, besides VOID."""
 
@@ -70,6 +72,9 @@ def _decided(
             if what == "batch":
                 return decide_listing(lookup, request, args)
             return decide_cursor(lookup, request)
+        case SessionKind.READS:
+            _check_server(lookup.session, request)
+            return decide_reads(lookup, request)
         case SessionKind.BATCH:
             return decide_batch(lookup, request, settings)
         case SessionKind.DIRECT:

@@ -69,6 +69,24 @@ def test_what_changes_nothing_is_taken_without_facts() -> None:
     assert row_of(found).read_seq == 2
 
 
+def test_what_devices_have_received_moves_forward_and_not_behind_what_was_read() -> None:
+    found = mailbox_with()
+    eve = "direct:alice/eve"
+    event = ask(found, m.received_request([(DIRECT, 3), (eve, 4)]))
+    assert read_state(event.body).args == [[[DIRECT, 3], [eve, 4]]]
+    assert read_state(ask(found, m.received_request([(DIRECT, 3)])).body).facts == []
+    ask(found, m.read_request(DIRECT, 7))
+    event = ask(found, m.received_request([(DIRECT, 7), (eve, 5)]), "tablet")
+    assert read_state(event.body).args == [[[eve, 5]]]
+    assert m.read_received(found.value(m.received_key(DIRECT))) == 3
+    assert m.read_received(found.value(m.received_key(eve))) == 5
+    # The conversation's row does not say it: nobody's list changes.
+    assert found.value(conversation_key(eve)) is None
+    for session in ("team", "group:g", "notice:system/alice", "direct:bob/eve"):
+        body = m.received_request([(session, 3)])
+        assert type(found.refusal("alice/phone", EventKind.MAILBOX, body)) is Forbidden
+
+
 def test_settings_of_a_conversation() -> None:
     found = mailbox_with("a")
     for body in (

@@ -28,6 +28,7 @@ GOOD = {
     "user:alice": SessionKind.MAILBOX,
     "batch:spring": SessionKind.BATCH,
     "slot:17": SessionKind.SLOT,
+    "reads:climbers": SessionKind.READS,
 }
 
 
@@ -49,6 +50,7 @@ def test_the_id_tells_the_kind(session: str) -> None:
             "slot:-1",
             "slot:\u0663",
             "batch:",
+            "reads:",
             "",
             7,
             None,

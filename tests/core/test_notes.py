@@ -129,24 +129,36 @@ def test_reading_is_told_to_the_other_side() -> None:
     alice, bob = Deciding("user:alice"), Deciding("user:bob")
     event = alice.send("alice/pc", EventKind.MAILBOX, mailbox.read_request(DIRECT, 3))
     assert event is not None
-    ((session, note),) = notes.read_notes(event)
-    assert session == "user:bob"
-    bob.note(note)
+    ((session, receipt),) = notes.receipts_of(event)
+    assert (session, receipt) == ("user:bob", (DIRECT, 3, 3))
+    bob.note(notes.receipt_note(*receipt))
     assert row_of(bob).peer_read_seq == 3
-    again = alice.send("alice/pc", EventKind.MAILBOX, mailbox.read_request(DIRECT, 2))
-    assert again is not None
-    assert notes.read_notes(again) == []
     for body in (
+        mailbox.read_request(DIRECT, 2),
         mailbox.read_request("team", 5),
         mailbox.read_request("direct:alice/alice", 5),
         mailbox.pin_request(DIRECT, True),
+        mailbox.received_request([(DIRECT, 3), ("direct:alice/alice", 5)]),
     ):
         event = alice.send("alice/pc", EventKind.MAILBOX, body)
         assert event is not None
-        assert notes.read_notes(event) == []
+        assert notes.receipts_of(event) == []
     assert bob.note(notes.receipt_note(DIRECT, 0, 9)) is not None
     assert (row_of(bob).peer_read_seq, row_of(bob).peer_delivered_seq) == (3, 9)
     assert bob.note(notes.receipt_note(DIRECT, 2, 8)) is None
+
+
+def test_what_came_to_a_device_is_told_to_the_other_sides() -> None:
+    alice, bob = Deciding("user:alice"), Deciding("user:bob")
+    body = mailbox.received_request(
+        [(DIRECT, 3), ("direct:alice/eve", 5), ("direct:alice/alice", 6)]
+    )
+    event = alice.send("alice/pc", EventKind.MAILBOX, body)
+    assert event is not None
+    told = notes.receipts_of(event)
+    assert told == [("user:bob", (DIRECT, 0, 3)), ("user:eve", ("direct:alice/eve", 0, 5))]
+    bob.note(notes.receipt_note(*told[0][1]))
+    assert (row_of(bob).peer_read_seq, row_of(bob).peer_delivered_seq) == (0, 3)
 
 
 def test_a_cursor_only_moves_forward() -> None:

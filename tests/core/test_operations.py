@@ -9,7 +9,15 @@ from im_actors.core import batch, batch_rules, devices, groups, mailbox, notes
 from im_actors.core.batch import CHUNKS_MAX, CONTENT_BYTES_MAX, PROGRESS_CHUNKS_MAX
 from im_actors.core.facts import pack_request, read_request
 from im_actors.core.model import EventKind
-from im_actors.core.operations import NUMBER_MAX, OPERATIONS, USERS_MAX, read_operation
+from im_actors.core.operations import (
+    NUMBER_MAX,
+    OPERATIONS,
+    READERS_MAX,
+    RECEIVED_MAX,
+    USERS_MAX,
+    read_operation,
+)
+from im_actors.core.reads import Reader, reads_note
 from im_actors.core.spans import Span
 from im_actors.errors import BadRequest, TooLarge
 
@@ -49,6 +57,8 @@ GOOD: dict[str, Any] = {
     "outcomes": [[1], [0, 3, 111]],
     "settled": True,
     "active": True,
+    "positions": [["direct:alice/bob", 5]],
+    "readers": [["alice", 5, 2, 0]],
 }
 BAD: dict[str, list[Any]] = {
     "title": ["", 5, "t" * 257, "\x07"],
@@ -86,6 +96,21 @@ BAD: dict[str, list[Any]] = {
     "outcomes": [5, [5], [[]], [[1, 2]], [[-1]], [["1"]], [[0]] * (PROGRESS_CHUNKS_MAX + 1)],
     "settled": [0, None],
     "active": [1, None],
+    "positions": [
+        *(5, [5], [["team"]], [["team", 0]], [["team", 5, 5]], [["team", "5"]]),
+        [["team", 5]] * (RECEIVED_MAX + 1),
+    ],
+    "readers": [
+        *(
+            5,
+            [5],
+            [["alice", 5, 2]],
+            [["a/b", 5, 2, 0]],
+            [["alice", -1, 2, 0]],
+            [["alice", 5, 2, None]],
+        ),
+        [["alice", 5, 2, 0]] * (READERS_MAX + 1),
+    ],
 }
 CASES = [(kind, what) for kind, what in OPERATIONS]
 
@@ -139,6 +164,7 @@ def builders() -> list[tuple[int, Any]]:
         notes.cursor_note,
         batch.progress_note,
         batch_rules.listing_note,
+        reads_note,
     )
     return [*found, *((int(EventKind.NOTE), function) for function in noted)]
 
@@ -148,6 +174,7 @@ def test_every_operation_has_its_builder() -> None:
     for kind, builder in builders():
         names = list(inspect.signature(builder).parameters)
         good = GOOD | {"span": Span(1, 2, 3, None, ((1, 1),), ()), "outcomes": [batch.Outcome(1)]}
+        good["readers"] = {"alice": Reader(5, 2)}
         body = builder(*(good[name] for name in names))
         what, _ = read_request(body)
         read_operation(kind, body)

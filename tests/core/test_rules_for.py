@@ -9,6 +9,7 @@ from im_actors.core.groups import create_request
 from im_actors.core.model import EventKind
 from im_actors.core.names import SessionKind, session_kind
 from im_actors.core.overlays import edit_request, recall_request
+from im_actors.core.reads import Reader, reads_note
 from im_actors.core.rule_settings import RuleSettings
 from im_actors.core.rules import SERVER, Accept, Known, Needs, Refuse, Request
 from im_actors.core.rules_for import KINDS, decide
@@ -25,6 +26,7 @@ SESSIONS = (
     "user:alice",
     "slot:3",
     "batch:b",
+    "reads:g",
 )
 DEVICES = ("alice/phone", "bob/pc", "eve/pc", "robot/1", SERVER)
 SETTINGS = RuleSettings(services=frozenset({"robot"}))
@@ -54,7 +56,7 @@ def expected(session: str, device: str, kind: EventKind) -> bool:
         return asked.get(device) == kind
     if session == "batch:b":
         return kind == EventKind.BATCH and device == "robot/1"
-    return session == "slot:3" and device == SERVER and kind == EventKind.NOTE
+    return session in ("slot:3", "reads:g") and device == SERVER and kind == EventKind.NOTE
 
 
 def body_for(session: str, kind: EventKind, seq: int) -> bytes:
@@ -71,6 +73,8 @@ def body_for(session: str, kind: EventKind, seq: int) -> bytes:
             return batch.create_request(b"hello", "daily")
         case EventKind.NOTE if session == "slot:3":
             return notes.cursor_note("mailboxes", 7)
+        case EventKind.NOTE if session == "reads:g":
+            return reads_note({"bob": Reader(7, 5)})
         case EventKind.NOTE:
             return notes.joined_note("group:g", 5, 5)
     return b"" if kind == EventKind.VOID else b"hello"
