@@ -54,6 +54,11 @@ def count_messages(events: Collection[Event], after: int, upto: int, user: str) 
     return sum(e.sender != user and e.seq not in recalled for e in counted)
 
 
+def count_ranks(facts: Collection[Fact], ranges: Iterable[tuple[int, int]]) -> list[int]:
+    """What a COUNT_RANKS counts."""
+    return [sum(low <= fact.rank <= high for fact in facts) for low, high in ranges]
+
+
 def _target(recall: Event) -> int:
     body = msgpack.unpackb(recall.body)
     return body[0] if isinstance(body[0], int) else body[1][0]

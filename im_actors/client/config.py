@@ -75,6 +75,9 @@ class ClientConfig:
     mailbox: bool = True
     """Whether the user's mailbox is followed while a server is there, so that the conversation list
     is up to date. Programs that only send or read sessions do without."""
+    received_ms: int = 1_000
+    """What came in direct conversations is reported to their senders at most so often, by devices
+    whose store lasts and that follow the mailbox."""
     agent: str = f"im_actors {__version__}"
     """What the client says of itself to the server."""
 

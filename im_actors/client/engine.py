@@ -72,7 +72,7 @@ class Engine:
         self.inbox = Inbox(rng)
         self.connection = Connection(self, url, user, token, ssl_context, config, rng)
         self.requests = Requests(self.connection)
-        self.user = UserSide(self, user, self.requests, config.mailbox)
+        self.user = UserSide(self, user, self.requests, config)
         self.cursors: dict[str, int] = {}
         self.address = ""
         self.last_error: ImError | None = None

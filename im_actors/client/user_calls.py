@@ -220,6 +220,7 @@ class UserCalls:
         try:
             answer = await self._engine.user.ask("receipts", session, _seq(seq), limit)
             read, users = read_fields("receipts", answer, int, list)
+            delivered = answer[2] if len(answer) > 2 else None
             offline = False
         except RetryableError:
             if not is_direct or row is None:
@@ -227,10 +228,9 @@ class UserCalls:
             peer = conversation_of(row, self._engine.user.user, 0).title
             users = [peer] if row.peer_read_seq >= seq else []
             read, offline = len(users), True
-        delivered = None
-        if is_direct and row is not None:
-            delivered = read > 0 or row.peer_delivered_seq >= seq
-        return Receipts(read, [str(user) for user in users], delivered, offline)
+            delivered = int(row.peer_delivered_seq >= seq)
+        came = bool(delivered or read) if is_direct and delivered is not None else None
+        return Receipts(read, [str(user) for user in users], came, offline)
 
     # -- groups and devices ----------------------------------------------------------------------
 

@@ -18,9 +18,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgpack
 
+from im_actors.client.config import ClientConfig
 from im_actors.client.conversations import Signal
 from im_actors.client.mailbox import Mailbox, Pending, intact
 from im_actors.client.reader import Feed, Follower
+from im_actors.client.received import AREA as RECEIVED
+from im_actors.client.received import Received
 from im_actors.client.requests import Requests
 from im_actors.client.results import Sent
 from im_actors.client.shown import Overlays, Said
@@ -60,13 +63,15 @@ class RowPage(NamedTuple):
 class UserSide:
     """What one client knows of its user."""
 
-    def __init__(self, engine: Engine, user: str, requests: Requests, follows: bool) -> None:
+    def __init__(self, engine: Engine, user: str, requests: Requests, config: ClientConfig) -> None:
         self._engine = engine
-        self._follows = follows
+        self._follows = config.mailbox
         self.user = user
         self.session = mailbox_of(user)
         self.requests = requests
         self.mailbox = Mailbox(self._keep, self._list_changed)
+        self._received = Received(engine, user, self.mailbox, config.received_ms)
+        self._reporting: asyncio.Task[None] | None = None
         self.list_version = 0
         """Grows with every change of what this device knows of the list."""
         self.list_news = asyncio.Event()
@@ -90,6 +95,7 @@ class UserSide:
         try:
             self.mailbox.restore(kept)
             self.overlays.restore(kept)
+            self._received.restore(kept.get(RECEIVED, {}))
             self._kept = dict(kept.get("answer", {}))
             self._registered = "registered" in kept.get("mailbox", {})
         except Exception as error:  # of a later version that was here before
@@ -102,6 +108,8 @@ class UserSide:
     def saw(self, events: Sequence[Event]) -> None:
         """These came from a server, pushed or in pages."""
         self.overlays.saw(events)
+        if self._reporting is not None:
+            self._received.saw(events)
         if len(self.mailbox):
             self.mailbox.saw(events, self.user)
 
@@ -115,6 +123,8 @@ class UserSide:
         return sent
 
     def _asked(self, sent: Sent, what: str, args: list[Any]) -> None:
+        if what == "received":
+            return  # nothing of it is shown here
         self.mailbox.asked(
             Pending(what, args, lambda: (sent.state, sent.ack.seq if sent.ack else 0))
         )
@@ -170,16 +180,25 @@ class UserSide:
         running = self._following is not None and not self._following.done()
         if self._follows and self.requests.can_query and not running:
             self._following = asyncio.create_task(self._follow(), name=f"mailbox of {self.user}")
+            if self._reporting is None and not self._engine.store.instant:
+                self._reporting = asyncio.create_task(self._report(), name=f"{self.user} received")
 
     async def close(self) -> None:
         self.closed = True
         self.list_news.set()
         for _, news in self._hearing:
             news.set()
-        task, self._following = self._following, None
-        if task is not None:
+        tasks = [task for task in (self._following, self._reporting) if task is not None]
+        self._following = self._reporting = None
+        for task in tasks:
             task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _report(self) -> None:
+        try:
+            await self._received.run()
+        except ImError as error:
+            self._engine.warn(error)
 
     async def _follow(self) -> None:
         """Until the client is closed, or a server says that it has nothing of the kind."""
@@ -274,7 +293,8 @@ class UserSide:
         self._keep("mailbox", "registered", b"")
 
     def _heed(self, events: Sequence[Event]) -> None:
-        """What the mailbox says and no row does: messages that were deleted on another device."""
+        """What the mailbox says and no row does: messages that were deleted, or came, on another
+        device."""
         for event in events:
             if event.kind == EventKind.MAILBOX:
                 try:
@@ -284,6 +304,8 @@ class UserSide:
                 match what, args:
                     case "delete", [str(session), int(seq)]:
                         self.overlays.delete(session, seq)
+                    case "received", [list(positions)]:
+                        self._received.told(positions)
 
     # -- signals ---------------------------------------------------------------------------------
 

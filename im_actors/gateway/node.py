@@ -50,7 +50,12 @@ _RELAY = int(InsideType.RELAY)
 _RELAYED = int(InsideType.RELAYED)
 _RELAY_SENDS = int(InsideType.RELAY_SENDS)
 _SENDS_RELAYED = int(InsideType.SENDS_RELAYED)
-_READ_ANSWERS = frozenset(map(int, (InsideType.PAGE, InsideType.FACTS, InsideType.COUNTED)))
+_READ_ANSWERS = frozenset(
+    map(
+        int,
+        (InsideType.PAGE, InsideType.FACTS, InsideType.COUNTED, InsideType.RANKS_COUNTED),
+    )
+)
 
 
 class GatewayNode:

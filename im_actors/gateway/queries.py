@@ -12,7 +12,6 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
-from im_actors.core.conversation import conversation_key
 from im_actors.core.deleted import deleted_keys, is_deleted
 from im_actors.core.devices import Device, device_key
 from im_actors.core.fact_lists import FACT_KEYS_MAX
@@ -29,7 +28,7 @@ from im_actors.core.groups import (
     readable,
 )
 from im_actors.core.model import EventKind, pack
-from im_actors.core.names import SessionKind, mailbox_of, peer_of, session_kind
+from im_actors.core.names import SessionKind, mailbox_of, session_kind
 from im_actors.core.overlays import Overlay, overlay_rank
 from im_actors.errors import (
     BadRequest,
@@ -45,8 +44,9 @@ from im_actors.gateway.batch_reads import BatchQueries
 from im_actors.gateway.config import GatewayConfig
 from im_actors.gateway.live import LiveSessions
 from im_actors.gateway.online import Online
+from im_actors.gateway.receipts import ReceiptQueries
 from im_actors.gateway.replica_facts import ReplicaFacts
-from im_actors.gateway.rows import MailboxRows, UserHeads, read_conversation
+from im_actors.gateway.rows import MailboxRows, UserHeads
 from im_actors.mailbox.cursor import Query as ListQuery
 from im_actors.mailbox.cursor import read_cursor
 from im_actors.mailbox.loading import Mailboxes
@@ -62,9 +62,6 @@ OVERLAYS_RANGE_MAX = 10_000
 """Seqs that one question about overlays may span."""
 OVERLAYS_BYTES_MAX = 512 * 1024
 """Bytes of their texts."""
-RECEIPTS_MEMBERS_MAX = 200
-"""Members of the largest group whose read positions are asked for."""
-RECEIPTS_AT_ONCE = 16
 _ROLES = {role: name for name, role in ROLE_NAMES.items()} | {Role.STRANGER: ""}
 _MEMBER = member_key("")
 _DEVICE = device_key("")
@@ -109,6 +106,7 @@ class Queries:
         self._at_least = at_least
         self._rows = MailboxRows()
         self._batches = BatchQueries(self._current_facts)
+        self._receipt_queries = ReceiptQueries(replicas, at_least)
         self._tasks: set[asyncio.Task[None]] = set()
         self.answered = 0
         self.failed = 0
@@ -338,39 +336,10 @@ class Queries:
     async def _receipts(self, user: str, session: str, seq: int, limit: int) -> bytes:
         if session_kind(session) is SessionKind.GROUP:
             await self._check_member(user, session)
-            users = await self._other_members(user, session)
-        elif session_kind(session) is SessionKind.DIRECT and may_by_id(user, session):
-            users = [peer_of(session, user)]
-            users = [name for name in users if name != user]
-        else:
-            raise Forbidden(f"there are no receipts for you in {session!r}")
-        gate = asyncio.Semaphore(RECEIPTS_AT_ONCE)
-
-        async def has_read(name: str) -> bool:
-            async with gate:
-                return await self._has_read(name, session, seq)
-
-        found = await asyncio.gather(*map(has_read, users))
-        names = [name for name, read in zip(users, found, strict=True) if read]
-        return pack((len(names), names[:limit]))
-
-    async def _other_members(self, user: str, session: str) -> list[str]:
-        live = await self._live.current(session, self._at_least(session))
-        if live.group is not None and live.group.members > RECEIPTS_MEMBERS_MAX:
-            raise TooLarge(
-                f"{session!r} has {live.group.members} members, receipts are told of groups with "
-                f"up to {RECEIPTS_MEMBERS_MAX}"
-            )
-        _, members, _ = await self._member_page(session, None, RECEIPTS_MEMBERS_MAX)
-        return [name for name, _ in members if name != user]
-
-    async def _has_read(self, user: str, session: str, seq: int) -> bool:
-        """As his mailbox says. Where it is not followed that may be a moment old."""
-        mailbox = mailbox_of(user)
-        keys = [conversation_key(session)]
-        page = await self._replicas.of_keys(mailbox, keys, self._at_least(mailbox))
-        value = page.facts[0].value if page.facts else None
-        return value is not None and read_conversation(value).read_seq >= seq
+            return pack(await self._receipt_queries.group(user, session, seq, limit))
+        if session_kind(session) is SessionKind.DIRECT and may_by_id(user, session):
+            return pack(await self._receipt_queries.direct(user, session, seq, limit))
+        raise Forbidden(f"there are no receipts for you in {session!r}")
 
     # ---- overlays
 

@@ -12,7 +12,14 @@ from im_actors.errors import ImError, NotReachable
 from im_actors.gateway.reads import Found, Reads
 from im_actors.mailbox.tier_facts import FactPage
 from im_actors.wire.links import read_facts
-from im_actors.wire.questions import CountAsked, FactsAsked, PageAsked, Question, pack_question
+from im_actors.wire.questions import (
+    CountAsked,
+    FactsAsked,
+    PageAsked,
+    Question,
+    RanksAsked,
+    pack_question,
+)
 
 
 class EventPage(NamedTuple):
@@ -69,6 +76,16 @@ class ReplicaFacts:
         )
         _check_reached(session, found.last_seq, upto)
         return int(found.rest[0])
+
+    async def count_ranks(
+        self, session: str, ranges: Sequence[tuple[int, int]], at_least: int
+    ) -> tuple[int, list[int]]:
+        """(version, how many facts have a rank in each of these ranges)."""
+        asked = tuple(ranges)
+        found = await self._ask(
+            session, lambda number: RanksAsked(number, session, at_least, asked), at_least
+        )
+        return found.last_seq, [int(count) for count in found.rest[0]]
 
     async def _facts(self, session: str, query: FactQuery, at_least: int) -> FactPage:
         found = await self._ask(

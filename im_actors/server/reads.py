@@ -19,7 +19,7 @@ from im_actors.server.storage import ReplicaStorage
 from im_actors.server.turns import in_turns
 from im_actors.storage.counting import count_messages
 from im_actors.wire.links import InsideType, pack_frame
-from im_actors.wire.questions import CountAsked, FactsAsked, PageAsked, Question
+from im_actors.wire.questions import CountAsked, FactsAsked, PageAsked, Question, RanksAsked
 
 RETRY_S = 0.005
 """How often a read looks whether the seq that it waits for has come."""
@@ -62,6 +62,7 @@ _ANSWERS: dict[type[Question], _Answer] = {
     PageAsked: _Answer(InsideType.PAGE, (0, [])),
     FactsAsked: _Answer(InsideType.FACTS, (0, [], False)),
     CountAsked: _Answer(InsideType.COUNTED, (0, 0)),
+    RanksAsked: _Answer(InsideType.RANKS_COUNTED, (0, [])),
 }
 
 
@@ -99,6 +100,9 @@ class Reads:
                 return await self.page(slot, session, after, before, limit, head)
             case FactsAsked(_, session, head, query):
                 return await self._at_head(slot, head, partial(self._facts, session, query))
+            case RanksAsked(_, session, head, ranges):
+                count = partial(self._door.storage.history.count_ranks, session, ranges)
+                return await self._at_head(slot, head, count)
             case CountAsked():
                 return await self._count(slot, question)
 

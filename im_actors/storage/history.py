@@ -32,7 +32,7 @@ from im_actors.core.model import (
 )
 from im_actors.errors import CorruptData, InvariantBroken
 from im_actors.storage.database import fsync_directory
-from im_actors.storage.facts import STAGED_READ_MAX
+from im_actors.storage.facts import STAGED_COUNT_MAX, STAGED_READ_MAX
 from im_actors.storage.index import IndexFile, SessionEntry
 from im_actors.storage.journal import LSN_BITS, LSN_MAX, row_id
 from im_actors.storage.months import MonthFile, MonthSpan, month_name, month_of
@@ -358,6 +358,17 @@ class History:
         if self.index.facts.staged(known.id) > STAGED_READ_MAX:
             self.write()
         return known.last_seq, self.index.facts.page(known.id, query)
+
+    def count_ranks(self, session: str, ranges: Iterable[tuple[int, int]]) -> tuple[int, list[int]]:
+        """The session's last seq here, and how many of its facts have a rank in each range, the
+        ends among them."""
+        known = self.index.session(session)
+        if known is None:
+            return 0, [0 for _ in ranges]
+        if self.index.facts.staged(known.id) > STAGED_COUNT_MAX:
+            self.write()
+        counts = [self.index.facts.count(known.id, low, high) for low, high in ranges]
+        return known.last_seq, counts
 
     # -- the whole -------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 They are inside: both ends know the cluster secret and run the same release, but for the minutes in
 which one is replaced by the next. One frame carries what one turn of the event loop produced. What
-142 to 147 mean is in ``wire.questions``.
+142 to 149 mean is in ``wire.questions``.
 
     140 REQUESTS  [140, [[kind, ...fields], ...]]    owner or replica to a replica (core.messages)
     141 ANSWERS   [141, [[kind, ...fields], ...]]    and back
@@ -12,6 +12,8 @@ which one is replaced by the next. One frame carries what one turn of the event 
     145 FACTS     [145, request, code, last_seq, [[key, seq, rank, value], ...], more]   and back
     146 COUNT     [146, request, session, head, after, upto, user]        gateway to a replica
     147 COUNTED   [147, request, code, last_seq, count]                   and back
+    148 COUNT_RANKS [148, request, session, head, [[low, high], ...]]     gateway to a replica
+    149 RANKS_COUNTED [149, request, code, last_seq, [count, ...]]        and back
     150 SUBMIT    [150, [[token, slot, session, device, n, kind, body], ...]]   gateway to a shard
     151 RESULTS   [151, [[token, code, seq, epoch, time_ms, expected_n], ...]]  and back
     152 WATCH     [152, [session, ...]]              gateway to a shard: push this session's events
@@ -61,6 +63,8 @@ class InsideType(IntEnum):
     FACTS = 145
     COUNT = 146
     COUNTED = 147
+    COUNT_RANKS = 148
+    RANKS_COUNTED = 149
     SUBMIT = 150
     RESULTS = 151
     WATCH = 152

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from im_actors.core.directory import Directory, ReplicaAddress, ShardAddress
-from im_actors.core.fact_lists import FactQuery, OfKeys, Prefixed, Ranked, Since
+from im_actors.core.fact_lists import FACT_PAGE_MAX, FactQuery, OfKeys, Prefixed, Ranked, Since
 from im_actors.core.facts import Fact, event_facts, newest
 from im_actors.core.model import (
     Event,
@@ -36,7 +36,15 @@ from im_actors.wire import queries as q
 from im_actors.wire.codec import FrameDecoder, Message, encode_frame
 from im_actors.wire.limits import Limits
 from im_actors.wire.links import LINK_FRAME_BYTES_MAX, InsideType, pack_frame
-from im_actors.wire.questions import CountAsked, FactsAsked, PageAsked, Question, read_question
+from im_actors.wire.questions import (
+    CountAsked,
+    FactsAsked,
+    PageAsked,
+    Question,
+    RanksAsked,
+    read_question,
+)
+from tests.fact_model import count_ranks
 
 SECRET = b"the cluster's secret, for tests"
 LINKS = LinkConfig(frame_bytes_max=LINK_FRAME_BYTES_MAX, backoff_ms_min=5, backoff_ms_max=20)
@@ -241,6 +249,9 @@ class FakeReplica:
             case FactsAsked(_, _, _, query):
                 facts = [] if self.code else facts_of(events, query)
                 return InsideType.FACTS, *start, facts, False
+            case RanksAsked(_, _, _, ranges):
+                ranked = facts_of(events, Ranked(0, "", FACT_PAGE_MAX))
+                return InsideType.RANKS_COUNTED, *start, count_ranks(ranked, ranges)
             case CountAsked(_, _, _, after, upto, user):
                 decoded = [decode_event(data) for data in events]
                 gone = {event_overlay(e)[0] for e in decoded if e.kind == EventKind.RECALL}

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from im_actors.core.fact_lists import FactQuery, OfKeys, Prefixed, Ranked, Since
-from im_actors.core.facts import Fact, pack_state
+from im_actors.core.facts import RANK_MAX, Fact, pack_state
 from im_actors.core.messages import (
     Append,
     Drop,
@@ -54,7 +54,14 @@ from im_actors.wire.links import (
     read_facts,
     read_inside,
 )
-from im_actors.wire.questions import CountAsked, FactsAsked, PageAsked, Question, pack_question
+from im_actors.wire.questions import (
+    CountAsked,
+    FactsAsked,
+    PageAsked,
+    Question,
+    RanksAsked,
+    pack_question,
+)
 
 SLOTS = 8
 SESSION = "group:g"
@@ -245,6 +252,13 @@ async def test_counts(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     assert await peer.ask(CountAsked(1, SESSION, 9, 9, 9, "bob")) == [147, 1, 0, 9, 0]
 
 
+async def test_ranks_are_counted(rig: Rig) -> None:
+    await rig.owner.take()
+    await rig.owner.say(("a", 3, b"1"), ("b", 5, b""), ("c", 0, b""))
+    asked = RanksAsked(1, SESSION, 1, ((1, RANK_MAX), (4, 5), (6, 9)))
+    assert await rig.peer.ask(asked) == [149, 1, 0, 1, [2, 1, 0]]
+
+
 async def test_owners_are_told_facts_and_what_events_are(rig: Rig) -> None:
     peer, owner = rig.peer, rig.owner
     await owner.take()
@@ -349,6 +363,7 @@ async def test_a_slot_that_is_deleted_while_it_is_counted_is_not_known(
     [
         (FactsAsked(7, SESSION, 9, Since(0, 5)), [145, 7, Overloaded.code, 0, [], False]),
         (CountAsked(7, SESSION, 9, 0, 9, "bob"), [147, 7, Overloaded.code, 0, 0]),
+        (RanksAsked(7, SESSION, 9, ((1, 5),)), [149, 7, Overloaded.code, 0, []]),
         (PageAsked(7, SESSION, 0, 0, 9, 9), [143, 7, Overloaded.code, 0, []]),
     ],
 )

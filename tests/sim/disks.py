@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -206,6 +206,10 @@ class Disk:
         """The messages of a COUNT."""
         events = [row.event for row in self.timelines.get(session, {}).values()]
         return fact_model.count_messages(events, after, upto, user)
+
+    def count_ranks(self, session: str, ranges: Sequence[tuple[int, int]]) -> list[int]:
+        """The facts of a COUNT_RANKS."""
+        return fact_model.count_ranks(self.facts.get(session, {}).values(), ranges)
 
     def load(self, slot_of: Callable[[str], int]) -> dict[int, rep.SlotLog]:
         """What a starting replica finds. Raises CorruptData."""

@@ -16,7 +16,14 @@ from im_actors.core.storage_ops import CutRecords, DropSlot, StoreRecords
 from im_actors.errors import CorruptData, NotReachable
 from im_actors.server.apply import ApplyQueue
 from im_actors.wire.links import InsideType
-from im_actors.wire.questions import CountAsked, FactsAsked, PageAsked, Question, read_question
+from im_actors.wire.questions import (
+    CountAsked,
+    FactsAsked,
+    PageAsked,
+    Question,
+    RanksAsked,
+    read_question,
+)
 from tests.sim.disks import flipped
 from tests.sim.network import End, Process
 
@@ -32,6 +39,7 @@ _ANSWERS: dict[type[Question], tuple[InsideType, tuple[Any, ...]]] = {
     PageAsked: (InsideType.PAGE, ([],)),
     FactsAsked: (InsideType.FACTS, ([], False)),
     CountAsked: (InsideType.COUNTED, (0,)),
+    RanksAsked: (InsideType.RANKS_COUNTED, ([],)),
 }
 """Their types, and what follows the last seq in one that says nothing."""
 
@@ -399,6 +407,8 @@ class SimReplica(Process):
                 self.world.history.polled(source, session, last_seq, last_seq)
             case FactsAsked(_, _, _, query):
                 found = self.disk.fact_page(session, query)
+            case RanksAsked(_, _, _, ranges):
+                found = (self.disk.count_ranks(session, ranges),)
             case CountAsked(_, _, _, after, upto, user):
                 found = (self.disk.count(session, after, upto, user),)
         frame, _ = _ANSWERS[type(question)]

@@ -31,7 +31,7 @@ from im_actors.storage import history as history_module
 from im_actors.storage.facts import BY_KEY, BY_RANK, BY_SEQ, SCHEMA, FactTable, fact_guard
 from im_actors.storage.history import History
 from im_actors.storage.steps import STEP_ROWS
-from tests.fact_model import fact_page, facts_of
+from tests.fact_model import count_ranks, fact_page, facts_of
 from tests.storage.conftest import LogBuilder, quick_directory
 
 BIG = 1 << 30
@@ -119,6 +119,9 @@ def check(history: History, log: LogBuilder, limit: int) -> None:
             queries += [Prefixed(prefix, after, limit) for after in ("", *facts, "b\1")]
         for query in queries:
             assert history.facts(session, query) == (last, fact_page(facts, query))
+        ranges = [(1, RANK_MAX), (2, 7), (7, 7), (8, (1 << 62) - 1), (3, 2)]
+        counts = count_ranks(facts.values(), ranges)
+        assert history.count_ranks(session, ranges) == (last, counts)
         ranked = sum(fact.rank > 0 for fact in facts.values())
         assert len(joined(all_ranked(history, session, limit))) == ranked
         assert len(joined(all_prefixed(history, session, "", limit))) == len(facts)

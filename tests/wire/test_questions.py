@@ -23,10 +23,12 @@ from im_actors.wire.codec import FrameDecoder
 from im_actors.wire.links import LINK_FRAME_BYTES_MAX, InsideType, pack_frame, read_facts
 from im_actors.wire.questions import (
     QUESTIONS,
+    RANGES_MAX,
     CountAsked,
     FactsAsked,
     PageAsked,
     Question,
+    RanksAsked,
     pack_question,
     read_question,
 )
@@ -40,10 +42,12 @@ QUERY = st.one_of(
     st.builds(OfKeys, st.lists(TEXT, max_size=5).map(tuple)),
     st.builds(Since, NUMBER, LIMIT),
 )
+RANGE = st.tuples(st.integers(1, RANK_MAX), st.integers(0, RANK_MAX))
 QUESTION = st.one_of(
     st.builds(PageAsked, NUMBER, TEXT, st.integers(-1, 1 << 62), NUMBER, NUMBER, NUMBER),
     st.builds(FactsAsked, NUMBER, TEXT, NUMBER, QUERY),
     st.builds(CountAsked, NUMBER, TEXT, NUMBER, NUMBER, NUMBER, TEXT),
+    st.builds(RanksAsked, NUMBER, TEXT, NUMBER, st.lists(RANGE, max_size=RANGES_MAX).map(tuple)),
 )
 EXAMPLES: tuple[tuple[Question, list[Any]], ...] = (
     (PageAsked(7, "s", -1, 0, 50, 9), [142, 7, "s", -1, 0, 50, 9]),
@@ -52,6 +56,7 @@ EXAMPLES: tuple[tuple[Question, list[Any]], ...] = (
     (FactsAsked(7, "s", 9, OfKeys(("a", "b"))), [144, 7, "s", 9, 2, [["a", "b"]]]),
     (FactsAsked(7, "s", 9, Since(8, 25)), [144, 7, "s", 9, 3, [8, 25]]),
     (CountAsked(7, "s", 9, 3, 8, "alice"), [146, 7, "s", 9, 3, 8, "alice"]),
+    (RanksAsked(7, "s", 9, ((1, 5), (7, 9))), [148, 7, "s", 9, [[1, 5], [7, 9]]]),
 )
 
 
@@ -99,6 +104,13 @@ def test_there_are_four_lists(what: Any) -> None:
 def test_what_cannot_be_asked_is_a_violation(query: FactQuery) -> None:
     with pytest.raises(ProtocolViolation):
         read_question(decoded(pack_question(FactsAsked(7, "s", 9, query))))
+
+
+@pytest.mark.parametrize("ranges", [[[1]], [[1, 2, 3]], [[0, 5]], [["1", 5]], [[1, True]], [1],
+                                    [[1, RANK_MAX + 1]], [[1, 2]] * (RANGES_MAX + 1)])  # fmt: skip
+def test_ranges_that_are_none_are_a_violation(ranges: list[Any]) -> None:
+    with pytest.raises(ProtocolViolation):
+        read_question([148, 7, "s", 9, ranges])
 
 
 def test_facts_come_out_as_they_went_in() -> None:
