@@ -78,7 +78,7 @@ class ReceiptQueries:
             page = await self._replicas.ranked(readers, rank, key, PAGE_READERS, version)
             for key, _, rank, value in page.facts:
                 if rank < READ_RANK + seq:
-                    return names
+                    return names[:limit]
                 name = reader_of(key)
                 if name != user and value and Reader.from_bytes(value).has_read(seq):
                     names.append(name)
