@@ -101,7 +101,7 @@ async def test_receipts_of_a_large_group_are_counted(cluster: LocalCluster) -> N
         await acked(three.groups.leave("climbers"))
         await until(lambda: read_by(alice, GROUP, 3, [names[0]]))
         # Who comes later has read what came later only.
-        await acked(alice.groups.add("climbers", [names[2]]))
+        await acked(alice.groups.add("climbers", names[2]))
         seq = await acked(alice.send(GROUP, "three"))
         await acked(three.mark_read(GROUP, seq))
         await until(lambda: read_by(alice, GROUP, seq, [names[2]]))
