@@ -137,6 +137,9 @@ class UserCalls(Generic[SentT]):
     def here(self, session: str, here: bool = True) -> None:
         self._do(lambda: self._client.here(session, here))
 
+    def who_is_online(self, session: str, limit: int = QUERY_ROWS_MAX) -> list[str]:
+        return self._wait(self._client.who_is_online(session, limit))
+
     def who_types(self, session: str) -> list[str]:
         return self._do(lambda: self._client.who_types(session))
 

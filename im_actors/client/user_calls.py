@@ -261,7 +261,8 @@ class UserCalls:
     # -- signals ---------------------------------------------------------------------------------
 
     def typing(self, session: str, typing: bool = True) -> None:
-        """Tell those who follow the session that the user writes, if that is possible now."""
+        """Tell the other user of a direct session, or those who follow the session, that the user
+        writes, if that is possible now."""
         self._engine.user.requests.signal(check_session(session), "typing", typing)
 
     def here(self, session: str, here: bool = True) -> None:
@@ -269,15 +270,23 @@ class UserCalls:
         self._engine.user.requests.signal(check_session(session), "presence", here)
 
     def who_types(self, session: str) -> list[str]:
-        """The users who write in a session that is followed."""
+        """The users who write in a direct session, or in one that is followed."""
         return _true(self._engine.user.signals_of(session, "typing"))
 
     def who_is_here(self, session: str) -> list[str]:
         return _true(self._engine.user.signals_of(session, "presence"))
 
+    async def who_is_online(self, session: str, limit: int = QUERY_ROWS_MAX) -> list[str]:
+        """The other users of a direct session, or of a group that is not large, who are connected
+        at the moment, as far as servers know; at most ``limit`` of them."""
+        check_session(session)
+        answer = await self._engine.user.ask("presence", session, limit)
+        _, users = read_fields("presence", answer, int, list)
+        return [str(user) for user in users]
+
     async def signals(self) -> AsyncIterator[Signal]:
-        """What others signal in the sessions that are followed, as it comes. Nothing of it is
-        stored, and anything may be missing. Ends when the client is closed."""
+        """What others signal in direct sessions and those that are followed, as it comes. Nothing
+        of it is stored, and anything may be missing. Ends when the client is closed."""
         held: deque[Signal] = deque(maxlen=SIGNALS_HELD_MAX)
         news = asyncio.Event()
         with self._engine.user.hearing(held, news):

@@ -119,6 +119,13 @@ class GatewayConfig:
     """How long a query of who has just come waits for the head of his mailbox."""
     signal_ms: int = 1_000
     """A connection's signals of one session that come faster are dropped."""
+    signals_per_s: int = 2_000
+    """Signals that pass through this gateway; more are dropped."""
+    signal_hearers_max: int = 500
+    """In a group of more members there are no signals, and in a session with more followers here
+    they are not told to these."""
+    presence_ms: int = 300
+    """How long a shard is waited for that is asked who is connected elsewhere."""
     mailbox_redis: str = ""
     """URL of a Redis that keeps copies of conversation lists. Empty: none."""
     mailbox_cluster: str = "im"

@@ -172,6 +172,11 @@ class LiveSessions:
         live = self._sessions.get(session)
         return live if live is not None and live.current else None
 
+    def group(self, session: str) -> Group | None:
+        """The group as it was known last, without asking anybody; None: it is not known here."""
+        live = self._sessions.get(session)
+        return live.group if live is not None else None
+
     async def current(self, session: str, at_least: int = 0) -> LiveSession:
         """The session, up to ``at_least`` and all that was heard of. NotReachable: not now."""
         live = self._touch(session)

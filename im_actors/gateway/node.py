@@ -5,7 +5,7 @@ Its parts, each without sockets of its own:
     clients ── ClientConnection ──┬── Router     sends ────────▶ shards ── Relays ─▶ shards
                                   ├── Followers  pushes ◀─────── shards
                                   ├── Pulls      history ──────▶ replicas, by Reads
-                                  └── UserSide   lists, groups ▶ by all of these
+                                  └── UserSide   lists, groups, signals ▶ by all of these
                                       Peers      the links to both, as the directory says
 """
 
@@ -50,6 +50,8 @@ _RELAY = int(InsideType.RELAY)
 _RELAYED = int(InsideType.RELAYED)
 _RELAY_SENDS = int(InsideType.RELAY_SENDS)
 _SENDS_RELAYED = int(InsideType.SENDS_RELAYED)
+_SIGNAL = int(InsideType.SIGNAL)
+_ARE_HERE = int(InsideType.ARE_HERE)
 _READ_ANSWERS = frozenset(
     map(
         int,
@@ -108,7 +110,14 @@ class GatewayNode:
         self.user_side: UserSide | None = None
         if config.limits.queries:
             self.user_side = UserSide(
-                name, config, self.followers, self.reads, self.pulls, self._known_head, clock
+                name,
+                config,
+                self.peers,
+                self.followers,
+                self.reads,
+                self.pulls,
+                self._known_head,
+                clock,
             )
 
     # ---- for its owner
@@ -289,7 +298,7 @@ class GatewayNode:
 
     def signal(self, connection: ClientConnection, signal: Signal, now_ms: int) -> None:
         if self.user_side is not None:
-            self.user_side.signal(connection, signal, now_ms)
+            self.user_side.signals.said(connection, signal, now_ms)
 
     def connection_closed(self, connection: ClientConnection) -> None:
         """Forget it. Its sends go on; nobody is told of their answers."""
@@ -310,11 +319,15 @@ class GatewayNode:
         now_ms = self.now_ms()
         self.router.shard_up(shard, now_ms)
         self.followers.shard_up(shard, now_ms)
+        if self.user_side is not None:
+            self.user_side.shard_up(shard)
 
     def shard_down(self, shard: ShardPeer) -> None:
         self.router.shard_down(shard, self.now_ms())
         self.relays.shard_down(shard)
         self.send_relays.shard_down(shard)
+        if self.user_side is not None:
+            self.user_side.shard_down(shard)
 
     def shard_frames(self, shard: ShardPeer, messages: list[Message]) -> None:
         now_ms = self.now_ms()
@@ -336,6 +349,10 @@ class GatewayNode:
                 self.send_relays.asked(shard, message[1], now_ms)
             elif kind == _SENDS_RELAYED:
                 self.send_relays.answered(message[1])
+            elif kind == _SIGNAL and self.user_side is not None:
+                self.user_side.signals.came(message[1])
+            elif kind == _ARE_HERE and self.user_side is not None:
+                self.user_side.presence.answered(message[1], message[2])
         self.router.flush_answers()
         if pushed:
             self.followers.pushed_events(pushed)
@@ -353,6 +370,8 @@ class GatewayNode:
         now_ms = self.now_ms()
         self.router.routes_changed(changes, now_ms)
         self.followers.routes_changed(changes, now_ms)
+        if self.user_side is not None:
+            self.user_side.routes_changed(changes)
 
     # ---- inside
 
@@ -406,6 +425,8 @@ class GatewayNode:
         self.send_relays.tick(now_ms)
         self.followers.tick(now_ms)
         self.reads.tick(now_ms)
+        if self.user_side is not None:
+            self.user_side.presence.tick()
         if self.draining and not any(c.outstanding for c in self._connections):
             self._answered.set()
 

@@ -63,6 +63,8 @@ class Online:
         self._config = config
         self._now_ms = now_ms
         self._users: dict[str, _User] = {}
+        self.on_changed: Callable[[str], None] = lambda user: None
+        """A device of this user has come or gone."""
 
     def came(self, client: Client) -> None:
         """It is welcome, unless its device turns out to be kicked."""
@@ -75,6 +77,7 @@ class Online:
             user.clients.add(client)
             if user.known.is_set():
                 self._look(client.user, user)
+        self.on_changed(client.user)
 
     def left(self, client: Client) -> None:
         user = self._users.get(client.user)
@@ -86,6 +89,12 @@ class Online:
             self._followers.unlisten(mailbox_of(client.user))
             if user.looking is not None:
                 user.looking.cancel()
+        self.on_changed(client.user)
+
+    def clients(self, mailbox: str) -> list[Client]:
+        """The connections here of the user whose mailbox this is."""
+        known = self._users.get(session_name(mailbox))
+        return list(known.clients) if known is not None else []
 
     def devices(self, user: str) -> set[str]:
         """Those that are connected here."""

@@ -28,7 +28,7 @@ from im_actors.core.groups import (
     readable,
 )
 from im_actors.core.model import EventKind, pack
-from im_actors.core.names import SessionKind, mailbox_of, session_kind
+from im_actors.core.names import SessionKind, mailbox_of, peer_of, session_kind
 from im_actors.core.overlays import Overlay, overlay_rank
 from im_actors.errors import (
     BadRequest,
@@ -44,6 +44,7 @@ from im_actors.gateway.batch_reads import BatchQueries
 from im_actors.gateway.config import GatewayConfig
 from im_actors.gateway.live import LiveSessions
 from im_actors.gateway.online import Online
+from im_actors.gateway.presence import Presence
 from im_actors.gateway.receipts import ReceiptQueries
 from im_actors.gateway.replica_facts import ReplicaFacts
 from im_actors.gateway.rows import MailboxRows, UserHeads
@@ -93,6 +94,7 @@ class Queries:
         live: LiveSessions,
         access: Access,
         online: Online,
+        presence: Presence,
         replicas: ReplicaFacts,
         config: GatewayConfig,
         at_least: Callable[[str], int],
@@ -101,6 +103,7 @@ class Queries:
         self._live = live
         self._access = access
         self._online = online
+        self._presence = presence
         self._replicas = replicas
         self._config = config
         self._at_least = at_least
@@ -119,6 +122,7 @@ class Queries:
             "members": self._members,
             "devices": self._devices,
             "receipts": self._receipts,
+            "presence": self._present,
             "overlays": self._overlays,
             "batch": self._batch,
             "outcomes": self._outcomes,
@@ -322,7 +326,7 @@ class Queries:
         mailbox = mailbox_of(user)
         page = await self._replicas.prefixed(mailbox, _DEVICE, "", QUERY_ROWS_MAX, at_least)
         _check_reached(page.version, at_least)
-        online = self._online.devices(user)
+        online = (await self._presence.devices([user]))[user]
         rows = []
         for fact in page.facts:
             device = Device.from_bytes(fact.value) if fact.value is not None else None
@@ -330,6 +334,30 @@ class Queries:
                 name = fact.key.removeprefix(_DEVICE)
                 rows.append((name, device.about, device.since_ms, name in online))
         return pack((page.version, rows))
+
+    async def _present(self, user: str, session: str, limit: int) -> bytes:
+        """Who else of a session is connected."""
+        if session_kind(session) is SessionKind.GROUP:
+            await self._check_member(user, session)
+            users = await self._few_members(session)
+        elif session_kind(session) is SessionKind.DIRECT and may_by_id(user, session):
+            users = [peer_of(session, user)]
+        else:
+            raise Forbidden(f"nobody's presence in {session!r} is told to you")
+        devices = await self._presence.devices([name for name in users if name != user])
+        there = [name for name in devices if devices[name]]
+        return pack((len(there), there[:limit]))
+
+    async def _few_members(self, session: str) -> list[str]:
+        live = await self._live.current(session, self._at_least(session))
+        most = self._config.signal_hearers_max
+        if live.group is not None and live.group.members > most:
+            raise TooLarge(
+                f"{session!r} has {live.group.members} members, presence is told of groups with "
+                f"up to {most}"
+            )
+        _, members, _ = await self._member_page(session, None, most)
+        return [name for name, _ in members]
 
     # ---- receipts
 

@@ -2,7 +2,9 @@
 
 Access ─── LiveSessions ── the groups that somebody here follows or asks for
 Queries ┬─ Mailboxes ───── the lists, in memory, Redis, a file, and the replicas' facts
-        └─ Online ──────── the users who are connected here, and their devices
+        ├─ Online ──────── the users who are connected here, and their devices
+        └─ Presence ────── those who are connected elsewhere
+Signals ───────────────── typing and presence, here and by shards to other gateways
 """
 
 from __future__ import annotations
@@ -11,31 +13,24 @@ import asyncio
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from im_actors.gateway import access
-from im_actors.gateway.access import Access, may_by_id
+from im_actors.gateway.access import Access
 from im_actors.gateway.config import Clock, GatewayConfig
 from im_actors.gateway.followers import Followers
 from im_actors.gateway.live import LiveSessions
 from im_actors.gateway.online import Online
+from im_actors.gateway.peers import Peers, RouteChange, ShardPeer
+from im_actors.gateway.presence import Presence
 from im_actors.gateway.pulls import Pulls
 from im_actors.gateway.queries import Queries
 from im_actors.gateway.reads import Reads
 from im_actors.gateway.replica_facts import ReplicaFacts
 from im_actors.gateway.rows import MailboxRows, UserHeads
+from im_actors.gateway.signals import Signals
 from im_actors.mailbox.loading import MailboxConfig, Mailboxes
 from im_actors.mailbox.tier_facts import FactTier
 from im_actors.mailbox.tiers import Tier
-from im_actors.wire.codec import encode_frame
-from im_actors.wire.queries import SIGNALS, Signal, Signaled, signaled
-
-
-class Client(access.Client, Protocol):
-    """What this module knows of a client connection."""
-
-    signals: dict[str, int]
-    """When it sent the last signal of a session, in ms."""
 
 
 class UserSide:
@@ -45,6 +40,7 @@ class UserSide:
         self,
         name: str,
         config: GatewayConfig,
+        peers: Peers,
         followers: Followers,
         reads: Reads,
         pulls: Pulls,
@@ -55,8 +51,6 @@ class UserSide:
         replicas = ReplicaFacts(reads, now_ms)
         form = MailboxRows()
         cold = FactTier(replicas, form)
-        self._followers = followers
-        self._config = config
         self.live = LiveSessions(followers, replicas, config, now_ms)
         self.mailboxes = Mailboxes(
             [*_near_tiers(name, config), cold],
@@ -68,30 +62,28 @@ class UserSide:
         )
         self.access = Access(self.live, followers, pulls, config, at_least, now_ms)
         self.online = Online(followers, replicas, self.mailboxes, config, now_ms)
+        self.presence = Presence(peers, config, self.online.devices)
+        self.online.on_changed = self.presence.changed
+        self.signals = Signals(peers, followers, self.live, self.online, config)
         self.queries = Queries(
-            self.mailboxes, self.live, self.access, self.online, replicas, config, at_least
+            self.mailboxes,
+            self.live,
+            self.access,
+            self.online,
+            self.presence,
+            replicas,
+            config,
+            at_least,
         )
 
-    def signal(self, sender: Client, signal: Signal, now_ms: int) -> None:
-        """Tell it to the other users' connections here that follow the session, if it is the
-        sender's to write in; too many are dropped."""
-        if signal.what not in SIGNALS or not self._may_signal(sender, signal.session):
-            return
-        if now_ms - sender.signals.get(signal.session, -1 << 62) < self._config.signal_ms:
-            return
-        if len(sender.signals) >= self._config.limits.follow_sessions:
-            sender.signals.clear()
-        sender.signals[signal.session] = now_ms
-        row = Signaled(signal.session, sender.user, signal.what, signal.value)
-        frame = encode_frame(signaled([row]))
-        for follower in self._followers.followers_of(signal.session):
-            client: Client = follower  # type: ignore[assignment]
-            if client.user != sender.user and client.writable:
-                client.send(frame)
+    def shard_up(self, shard: ShardPeer) -> None:
+        self.presence.renew(shard.slots)
 
-    def _may_signal(self, sender: Client, session: str) -> bool:
-        # Who follows a group is a member.
-        return session in sender.follows or bool(may_by_id(sender.user, session))
+    def shard_down(self, shard: ShardPeer) -> None:
+        self.presence.shard_down(shard)
+
+    def routes_changed(self, changes: dict[int, RouteChange]) -> None:
+        self.presence.renew(slot for slot, change in changes.items() if change.taken_over)
 
     def status(self) -> dict[str, Any]:
         """All of it JSON."""
@@ -100,6 +92,8 @@ class UserSide:
             "queries": len(self.queries),
             "queries_answered": self.queries.answered,
             "queries_failed": self.queries.failed,
+            "signals": self.signals.passed,
+            "signals_dropped": self.signals.dropped,
             "mailboxes": self.mailboxes.metrics.status(),
         }
 

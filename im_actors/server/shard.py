@@ -27,6 +27,7 @@ from im_actors.net.link_connection import LinkConnection
 from im_actors.net.link_server import LinkCallbacks, LinkServer
 from im_actors.server.batches import BATCHES, Batches, FactsToken, Row
 from im_actors.server.clock import now_ms
+from im_actors.server.presence import Presence
 from im_actors.server.rounds import HOLD_MS, Rounds
 from im_actors.server.telling import NOTES, Telling, heard_events, heard_pending
 from im_actors.wire.links import (
@@ -122,6 +123,7 @@ class ShardNode:
         }
         self._telling = Telling(self.incarnation, self)
         self._batches = Batches(self.incarnation, self, now_ms(), batches)
+        self._presence = Presence(slots)
         self._gateways: dict[LinkConnection, None] = {}
         """The one that was asked last is the last one."""
         self._links: dict[Member, Link] = {}
@@ -281,6 +283,12 @@ class ShardNode:
                     self._batch_sends_came(connection, message[1])
                 case InsideType.SENDS_RELAYED:
                     self._batches.answered(message[1], now_ms())
+                case InsideType.SIGNAL:
+                    self._presence.signaled(connection, message[1], self._watchers, now_ms())
+                case InsideType.HERE:
+                    self._presence.here(connection, message[1], message[2])
+                case InsideType.WHO_IS_HERE:
+                    self._presence.asked(connection, message[1], message[2])
 
     def _submitted(self, connection: LinkConnection, rows: list[list[Any]]) -> None:
         by_slot: dict[int, list[Send]] = {}
@@ -349,6 +357,7 @@ class ShardNode:
         for answer in _COLUMNS:
             self._results.pop(_Relayed(connection, answer), None)
         self._pushes.pop(connection, None)
+        self._presence.left(connection)
 
     # -- machines ------------------------------------------------------------------------------
 
@@ -656,5 +665,7 @@ class ShardNode:
             "watched_sessions": len(self._watchers),
             "sessions": sum(len(owner.serving.sessions) for owner in self._owners.values()),
             **self._telling.status(now_ms()),
+            "signals": self._presence.signals,
+            "signals_dropped": self._presence.dropped,
             **self._batches.status(),
         }

@@ -25,6 +25,12 @@ which one is replaced by the next. One frame carries what one turn of the event 
     157 RELAYED   [157, [[token, code], ...]]        and back, the same way
     158 RELAY_SENDS [158, [[token, session, device, n, kind, body], ...]]   batch messages, likewise
     159 SENDS_RELAYED [159, [[token, code, seq], ...]]
+    160 SIGNAL    [160, [[hearer, session, user, what, value], ...]]   a gateway to the shard that
+                                       serves the hearer, and on to others that watch it
+    161 HERE      [161, [slot, ...], [[user, [device, ...]], ...]]   a gateway to a shard: of these
+                                       slots nobody is here any more, and then who is
+    162 WHO_IS_HERE [162, request, [user, ...]]                      a gateway to a shard
+    163 ARE_HERE  [163, request, [[user, [device, ...]], ...]]       and back
 
 Most requests and answers of a busy cluster are of three kinds and say one thing each of many slots.
 Several of them in a row are one row of columns, in which each field has a list:
@@ -75,6 +81,10 @@ class InsideType(IntEnum):
     RELAYED = 157
     RELAY_SENDS = 158
     SENDS_RELAYED = 159
+    SIGNAL = 160
+    HERE = 161
+    WHO_IS_HERE = 162
+    ARE_HERE = 163
 
 
 _KINDS: tuple[type[Any], ...] = (

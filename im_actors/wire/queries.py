@@ -247,6 +247,7 @@ QUERIES: dict[str, tuple[tuple[str, _Check], ...]] = {
     "members": (("session", _session), ("after", _user), ("limit", _limit)),
     "devices": (),
     "receipts": (("session", _session), ("seq", _count), ("limit", _limit)),
+    "presence": (("session", _session), ("limit", _limit)),
     "overlays": (("session", _session), ("first seq", _count), ("last seq", _count)),
     "batch": (("session", _session),),
     "outcomes": (("session", _session), ("chunk", _seq)),

@@ -31,6 +31,7 @@ from im_actors.core.overlays import event_overlay
 from im_actors.errors import OutOfOrder, SlotMoving
 from im_actors.gateway import Clock, GatewayConfig, GatewayNode
 from im_actors.net.link import LinkCallbacks, LinkConfig, LinkConnection, LinkServer, PeerInfo
+from im_actors.server.presence import Presence
 from im_actors.wire import messages as m
 from im_actors.wire import queries as q
 from im_actors.wire.codec import FrameDecoder, Message, encode_frame
@@ -98,6 +99,9 @@ class FakeShard:
         self.watches: list[list[str]] = []
         self.unwatches: list[list[str]] = []
         self.watchers: dict[LinkConnection, set[str]] = {}
+        self.presence = Presence(1)
+        self.signals: list[list[Any]] = []
+        self.heres: list[list[Any]] = []
         info = PeerInfo("shard", name, self.incarnation)
         self.server = LinkServer(info, SECRET, self._linked, config=LINKS)
 
@@ -136,6 +140,7 @@ class FakeShard:
 
     def _left(self, link: LinkConnection) -> None:
         self.watchers.pop(link, None)
+        self.presence.left(link)
 
     def _frames(self, link: LinkConnection, messages: list[Message]) -> None:
         for message in messages:
@@ -149,6 +154,19 @@ class FakeShard:
             elif message[0] == InsideType.UNWATCH:
                 self.unwatches.append(message[1])
                 self.watchers[link] -= set(message[1])
+            elif message[0] == InsideType.SIGNAL:
+                watchers: dict[str, list[LinkConnection]] = {}
+                for watcher, sessions in self.watchers.items():
+                    for session in sessions:
+                        watchers.setdefault(session, []).append(watcher)
+                self.signals += message[1]
+                self.presence.signaled(link, message[1], watchers, 0)
+            elif message[0] == InsideType.HERE:
+                self.heres.append(message[1:])
+                self.presence.here(link, message[1], message[2])
+            elif message[0] == InsideType.WHO_IS_HERE:
+                if not self.silent:
+                    self.presence.asked(link, message[1], message[2])
             else:
                 raise AssertionError(message)
 
@@ -427,6 +445,7 @@ class Cluster:
             await actor.start()
         for shard in self.shards:
             shard.slots = self.slots
+            shard.presence = Presence(self.slots)
         self.shards[0].owned.update(range(self.slots))
         self.tell()
         await eventually(self.all_up)

@@ -85,6 +85,7 @@ def test_each_query_has_good_arguments() -> None:
         "members": ["group:g", None, 100],
         "devices": [],
         "receipts": ["team", 1, 10],
+        "presence": ["team", 10],
         "overlays": ["team", 1, 10],
         "batch": ["batch:sale"],
         "outcomes": ["batch:sale", 0],
