@@ -63,9 +63,8 @@ async def test_signals_reach_the_other_gateway_also_after_a_takeover(cluster: Lo
         assert await heard(bob, lambda: alice.typing(TALK)) == (TALK, "alice", "typing", True)
         assert bob.who_types(TALK) == ["alice"]
         await acked(alice.groups.create("climbers", "Climbers", ["bob"]))
-        following = [
-            client.follow(session) for client in (alice, bob) for session in (GROUP, "team")
-        ]
+        both = (GROUP, "team")
+        following = [client.follow(session) for client in (alice, bob) for session in both]
         for session in both:
             await acked(bob.send(session, "hi"))
             await until(lambda session=session: has(alice, session))  # type: ignore[misc]

@@ -20,7 +20,9 @@ GROUP_CHANGES = (
     "create", "add", "join", "leave", "remove", "role", "mute", "title", "joining", "dissolve",
 )  # fmt: skip
 """What a SEND of kind GROUP may ask for."""
-MAILBOX_CHANGES = ("read", "pin", "mute", "hide", "fold", "delete", "device", "kick")
+MAILBOX_CHANGES = (
+    "read", "received", "pin", "mute", "hide", "fold", "delete", "device", "kick",
+)  # fmt: skip
 """What a SEND of kind MAILBOX may ask for."""
 BATCH_CHANGES = ("create", "recipients", "start", "pause", "resume", "cancel", "recall")
 """What a SEND of kind BATCH may ask for."""

@@ -42,6 +42,7 @@ from im_actors.wire.messages import MessageType
 DOCUMENT = Path(im_actors.wire.__path__[0]) / "PROTOCOL.md"
 BLOCK = re.compile(r"```frame\n(.*?)\n```", re.DOTALL)
 BODY = re.compile(r"```body\n(\d+) (.*?)\n```", re.DOTALL)
+ANSWER = re.compile(r"```answer\n(\w+) (.*?)\n```", re.DOTALL)
 HEX_BYTES_PER_LINE = 24
 
 
@@ -249,6 +250,20 @@ def test_bodies() -> None:
         check_kind_body(kind, data)
 
 
+def test_values_of_answers() -> None:
+    found = ANSWER.findall(DOCUMENT.read_text())
+    assert {what for what, _ in found} == {"receipts", "presence"}
+    (row,) = [row for row in table("what", "arguments", "value") if row[0] == "receipts"]
+    for what, block in found:
+        text, _, data = block.partition("\n\n")
+        value = from_json(json.loads(text))
+        assert what in queries.QUERIES
+        assert pack(value).hex(" ") == bytes.fromhex(data).hex(" ")
+        count, users, *delivered = queries.read_fields(what, value, *map(type, value))
+        assert count >= len(users)
+        assert len(value) == (len(row[2].split(",")) if what == "receipts" else 2), delivered
+
+
 def test_tables_of_the_user_side() -> None:
     kinds = table("kind", "name", "body as sent", "in which sessions")
     assert [(int(row[0]), row[1]) for row in kinds] == [(k.value, k.name) for k in EventKind]
@@ -293,8 +308,13 @@ def write() -> None:
         body = pack(from_json(json.loads(rendering)))
         return "\n".join([f"```body\n{match[1]} {rendering}", "", *hex_lines(body), "```"])
 
+    def renewed_value(match: re.Match[str]) -> str:
+        rendering = match[2].partition("\n\n")[0]
+        value = pack(from_json(json.loads(rendering)))
+        return "\n".join([f"```answer\n{match[1]} {rendering}", "", *hex_lines(value), "```"])
+
     text = BLOCK.sub(renewed, DOCUMENT.read_text())
-    DOCUMENT.write_text(BODY.sub(renewed_body, text))
+    DOCUMENT.write_text(ANSWER.sub(renewed_value, BODY.sub(renewed_body, text)))
 
 
 if __name__ == "__main__":
