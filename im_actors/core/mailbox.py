@@ -98,14 +98,13 @@ def _decide_received(
             raise Forbidden(f"received: {session!r} is not a direct conversation of {user}")
     keys = [key(session) for session, _ in positions for key in (conversation_key, received_key)]
     lookup.want(*keys)
-    ahead = [
-        (session, seq)
+    facts: _Facts = [
+        (received_key(session), 0, pack_row((seq,)))
         for session, seq in positions
         if seq > read_received(lookup.value(received_key(session)))
         and seq > _row(lookup, session).read_seq
     ]
-    facts: _Facts = [(received_key(session), 0, pack_row((seq,))) for session, seq in ahead]
-    return Accept(request.kind, pack_state("received", [ahead], facts))
+    return Accept(request.kind, pack_state("received", [positions], facts))
 
 
 _Facts = list[tuple[str, int, bytes | None]]

@@ -9,6 +9,7 @@ from im_actors.core.conversation import Conversation, conversation_key
 from im_actors.core.facts import pack_request, pack_state, read_state
 from im_actors.core.groups import Role, event_memberships
 from im_actors.core.lookup import Lookup
+from im_actors.core.mailbox import received_key
 from im_actors.core.model import Event, EventKind, pack
 from im_actors.core.names import (
     SessionKind,
@@ -102,7 +103,9 @@ def receipts_of(event: Event) -> list[tuple[str, Receipt]]:
         case "read", [session, seq]:
             found = [Receipt(session, seq, seq)]
         case "received", [positions]:
-            found = [Receipt(session, 0, seq) for session, seq in positions]
+            moved = {key for key, *_ in state.facts}
+            ahead = [(of, seq) for of, seq in positions if received_key(of) in moved]
+            found = [Receipt(session, 0, seq) for session, seq in ahead]
         case _:
             return []
     user = session_name(event.session)

@@ -71,7 +71,9 @@ def test_a_read_position_is_heard_by_the_peer() -> None:
     event = Event("user:bob", 3, 1, int(EventKind.MAILBOX), "bob/phone", 1, body)
     note = ReceiptNote(Receipt(DIRECT, 5, 5))
     assert hearers(event) == [(Subject("user:alice", "receipt user:bob"), note)]
-    received = event._replace(body=pack_state("received", [[[DIRECT, 7]]], [("v/", 0, b"row")]))
+    received = event._replace(
+        body=pack_state("received", [[[DIRECT, 7]]], [("v/" + DIRECT, 0, b"row")])
+    )
     ((_, later),) = hearers(received)
     assert note.joined(later).body() == receipt_note(DIRECT, 5, 7)
     unchanged = event._replace(body=pack_state("read", [DIRECT, 5], []))

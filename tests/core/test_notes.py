@@ -158,6 +158,10 @@ def test_what_came_to_a_device_is_told_to_the_other_sides() -> None:
     told = notes.receipts_of(event)
     assert told == [("user:bob", (DIRECT, 0, 3)), ("user:eve", ("direct:alice/eve", 0, 5))]
     bob.note(notes.receipt_note(*told[0][1]))
+    body = mailbox.received_request([(DIRECT, 2), ("direct:alice/eve", 6)])
+    event = alice.send("alice/pad", EventKind.MAILBOX, body)
+    assert event is not None
+    assert notes.receipts_of(event) == [("user:eve", ("direct:alice/eve", 0, 6))]
     assert (row_of(bob).peer_read_seq, row_of(bob).peer_delivered_seq) == (0, 3)
 
 

@@ -18,6 +18,7 @@ from im_actors.core.model import Event, EventKind, decode_event, record_events
 from im_actors.core.names import SessionKind, direct_session, session_kind
 from im_actors.core.overlays import event_overlay
 from im_actors.core.rule_settings import RuleSettings
+from tests.fact_model import count_ranks
 
 if TYPE_CHECKING:
     from tests.sim.world import World
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 SHARE = 0.35
 """Of the runs have users with mailboxes."""
 PREFIX = "c/"
+READS = 1 << 62
+"""Ranks of read positions begin here."""
 RULES = RuleSettings(recall_ms=0, edit_ms=0)
 
 # What shards warn of is no news here.
@@ -82,9 +85,14 @@ class Mailboxes:
 
     def _of_mailbox(self, user: str, rng: Random) -> Request:
         session = direct_session(user, rng.choice(self.users))
-        if rng.random() < 0.2:
+        choice = rng.random()
+        if choice < 0.2:
             return EventKind.MAILBOX, msgpack.packb(["pin", [session, rng.random() < 0.5]])
+        if choice < 0.5 and self.crews:
+            session = rng.choice(self.crews)
         seq = rng.randint(1, len(self.book.get(session, ())) + 2)
+        if choice > 0.8:
+            return EventKind.MAILBOX, msgpack.packb(["received", [[[session, seq]]]])
         return EventKind.MAILBOX, msgpack.packb(["read", [session, seq]])
 
     def _of_group(self, rng: Random) -> bytes:
@@ -160,6 +168,32 @@ class Mailboxes:
                         self.world.fail("wrong-row", f"{text}, expected {row}", slot)
             if expected:
                 self.world.met("mailbox_checked")
+        for crew in self.crews:
+            self._check_readers(crew)
+
+    def _check_readers(self, crew: str) -> None:
+        """Every member's tables count those who have read each event of a group."""
+        reads, events = f"reads:{crew.partition(':')[2]}", self.book.get(crew, [])
+        expected = [self._readers(crew, event.seq) for event in events]
+        slot = self.world.slot_of(reads)
+        for member in self.world.store.views[slot].members:
+            facts = self.world.replicas[member.replica].disk.facts.get(reads, {}).values()
+            for event, number in zip(events, expected, strict=True):
+                ranges = [(READS + event.seq, (1 << 63) - 1), (event.seq + 1, READS - 1)]
+                read, later = count_ranks(facts, ranges)
+                if read - later != number:
+                    text = f"{member}: {reads}: {read} - {later} have read {event.seq}"
+                    self.world.fail("wrong-readers", f"{text}, expected {number}", slot)
+        if any(expected):
+            self.world.met("readers_checked")
+
+    def _readers(self, crew: str, seq: int) -> int:
+        """How many users are members, were when this event came, and have read it since."""
+        found = 0
+        for user in self.users:
+            (joined, let_in), *_ = [*_memberships(user, self.book[crew])[::-1], (0, False)]
+            found += let_in and joined <= seq <= self._read_seq(user, crew) > joined
+        return found
 
     @staticmethod
     def _seen(value: bytes) -> dict[str, Any]:
@@ -169,6 +203,7 @@ class Mailboxes:
             "read_seq": row.read_seq,
             "unread": row.unread().number if row.last_seq else None,
             "peer_read_seq": row.peer_read_seq,
+            "peer_delivered_seq": row.peer_delivered_seq,
             "preview": row.preview and (row.preview.seq, row.preview.kind, row.preview.text),
             "joined_seq": row.joined_seq,
             "left_seq": row.left_seq,
@@ -191,12 +226,21 @@ class Mailboxes:
         return rows
 
     def _read_seq(self, user: str, session: str) -> int:
-        asked = [
-            msgpack.unpackb(event.body)[1]
-            for event in self.book.get(f"user:{user}", [])
-            if event.kind == EventKind.MAILBOX and msgpack.unpackb(event.body)[0] == "read"
-        ]
+        asked = self._asked(user, "read")
         return max((seq for of, seq in asked if of == session), default=0)
+
+    def _delivered_seq(self, user: str, session: str) -> int:
+        asked = [
+            position for (positions,) in self._asked(user, "received") for position in positions
+        ]
+        received = [seq for of, seq in asked if of == session]
+        return max(self._read_seq(user, session), *received, 0)
+
+    def _asked(self, user: str, what: str) -> list[Any]:
+        """The arguments of what the user asked of his mailbox."""
+        events = [e for e in self.book.get(f"user:{user}", []) if e.kind == EventKind.MAILBOX]
+        bodies = [msgpack.unpackb(event.body) for event in events]
+        return [body[1] for body in bodies if body[0] == what]
 
     def _talk(self, user: str, peer: str, session: str, events: list[Event]) -> dict[str, Any]:
         read = self._read_seq(user, session)
@@ -215,6 +259,7 @@ class Mailboxes:
                 for seq, (sender, kind, _) in shown.items()
             ),
             "peer_read_seq": self._read_seq(peer, session) if peer != user else 0,
+            "peer_delivered_seq": self._delivered_seq(peer, session) if peer != user else 0,
         }
         if shown:
             last = max(shown)

@@ -22,7 +22,7 @@ from tests.sim.world import Plan, World
 SESSION = "direct:u0/u1"
 KEY = make_key(1_700_000_000_000, 0, 0)
 SEEDS = (1, 4)
-RARE = ("mailbox_checked", "note_relayed", "nack_111")
+RARE = ("mailbox_checked", "readers_checked", "note_relayed", "nack_111")
 
 
 def event(session: str, seq: int, user: str, kind: EventKind, body: bytes) -> Event:
@@ -30,7 +30,8 @@ def event(session: str, seq: int, user: str, kind: EventKind, body: bytes) -> Ev
 
 
 def talk() -> dict[str, list[Event]]:
-    """u0 writes three messages, u1 answers; u0's third one goes, and u1 has read the first."""
+    """u0 writes three messages, u1 answers; u0's third one goes, and u1 has read the first and
+    received the last."""
     texts = [("u0", b"one"), ("u1", b"two"), ("u0", b"three"), ("u0", b"four")]
     events = [
         event(SESSION, seq, user, EventKind.MESSAGE, text)
@@ -41,7 +42,9 @@ def talk() -> dict[str, list[Event]]:
     events.append(event(SESSION, 5, "u0", EventKind.RECALL, recall))
     read = pack_state("read", [SESSION, 1], [])
     reading = event(mailbox_of("u1"), 1, "u1", EventKind.MAILBOX, read)
-    return {SESSION: events, mailbox_of("u1"): [reading]}
+    received = pack_state("received", [[[SESSION, 4]]], [])
+    reading_on = event(mailbox_of("u1"), 2, "u1", EventKind.MAILBOX, received)
+    return {SESSION: events, mailbox_of("u1"): [reading, reading_on]}
 
 
 def right() -> Conversation:
@@ -65,6 +68,7 @@ def judged(row: Conversation | None) -> list[str]:
         preview=Preview(4, 4, int(EventKind.MESSAGE), "u0", "four"),
         skips=Skips(0, 0, ((1, 1), (3, 5))),
         peer_read_seq=1,
+        peer_delivered_seq=4,
     )
     rows = {"u0": of_u0, "u1": row}
     facts = {
@@ -103,6 +107,7 @@ def test_the_row_that_follows_is_fine() -> None:
         right()._replace(recalled=Skips()),
         right()._replace(read_seq=2, skips=Skips(0, 0, ((5, 5),))),
         right()._replace(peer_read_seq=1),
+        right()._replace(peer_delivered_seq=1),
         right()._replace(preview=Preview(3, 5, int(EventKind.RECALL), "u0", "")),
     ],
 )
