@@ -37,6 +37,7 @@ class Commands:
             "/unfold": lambda _: self._setting(lambda s: self._client.fold(s, "")),
             "/group": self._group,
             "/readers": self._readers,
+            "/online": self._online,
             "/where": self._where,
             "/help": self._help,
             "/quit": self._quit,
@@ -143,6 +144,10 @@ class Commands:
         names = ", ".join(found.users)
         more = " …" if len(found.users) < found.read else ""
         self._desk.say(f"#{seq} was read by {found.read}: {names}{more}")
+
+    async def _online(self, _: str) -> None:
+        users = await self._client.who_is_online(self._open_session())
+        self._desk.say(f"connected: {', '.join(users)}" if users else "nobody else is connected")
 
     async def _where(self, _: str) -> None:
         waiting = self._client.outbox()

@@ -18,5 +18,6 @@ COMMANDS = """\
 /group add USER...            or remove USER...
 /group join NAME              or leave, or members
 /readers      who has read your last message
+/online       who else is connected
 /where        what is pending, and why
 /help /quit"""

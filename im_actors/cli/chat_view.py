@@ -235,10 +235,14 @@ def _event_lines(
 
 
 def _mark(model: Model, talk: Talk, event: Event) -> str:
-    """One for: it has its place, on three disks; two for: the other has read it."""
+    """One for: it has its place, on three disks; two for: it has come to a device of the other,
+    or, as it says then, was read."""
     row = model.conversation(talk.session)
-    is_direct = session_kind(talk.session) is SessionKind.DIRECT
-    return "✓✓" if is_direct and row and row.peer_read_seq >= event.seq else "✓"
+    if row is None or session_kind(talk.session) is not SessionKind.DIRECT:
+        return "✓"
+    if row.peer_read_seq >= event.seq:
+        return "✓✓ read"
+    return "✓✓" if row.peer_delivered_seq >= event.seq else "✓"
 
 
 def _own_lines(own: Own, width: int) -> list[Line]:

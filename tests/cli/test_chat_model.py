@@ -153,8 +153,10 @@ def test_own_messages_go_from_waiting_to_read() -> None:
     assert seen == ["you: mine …", "you: mine ↑", "you: mine ✓"]
     made.took(TALK, [said(2, "mine", ME, 7)])
     assert talked(made)[-1] == "alice: mine ✓"
-    made.listed([replace(ROW, peer_read_seq=2)], {}, 0)
+    made.listed([replace(ROW, peer_delivered_seq=2)], {}, 0)
     assert talked(made)[-1] == "alice: mine ✓✓"
+    made.listed([replace(ROW, peer_read_seq=2)], {}, 0)
+    assert talked(made)[-1] == "alice: mine ✓✓ read"
     made.sent(TALK, Own(8, "no", SendState.REFUSED, "you are no\x1b[2J member"))
     assert talked(made)[-1].strip() == "you: no ✗ (you are no\\x1b[2J member)"
     late = Own(7, "mine")

@@ -306,6 +306,8 @@ def test_two_people_and_a_cluster(shared_cluster: ClusterThread, look: Look) -> 
     gus.sees("gus: ahoi ✓✓")
     gus.type("/readers\r")
     gus.sees("#2 was read by 1: fay")
+    gus.type("/online\r")
+    gus.sees("connected: fay")
     fay.type("/group create club gus\r")
     fay.sees("(group:club)", "club")
     fay.type("hello club\r")
