@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -514,6 +515,26 @@ async def test_receipts(gateway: UserGateway) -> None:
         assert (found.users, found.delivered, found.offline) == (["bob"], True, True)
         with pytest.raises(RetryableError):
             await im.receipts("group:g", 1)
+
+
+async def test_what_is_stored_is_reported_by_itself(gateway: UserGateway, store: Path) -> None:
+    quick = replace(QUICK, received_ms=5)
+    gateway.post(TALK, "one", "two", device=BOB)
+    async with (
+        client(gateway.url, store=store, config=quick) as im,
+        im.follow(TALK) as following,
+        client(gateway.url, "bob") as bob,
+    ):
+        await anext(aiter(following))
+        await until_async(lambda: delivered(bob, 2))
+        assert await im.who_is_online(TALK) == ["bob"]
+        assert (await bob.receipts(TALK, 2)).read == 0
+    assert [sent for sent in im.outbox() if sent.session == "user:alice"] == []
+
+
+async def delivered(im: Client, seq: int) -> bool:
+    found = await im.conversation(TALK)
+    return found is not None and found.peer_delivered_seq >= seq
 
 
 async def test_signals_reach_who_follows_and_are_not_kept(gateway: UserGateway) -> None:

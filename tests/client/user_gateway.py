@@ -116,6 +116,15 @@ class UserGateway(FakeGateway):
                 raise NotFound(f"{user} has no device {args[0]}")
             del self.known_devices[user][args[0]]
             return
+        if what == "received":
+            for session, seq in args[0]:
+                received = self.settings.setdefault((user, session), Settings())
+                received.delivered = max(received.delivered, seq)
+                self.notes = [
+                    *self.notes,
+                    *(self._note(name, session) for name in users_of(session)),
+                ]
+            return
         session, value = args
         settings = self.settings.setdefault((user, session), Settings())
         settings.version = len(self.timelines.get(mailbox, ())) + 1
@@ -299,6 +308,10 @@ class UserGateway(FakeGateway):
                 members = [*users_of(session), *self.members.get(session, ())]
                 read = [u for u in members if u != user and self.has_read(u, session) >= seq]
                 return [len(read), read[:limit]]
+            case "presence", [session, limit]:
+                others = {peer.hello.user for peer in self.peers if peer.hello} - {user}
+                there = sorted(others & {*users_of(session), *self.members.get(session, ())})
+                return [len(there), there[:limit]]
             case "overlays", [session, first, last]:
                 return self._overlays(user, session, first, last)
         raise BadRequest(what)
