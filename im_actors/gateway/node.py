@@ -37,7 +37,7 @@ from im_actors.gateway.user_side import UserSide
 from im_actors.net.link import LinkConfig, PeerInfo
 from im_actors.net.listener import Listener, listen
 from im_actors.wire.codec import Message, encode_frame
-from im_actors.wire.links import LINK_FRAME_BYTES_MAX, InsideType
+from im_actors.wire.links import InsideType
 from im_actors.wire.messages import Hello, Pull, error_message
 from im_actors.wire.queries import Query, Signal, refusal
 
@@ -91,7 +91,7 @@ class GatewayNode:
             PeerInfo("gateway", name, incarnation),
             secret,
             rng,
-            link_config or LinkConfig(frame_bytes_max=LINK_FRAME_BYTES_MAX),
+            link_config or LinkConfig(),
             self,
         )
         self.router = Router(self.peers, config, self._call_soon)

@@ -33,7 +33,8 @@ from im_actors.errors import (
 )
 from im_actors.net.connection import FramedProtocol
 from im_actors.net.tls import Certificates
-from im_actors.wire.codec import ARRAY_ITEMS_MAX, FRAME_BYTES_MAX, Message, encode_frame
+from im_actors.wire.codec import ARRAY_ITEMS_MAX, Message, encode_frame
+from im_actors.wire.links import LINK_FRAME_BYTES_MAX
 from im_actors.wire.messages import ERROR
 
 LINK_VERSION = 3
@@ -93,7 +94,7 @@ class LinkConfig:
     """The first wait before dialing again; it doubles with each attempt that fails."""
     backoff_ms_max: int = 1_000
     """The longest wait. A link that was up for this long starts over at the shortest."""
-    frame_bytes_max: int = FRAME_BYTES_MAX
+    frame_bytes_max: int = LINK_FRAME_BYTES_MAX
     """Most bytes of msgpack in one frame."""
     connections_max: int = 1_000
     """Most links that a LinkServer holds."""

@@ -42,7 +42,6 @@ from im_actors.storage.history import History
 from im_actors.storage.scan import scan_history, scan_journal
 from im_actors.storage.verify import join_scans
 from im_actors.wire.links import (
-    LINK_FRAME_BYTES_MAX,
     InsideType,
     pack_inside,
     read_inside,
@@ -144,6 +143,7 @@ class ReplicaNode:
         rng: random.Random,
         on_fatal: Callable[[ImError], None],
         config: ReplicaConfig | None = None,
+        links: LinkConfig | None = None,
     ) -> None:
         self.name = name
         self.host = host
@@ -151,6 +151,7 @@ class ReplicaNode:
         self._secret = secret
         self._rng = rng
         self._on_fatal = on_fatal
+        self._link_config = links or LinkConfig()
         self._config = config or ReplicaConfig()
         self._config.validate()
         self._storage = ReplicaStorage(path, cluster, name)
@@ -198,7 +199,6 @@ class ReplicaNode:
         for slot, log in logs.items():
             self._queue.commit(slot, log.commit_lsn)
         me = PeerInfo("replica", self.name, self.disk)
-        self._link_config = LinkConfig(frame_bytes_max=LINK_FRAME_BYTES_MAX)
         self._me = me
         self._server = LinkServer(me, self._secret, self._linked, config=self._link_config)
         await self._server.start(address, port)
