@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from math import nan
 from typing import Any
 
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -29,3 +30,17 @@ class Histogram:
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
         return {name: list(getattr(self, name)) for name in self.__slots__}
+
+
+def quantile(bounds: tuple[float, ...] | list[float], counts: list[int], part: float) -> float:
+    """An estimate of the value that ``part`` (0..1) of all are at most, as Prometheus makes it:
+    evenly spread inside of a bucket, and the last bound for what is above it. NaN of nothing."""
+    rank, below = part * sum(counts), 0
+    if not rank:
+        return nan
+    for bucket, bound in enumerate(bounds):
+        if below + counts[bucket] >= rank:
+            low = bounds[bucket - 1] if bucket else 0.0
+            return low + (bound - low) * (rank - below) / counts[bucket]
+        below += counts[bucket]
+    return bounds[-1]
