@@ -1,6 +1,13 @@
 """Design 9: what happens in one slot reaches the mailboxes in others, once and exactly."""
 
-from tests.sim.mutants.modules import CONVERSATION, DIFFUSION, SERVING, TELLING
+from tests.sim.mutants.modules import (
+    CONVERSATION,
+    DIFFUSION,
+    HEARERS,
+    READS,
+    SERVING,
+    TELLING,
+)
 from tests.sim.mutation import Edit, mutant
 
 TOLD = (
@@ -54,5 +61,28 @@ TOLD = (
             "if e.kind != EventKind.MESSAGE or e.sender == user)",
             "if e.kind != EventKind.MESSAGE)",
         ),
+    ),
+    mutant(
+        "delivered-for-read",
+        "9: a receipt that waits keeps what it says when a later one joins it",
+        Edit(
+            HEARERS,
+            "return ReceiptNote(Receipt(session, *map(max, seqs, later.receipt[1:])))",
+            "return later",
+        ),
+    ),
+    mutant(
+        "who-has-left-has-read",
+        "9: only members are counted as readers of a group",
+        Edit(
+            READS,
+            "return self.left_seq < self.joined_seq < self.read_seq",
+            "return 0 < self.joined_seq < self.read_seq",
+        ),
+    ),
+    mutant(
+        "read-before-joining",
+        "9: who joined after a message is not counted as its reader",
+        Edit(READS, "joined = changed.joined_seq if changed.counts else 0", "joined = before"),
     ),
 )
