@@ -19,7 +19,7 @@ TOLD = (
             "return min(open_lsns, default=self.taken_lsn + 1) - 1",
             "return self.taken_lsn",
         ),
-        known=27,
+        known=39,
     ),
     mutant(
         "notes-forgotten-at-takeover",
