@@ -174,7 +174,8 @@ class Mailboxes:
     def _check_readers(self, crew: str) -> None:
         """Every member's tables count those who have read each event of a group."""
         reads, events = f"reads:{crew.partition(':')[2]}", self.book.get(crew, [])
-        expected = [self._readers(crew, event.seq) for event in events]
+        readers = self._readers(crew) if events else []
+        expected = [sum(joined <= e.seq <= read for joined, read in readers) for e in events]
         slot = self.world.slot_of(reads)
         for member in self.world.store.views[slot].members:
             facts = self.world.replicas[member.replica].disk.facts.get(reads, {}).values()
@@ -187,12 +188,13 @@ class Mailboxes:
         if any(expected):
             self.world.met("readers_checked")
 
-    def _readers(self, crew: str, seq: int) -> int:
-        """How many users are members, were when this event came, and have read it since."""
-        found = 0
+    def _readers(self, crew: str) -> list[tuple[int, int]]:
+        """(event that let him in, read position) of all members who have read since."""
+        found = []
         for user in self.users:
             (joined, let_in), *_ = [*_memberships(user, self.book[crew])[::-1], (0, False)]
-            found += let_in and joined <= seq <= self._read_seq(user, crew) > joined
+            if let_in and (read := self._read_seq(user, crew)) > joined:
+                found.append((joined, read))
         return found
 
     @staticmethod

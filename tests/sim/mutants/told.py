@@ -79,6 +79,7 @@ TOLD = (
             "return self.left_seq < self.joined_seq < self.read_seq",
             "return 0 < self.joined_seq < self.read_seq",
         ),
+        known=35,
     ),
     mutant(
         "read-before-joining",
