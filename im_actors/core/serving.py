@@ -60,6 +60,8 @@ REFUSALS_MAX = 4_096
 """Refusals that are remembered: as long as a copy of what was refused may be on its way."""
 POSTPONED_MAX = 1_024
 """Decisions that wait for what they rest on to commit; further ones are to be asked for later."""
+REASON_BYTES_MAX = 200
+"""What a refusal says of why, at most; the rest is cut off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,17 +98,20 @@ class Send(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What became of a send: ``code`` 0 with seq, epoch and time, or an error code.
-
-    ``expected_n`` is the device's next n for OUT_OF_ORDER and KEY_CONFLICT.
-    """
+    """What became of a send: ``code`` 0 with seq, epoch and time, or an error code."""
 
     token: Any
     code: int
     seq: int
     epoch: int
     time_ms: int
-    expected_n: int
+    hint: int | str
+    """For OUT_OF_ORDER and KEY_CONFLICT the device's next n. For what was refused on other grounds
+    the reason, for people, or 0: the code says it all."""
+
+    @property
+    def expected_n(self) -> int:
+        return self.hint if isinstance(self.hint, int) else 0
 
 
 class PendingEvent:
@@ -148,12 +153,16 @@ _new = tuple.__new__
 _CHANGES_STATE = int(STATE_KINDS_FROM)
 
 
-def refused(token: Any, code: int, expected_n: int = 0) -> Answer:
-    return Answer(token, code, 0, 0, 0, expected_n)
+def refused(token: Any, code: int, hint: int | str = 0) -> Answer:
+    return Answer(token, code, 0, 0, 0, hint)
 
 
-def _outcome(token: Any, code: int, seq: int, epoch: int, time_ms: int) -> Answer:
-    return refused(token, code) if code else Answer(token, OK, seq, epoch, time_ms, 0)
+def _outcome(token: Any, code: int, hint: int | str, seq: int, epoch: int, time_ms: int) -> Answer:
+    return refused(token, code, hint) if code else Answer(token, OK, seq, epoch, time_ms, 0)
+
+
+def _reason(error: ImError) -> str:
+    return error.detail.encode("utf-8", "replace")[:REASON_BYTES_MAX].decode("utf-8", "ignore")
 
 
 class Serving:
@@ -173,13 +182,14 @@ class Serving:
         self.needs: dict[str, Needs] = {}
         """What has to be known of a session for its first send in ``waiting``; the owner takes
         this from here."""
-        self.postponed: dict[tuple[str, int], list[tuple[Any, int]]] = {}
-        """(session, seq) -> (token, code): decided on what is known up to that event, and told
-        when it has committed: nothing that is not committed ever leaves here."""
+        self.postponed: dict[tuple[str, int], list[tuple[Any, int, int | str]]] = {}
+        """(session, seq) -> (token, code, hint): decided on what is known up to that event, and
+        told when it has committed: nothing that is not committed ever leaves here."""
         self.postponed_answers = 0
         self.refused: dict[tuple[str, str], tuple[int, int, int]] = {}
         """(session, device) -> (n, checksum, code) of its last refusal, the newest at the end. A
-        copy that comes late is refused as well, whatever the rules would say by then."""
+        copy that comes late is refused as well, whatever the rules would say by then, and without
+        the reason, which would be the most of what is remembered."""
         self.crowded: set[str] = set()
         """Sessions of which more facts are known than are to be kept."""
         self.changes_open = 0
@@ -289,20 +299,20 @@ class Serving:
         if self.refused:
             before = self.refused.get((session, device))
             if before is not None and before[:2] == (n, checksum):
-                return self._postpone(state, token, before[2], epoch, now_ms)
+                return self._postpone(state, token, before[2], 0, epoch, now_ms)
         decision = self._decision(state, _new(Request, (device, kind, body, now_ms)))
         if isinstance(decision, Accept):
             return decision
         match decision:
             case Refuse(error):
                 self._remember_refusal((session, device), (n, checksum, error.code))
-                return self._postpone(state, token, error.code, epoch, now_ms)
+                return self._postpone(state, token, error.code, _reason(error), epoch, now_ms)
             case Needs():
                 self._wait(state, send, decision)
                 return None
             case _:
                 assert device == SERVER, f"{device} asks for something and is told nothing"
-                return self._postpone(state, token, OK, epoch, now_ms)
+                return self._postpone(state, token, OK, 0, epoch, now_ms)
 
     def _remember_refusal(self, who: tuple[str, str], what: tuple[int, int, int]) -> None:
         self.refused.pop(who, None)
@@ -351,16 +361,23 @@ class Serving:
             self.crowded.add(state.name)
 
     def _postpone(
-        self, state: SessionState, token: Any, code: int, epoch: int, now_ms: int
+        self,
+        state: SessionState,
+        token: Any,
+        code: int,
+        hint: int | str,
+        epoch: int,
+        now_ms: int,
     ) -> Answer | None:
         """The outcome of a send that takes no seq. It rests on what is known, and so it is told
         when all of that has committed."""
         if state.last_seq == state.committed_seq:
-            return _outcome(token, code, state.last_seq, epoch, now_ms)
+            return _outcome(token, code, hint, state.last_seq, epoch, now_ms)
         if self.postponed_answers >= POSTPONED_MAX:
             return refused(token, Overloaded.code)
         self.postponed_answers += 1
-        self.postponed.setdefault((state.name, state.last_seq), []).append((token, code))
+        outcomes = self.postponed.setdefault((state.name, state.last_seq), [])
+        outcomes.append((token, code, hint))
         return None
 
     def _wait(self, state: SessionState, send: Send, needs: Needs) -> None:
@@ -506,9 +523,9 @@ class Serving:
     ) -> None:
         for event in committed:
             time_ms = key_time_ms(event.key)
-            for token, code in self.postponed.pop((event.session.name, event.seq), ()):
+            for token, code, hint in self.postponed.pop((event.session.name, event.seq), ()):
                 self.postponed_answers -= 1
-                answers.append(_outcome(token, code, event.seq, epoch, time_ms))
+                answers.append(_outcome(token, code, hint, event.seq, epoch, time_ms))
 
     # -- takeovers -----------------------------------------------------------------------------
 
@@ -551,7 +568,7 @@ class Serving:
             for token in event.waiters
         ]
         answers += [refused(send.token, Unknown.code) for send in self.ancient]
-        told_later = [token for rows in self.postponed.values() for token, _ in rows]
+        told_later = [row[0] for rows in self.postponed.values() for row in rows]
         answers += [refused(token, Unknown.code) for token in told_later]
         # These were never numbered, so the answer is definite.
         parked = [send for sends in self.waiting.values() for send in sends]

@@ -50,6 +50,7 @@ _SUBMIT = int(InsideType.SUBMIT)
 _OUT_OF_ORDER = OutOfOrder.code
 _ASK_AGAIN = frozenset((SlotMoving.code, Unknown.code))
 _DETAILS = {
+    # Where the shard gives no reason, which is also so for the copy of what was refused before.
     OutOfOrder.code: "an earlier send of this device has to come first",
     Overloaded.code: "the session's shard has too much to do",
     BadRequest.code: "the session does not take a change of this form",
@@ -180,13 +181,13 @@ class Router:
     # ---- from shards
 
     def results(self, shard: ShardPeer, rows: Iterable[Sequence[Any]], now_ms: int) -> None:
-        """Answers: [token, code, seq, epoch, time_ms, expected_n]. Call ``flush_answers`` after
-        all that one read brought."""
+        """Answers: [token, code, seq, epoch, time_ms, hint], as in ``core.serving.Answer``. Call
+        ``flush_answers`` after all that one read brought."""
         pop, unanswered, heads = self._in_flight.pop, self._unanswered, self.heads
         acked = size = 0
-        for token, code, seq, epoch, time_ms, expected_n in rows:
+        for token, code, seq, epoch, time_ms, hint in rows:
             if code:
-                self._not_acked(shard, token, code, expected_n, now_ms)
+                self._not_acked(shard, token, code, hint, now_ms)
                 continue
             found = pop(token, None)
             if found is None:
@@ -216,8 +217,9 @@ class Router:
             sender.flush_answers()
 
     def _not_acked(
-        self, shard: ShardPeer, token: int, code: int, expected_n: int, now_ms: int
+        self, shard: ShardPeer, token: int, code: int, hint: int | str, now_ms: int
     ) -> None:
+        expected_n, reason = (0, hint) if isinstance(hint, str) else (hint, "")
         slot = self._slot_of_held.get(token)
         found = self._in_flight.get(token)
         if found is not None:
@@ -231,7 +233,7 @@ class Router:
         found = self._in_flight.pop(token, None) or self._settle_held(shard, token, now_ms)
         assert found is not None
         sender, row = found
-        detail = _DETAILS.get(code, "")
+        detail = reason or _DETAILS.get(code, "")
         retry_after_ms = self._config.retry_after_ms if code == Overloaded.code else 0
         self._forget(sender, row)
         nack = nack_of(row[2], row[4], error_for(code, detail, retry_after_ms), expected_n)

@@ -375,8 +375,8 @@ class ShardNode:
 
     def _answered(self, answers: list[Answer]) -> None:
         results = self._results
-        for (connection, token), code, seq, epoch, time_ms, expected_n in answers:
-            row = (token, code, seq, epoch, time_ms, expected_n)
+        for (connection, token), code, seq, epoch, time_ms, hint in answers:
+            row = (token, code, seq, epoch, time_ms, hint)
             self.acked += code == 0
             rows = results.get(connection)
             if rows is None:
