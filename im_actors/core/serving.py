@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Container
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from zlib import crc32
 
+from im_actors.core.batch import is_batch_device
 from im_actors.core.facts import Fact, event_facts, record_facts
 from im_actors.core.knowledge import FACTS_KNOWN_MAX
+from im_actors.core.lines import LINES, Line, Lines, LineSettings, line_of, weight_of
 from im_actors.core.messages import SessionImage
 from im_actors.core.model import (
     STATE_KINDS_FROM,
@@ -78,11 +80,14 @@ class ServingLimits:
     """Records that the slowest member may have journaled and not applied to history."""
     sessions_max: int = 20_000
     """Session states in memory; idle ones above it are forgotten (they stay in the tables)."""
+    lines: LineSettings = field(default_factory=LineSettings)
+    """How the lines of business share a slot that is half full."""
 
     def validate(self) -> None:
         for name in self.__slots__:
-            if getattr(self, name) < 1:
+            if name != "lines" and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1")
+        self.lines.validate()
 
 
 class Send(NamedTuple):
@@ -161,6 +166,13 @@ def _outcome(token: Any, code: int, hint: int | str, seq: int, epoch: int, time_
     return refused(token, code, hint) if code else Answer(token, OK, seq, epoch, time_ms, 0)
 
 
+def _line_of(session: str, device: str) -> Line | None:
+    """None: a note, which is no line's."""
+    if device == SERVER:
+        return None
+    return Line.BATCH if is_batch_device(device) else line_of(session)
+
+
 def _reason(error: ImError) -> str:
     return error.detail.encode("utf-8", "replace")[:REASON_BYTES_MAX].decode("utf-8", "ignore")
 
@@ -198,6 +210,9 @@ class Serving:
         self.flights: deque[Flight] = deque()
         self.pending: dict[tuple[str, int], PendingEvent] = {}
         self.pending_bytes = 0
+        events_max = limits.pending_events_max
+        self._lines = Lines(limits.lines, events_max, events_max // 2)
+        """Counted only when it gets tight."""
         self.last_key = 0
         self.ancient: list[Send] = []
         """Resends that only history can answer; the owner takes them from here."""
@@ -211,13 +226,20 @@ class Serving:
         ``closed``: nothing new is taken. What is known is answered also when there is no room."""
         answers: list[Answer] = []
         sessions, pending = self.sessions, self.pending
-        events_max, bytes_max = self.limits.pending_events_max, self.limits.pending_bytes_max
+        events_half = self.limits.pending_events_max // 2
+        bytes_half = self.limits.pending_bytes_max // 2
+        tight = False
         for send in sends:
             room = (
-                len(pending) + self.waiting_events < events_max
-                and self.pending_bytes < bytes_max
+                len(pending) + self.waiting_events < events_half
+                and self.pending_bytes < bytes_half
                 and not closed
             )
+            if not room and not closed:
+                if not tight:
+                    tight = True
+                    self._count_lines()
+                room = self._line_has_room(send)
             state = sessions.get(send[1])
             if state is not None and state.ready:
                 answer = self._admit(state, send, epoch, now_ms, room)
@@ -278,6 +300,35 @@ class Serving:
             return refused(token, Overloaded.code)
         code = OutOfOrder.code if outcome is GAP else KeyConflict.code
         return refused(token, code, seq)
+
+    # -- the lines' shares, when the slot is half full ----------------------------------------
+
+    def _count_lines(self) -> None:
+        rows = self._lines.open
+        rows[:] = [0] * LINES
+        for event in self.pending.values():
+            line = _line_of(event.entry[0], event.entry[2])
+            if line is not None:
+                rows[line] += weight_of(event.data)
+        for send in (send for sends in self.waiting.values() for send in sends):
+            line = _line_of(send.session, send.device)
+            if line is not None:
+                rows[line] += weight_of(send.body)
+
+    def _line_has_room(self, send: Send) -> bool:
+        limits = self.limits
+        full = (
+            len(self.pending) + self.waiting_events >= limits.pending_events_max
+            or self.pending_bytes >= limits.pending_bytes_max
+        )
+        line = _line_of(send.session, send.device)
+        if line is None:
+            return not full
+        rows = self._lines.open
+        if rows[line] >= self._lines.limits(0, full)[line]:
+            return False
+        rows[line] += weight_of(send.body)
+        return True
 
     def loaded(self, image: SessionImage, epoch: int, now_ms: int) -> list[Answer]:
         """A session's state has come from the tables: decide on what waited for it."""

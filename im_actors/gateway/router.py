@@ -2,10 +2,11 @@
 
 This is the hot path. A row that goes well costs a few dict operations: it is remembered by its
 token, joins the batch of its shard, and leaves with it at the end of this turn of the event loop;
-its answer finds the connection by the token. Rows that do not go well (their slot moves, their
-shard is gone or silent) are held and offered again until they are settled or too old (``held``).
-Offering a row twice is harmless: the key (session, device, n) makes the second copy the first
-one's echo.
+its answer finds the connection by the token. A line of business that has its share of what may be
+outstanding is refused more (``core.lines``), so that no other line waits behind it. Rows that do
+not go well (their slot moves, their shard is gone or silent) are held and offered again until they
+are settled or too old (``held``). Offering a row twice is harmless: the key (session, device, n)
+makes the second copy the first one's echo.
 
 Answers come to the client in one write per turn.
 """
@@ -16,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from im_actors.core.lines import LINES, Line, Lines, line_of, weight_of
 from im_actors.core.story import Story
 from im_actors.errors import (
     BadRequest,
@@ -75,6 +77,12 @@ class Router:
         self._call_soon = call_soon
         self._flush_planned = False
         self._token = 0
+        """Of the last row. The rest of its division by LINES is the row's line."""
+        self.lines = Lines(
+            config.lines,
+            config.outstanding_rows_max,
+            min(config.lines.rows, config.outstanding_rows_max),
+        )
         self._batches: list[list[tuple[Any, ...]] | None] = []
         """By slot: where its new rows go. None: its owner is not known or not connected, or rows
         are held before which they must not come."""
@@ -121,23 +129,28 @@ class Router:
     def submit(self, sender: Sender, entries: Sequence[Sequence[Any]], now_ms: int) -> None:
         """Take entries [session, n, kind, body] that were checked. Each is answered once, by a
         row in the sender's lists, unless the sender is gone by then."""
-        room = min(
-            self._config.outstanding_per_connection - sender.outstanding,
-            self._config.outstanding_rows_max - self.outstanding,
-        )
-        if len(entries) > room or self.outstanding_bytes >= self._config.outstanding_bytes_max:
-            entries = self._refuse_excess(sender, entries, room)
         batches = self._batches
         if not batches:
             self.refuse(sender, entries, SlotMoving("this gateway is starting"))
             return
-        slots, in_flight = self._peers.slot_cache, self._in_flight
+        room = self._config.outstanding_per_connection - sender.outstanding
+        if len(entries) > room:
+            entries = self._refuse_excess(sender, entries, max(0, room))
+        lines, places, in_flight = self.lines, self._peers.places, self._in_flight
+        limits, rows, used_ms = lines.limits(now_ms, self.is_full), lines.open, lines.used_ms
         device, token, size = sender.address, self._token, 0
-        for session, n, kind, body in entries:
-            slot = slots.get(session)
-            if slot is None:
-                slot = self._peers.slot_of(session)
-            token += 1
+        refused: list[Sequence[Any]] = []
+        for entry in entries:
+            session, n, kind, body = entry
+            slot, line = places.get(session) or self._peers.place_of(session)
+            weight = weight_of(body)
+            if rows[line] + weight > limits[line]:
+                limits[line] = 0  # What follows would overtake it.
+                refused.append(entry)
+                continue
+            rows[line] += weight
+            used_ms[line] = now_ms
+            token += LINES - token % LINES + line
             row = (token, slot, session, device, n, kind, body)
             size += len(body)
             batch = batches[slot]
@@ -147,10 +160,13 @@ class Router:
                 in_flight[token] = (sender, row)
                 batch.append(row)
         self._token = token
-        self.accepted += len(entries)
-        sender.outstanding += len(entries)
+        taken = len(entries) - len(refused)
+        self.accepted += taken
+        sender.outstanding += taken
         self.outstanding_bytes += size
         self._plan_flush()
+        if refused:
+            self._refuse_lines(sender, refused)
 
     def refuse(self, sender: Sender, entries: Iterable[Sequence[Any]], error: ImError) -> None:
         """Answer entries that were not taken."""
@@ -166,17 +182,19 @@ class Router:
     def _refuse_excess(
         self, sender: Sender, entries: Sequence[Sequence[Any]], room: int
     ) -> Sequence[Sequence[Any]]:
-        """Returns the part that there is room for."""
-        if self.outstanding_bytes >= self._config.outstanding_bytes_max:
-            room = 0
-        room = max(0, room)
-        if sender.outstanding + len(entries) > self._config.outstanding_per_connection:
-            limit = self._config.outstanding_per_connection
-            error = Overloaded(f"this connection has {limit} sends without an answer")
-        else:
-            error = Overloaded("this gateway has too many sends without an answer")
+        """Returns the part that the connection may have open."""
+        limit = self._config.outstanding_per_connection
+        error = Overloaded(f"this connection has {limit} sends without an answer")
         self.refuse(sender, entries[room:], error)
         return entries[:room]
+
+    def _refuse_lines(self, sender: Sender, entries: Iterable[Sequence[Any]]) -> None:
+        for entry in entries:
+            name = Line(line_of(entry[0])).name.lower()
+            error = Overloaded(
+                f"the {name} line has as many sends without an answer as it may here"
+            )
+            self.refuse(sender, (entry,), error)
 
     # ---- from shards
 
@@ -184,6 +202,7 @@ class Router:
         """Answers: [token, code, seq, epoch, time_ms, hint], as in ``core.serving.Answer``. Call
         ``flush_answers`` after all that one read brought."""
         pop, unanswered, heads = self._in_flight.pop, self._unanswered, self.heads
+        rows_open = self.lines.open
         acked = size = 0
         for token, code, seq, epoch, time_ms, hint in rows:
             if code:
@@ -202,6 +221,7 @@ class Router:
             answers.append((session, row[4], seq, epoch, COPIES_ACKED, time_ms))
             sender.outstanding -= 1
             size += len(row[6])
+            rows_open[token % LINES] -= weight_of(row[6])
             acked += 1
             if heads.get(session, 0) < seq:
                 heads[session] = seq
@@ -431,6 +451,7 @@ class Router:
     def _forget(self, sender: Sender, row: Row) -> None:
         sender.outstanding -= 1
         self.outstanding_bytes -= len(row[6])
+        self.lines.open[row[0] % LINES] -= weight_of(row[6])
 
     def _nack(self, sender: Sender, nack: tuple[Any, ...]) -> None:
         self.nacked += 1

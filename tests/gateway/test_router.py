@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from im_actors.core.directory import Directory, ShardAddress
+from im_actors.core.lines import LineSettings
 from im_actors.core.model import View, ViewState
 from im_actors.errors import OutOfOrder, Overloaded, SlotMoving, Unknown
 from im_actors.gateway import router as module
@@ -115,10 +116,10 @@ class StubPeers(Peers):
 class Gateway:
     """A router, its stub shards "a" and "b", and a clock that the test turns."""
 
-    def __init__(self, slots: int = 1, **config: int) -> None:
+    def __init__(self, slots: int = 1, **config: Any) -> None:
         self.now_ms = 0
         self.soon: list[Any] = []
-        self.config = GatewayConfig(**config).validate()  # type: ignore[arg-type]
+        self.config = GatewayConfig(**config).validate()
         self.peers = StubPeers(slots)
         self.router = Router(self.peers, self.config, self.soon.append)
         self.sender = StubSender("alice/phone")
@@ -157,6 +158,11 @@ class Gateway:
     def send(self, *ns: int, session: str = "team", sender: StubSender | None = None) -> None:
         entries = [[session, n, 1, b"text"] for n in ns]
         self.router.submit(sender or self.sender, entries, self.now_ms)
+
+    def send_all(self, *sends: tuple[str, int]) -> None:
+        """(session, n) of one SEND."""
+        entries = [[session, n, 1, b"text"] for session, n in sends]
+        self.router.submit(self.sender, entries, self.now_ms)
 
     def turn(self) -> None:
         """The end of a turn of the event loop."""
@@ -201,7 +207,7 @@ def test_one_frame_per_turn_and_one_write_back() -> None:
     frames = gateway.arrived("a")
     assert numbers(frames) == [[1, 2, 3]]
     assert frames[0][0][1:] == [0, "team", "alice/phone", 1, 1, b"text"]
-    gateway.answer("a", *((token, 0, token, 0) for token in tokens(frames)))
+    gateway.answer("a", *((token, 0, n, 0) for n, token in enumerate(tokens(frames), 1)))
     assert gateway.sender.acks == [("team", n, n, 1, 3, 1000 + n) for n in (1, 2, 3)]
     assert gateway.sender.flushes == 1
     assert gateway.router.outstanding == gateway.sender.outstanding == 0
@@ -412,6 +418,28 @@ def test_beyond_a_bound_sends_are_overloaded(limits: dict[str, int], fits: int) 
     gateway.answer("a", *((token, 0, token, 0) for token in tokens(gateway.arrived("a"))))
     gateway.send(141)
     assert numbers(gateway.arrived("a")) == [[141]], "there is room again"
+
+
+def test_a_rush_in_one_line_leaves_the_others_their_share() -> None:
+    gateway = Gateway(lines=LineSettings(direct=1, group=1, rows=64)).ready()
+    private = "direct:alice/bob"
+    gateway.send_all(*(("team", n) for n in range(1, 101)))
+    gateway.send_all((private, 1))
+    gateway.send_all(*(("team", n) for n in range(101, 111)), (private, 2))
+    gateway.turn()
+    assert [nack[:2] for nack in gateway.sender.nacks] == [("team", n) for n in range(101, 111)]
+    assert {nack[2] for nack in gateway.sender.nacks} == {Overloaded.code}
+    assert "the group line" in gateway.sender.nacks[0][5]
+    came = tokens(gateway.arrived("a"))
+    assert gateway.router.lines.status() == {"direct": 2, "group": 100, "notice": 0, "batch": 0}
+    gateway.answer("a", *((token, 0, token, 0) for token in came))
+    assert gateway.router.lines.open == [0, 0, 0, 0]
+    # While direct messages have just been there, groups have no more than their half.
+    gateway.send_all(*(("team", n) for n in range(101, 141)))
+    assert len(tokens(gateway.arrived("a"))) == 32
+    gateway.wait(1_001)
+    gateway.send_all(*(("team", n) for n in range(133, 233)))
+    assert gateway.router.lines.open[1] == 132
 
 
 def test_refusals_of_the_shard_go_to_the_client() -> None:
