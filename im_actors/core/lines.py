@@ -1,8 +1,8 @@
 """The lines of business, and how they share what is limited.
 
 A rush in one must not slow another. So while several have something to do each has its share, and
-what is above it is refused before it stands in the others' way: who is refused waits in his own
-outbox and not in front of others. A line that is alone has everything.
+what is above it waits where it is in nobody's way (``gateway.turns``), or is refused. A line that
+is alone has everything.
 
     direct   direct:A/B and user:A: two people talk, and keep their own mailboxes
     group    group:G and open sessions: many may write, and many read
@@ -74,9 +74,9 @@ class LineSettings:
     notice: int = 2
     batch: int = 2
     rows: int = 1_024
-    """Rows without an answer at one gateway, of all lines together, while more than one is busy. A
-    new row waits about as long as these take: fewer let a rush in another line be felt less, and
-    let it have less of what the cluster can do. A body counts once more for every 4 kB."""
+    """Rows in flight from one gateway, of all lines together, while more than one is busy. A new
+    row waits about as long as these take: fewer let a rush in another line be felt less, and let
+    it have less of what the cluster can do. A body counts once more for every 4 kB."""
     busy_ms: int = 1_000
     """A line is busy until so long after its last row."""
 
@@ -127,10 +127,6 @@ class Lines:
             if self.open[line] or self.used_ms[line] >= since:
                 busy |= 1 << line
         return list((self._limits_full if full else self._limits)[busy])
-
-    def status(self) -> dict[str, int]:
-        """Open rows by line, for people."""
-        return {line.name.lower(): self.open[line] for line in Line}
 
 
 def _but_alone(busy: int, shares: tuple[int, ...], alone: int) -> tuple[int, ...]:

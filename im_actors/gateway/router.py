@@ -2,11 +2,11 @@
 
 This is the hot path. A row that goes well costs a few dict operations: it is remembered by its
 token, joins the batch of its shard, and leaves with it at the end of this turn of the event loop;
-its answer finds the connection by the token. A line of business that has its share of what may be
-outstanding is refused more (``core.lines``), so that no other line waits behind it. Rows that do
-not go well (their slot moves, their shard is gone or silent) are held and offered again until they
-are settled or too old (``held``). Offering a row twice is harmless: the key (session, device, n)
-makes the second copy the first one's echo.
+its answer finds the connection by the token. A line of business that has its share in flight lets
+further rows wait for their turn (``turns``). Rows that do not go well (their slot moves, their
+shard is gone or silent) are held and offered again until they are settled or too old (``held``).
+Offering a row twice is harmless: the key (session, device, n) makes the second copy the first
+one's echo.
 
 Answers come to the client in one write per turn.
 """
@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from im_actors.core.lines import LINES, Line, Lines, line_of, weight_of
+from im_actors.core.lines import LINES, Line, line_of, weight_of
 from im_actors.core.story import Story
 from im_actors.errors import (
     BadRequest,
@@ -35,6 +35,7 @@ from im_actors.errors import (
 from im_actors.gateway.config import GatewayConfig
 from im_actors.gateway.held import HeldRow, HeldSlot, Row, Sender
 from im_actors.gateway.peers import Peers, RouteChange, ShardPeer
+from im_actors.gateway.turns import Turns, Waiting
 from im_actors.wire.links import LINK_FRAME_BYTES_MAX, InsideType, pack_frame
 from im_actors.wire.messages import nack_of
 
@@ -78,11 +79,7 @@ class Router:
         self._flush_planned = False
         self._token = 0
         """Of the last row. The rest of its division by LINES is the row's line."""
-        self.lines = Lines(
-            config.lines,
-            config.outstanding_rows_max,
-            min(config.lines.rows, config.outstanding_rows_max),
-        )
+        self.turns = Turns(config.lines, config.outstanding_rows_max)
         self._batches: list[list[tuple[Any, ...]] | None] = []
         """By slot: where its new rows go. None: its owner is not known or not connected, or rows
         are held before which they must not come."""
@@ -111,7 +108,7 @@ class Router:
 
     @property
     def outstanding(self) -> int:
-        return len(self._in_flight) + len(self._slot_of_held)
+        return len(self._in_flight) + len(self._slot_of_held) + self.turns.waiting
 
     @property
     def is_full(self) -> bool:
@@ -129,37 +126,33 @@ class Router:
     def submit(self, sender: Sender, entries: Sequence[Sequence[Any]], now_ms: int) -> None:
         """Take entries [session, n, kind, body] that were checked. Each is answered once, by a
         row in the sender's lists, unless the sender is gone by then."""
-        batches = self._batches
-        if not batches:
+        if not self._batches:
             self.refuse(sender, entries, SlotMoving("this gateway is starting"))
             return
         room = self._config.outstanding_per_connection - sender.outstanding
         if len(entries) > room:
             entries = self._refuse_excess(sender, entries, max(0, room))
-        lines, places, in_flight = self.lines, self._peers.places, self._in_flight
-        limits, rows, used_ms = lines.limits(now_ms, self.is_full), lines.open, lines.used_ms
-        device, token, size = sender.address, self._token, 0
+        # Beyond what there is room for, only lines that have less than their share in flight.
+        full = self.is_full or self.outstanding + len(entries) > self._config.outstanding_rows_max
+        turns, places, batches = self.turns, self._peers.places, self._batches
+        limits, rows, queues = turns.lines.limits(now_ms, full), turns.lines.open, turns.queues
+        used_ms, size = turns.lines.used_ms, 0
         refused: list[Sequence[Any]] = []
         for entry in entries:
-            session, n, kind, body = entry
-            slot, line = places.get(session) or self._peers.place_of(session)
+            slot, line = places.get(entry[0]) or self._peers.place_of(entry[0])
+            body = entry[3]
             weight = weight_of(body)
-            if rows[line] + weight > limits[line]:
+            free = not queues[line] and (rows[line] + weight <= limits[line] or not rows[line])
+            if full and (not free or rows[line] + weight > limits[line] or batches[slot] is None):
                 limits[line] = 0  # What follows would overtake it.
                 refused.append(entry)
                 continue
-            rows[line] += weight
-            used_ms[line] = now_ms
-            token += LINES - token % LINES + line
-            row = (token, slot, session, device, n, kind, body)
             size += len(body)
-            batch = batches[slot]
-            if batch is None:
-                self._hold(HeldRow(sender, row, now_ms), False, now_ms)
+            used_ms[line] = now_ms
+            if free:
+                self._depart(sender, slot, line, entry, weight, now_ms)
             else:
-                in_flight[token] = (sender, row)
-                batch.append(row)
-        self._token = token
+                turns.wait(Waiting(sender, slot, line, entry))
         taken = len(entries) - len(refused)
         self.accepted += taken
         sender.outstanding += taken
@@ -202,7 +195,7 @@ class Router:
         """Answers: [token, code, seq, epoch, time_ms, hint], as in ``core.serving.Answer``. Call
         ``flush_answers`` after all that one read brought."""
         pop, unanswered, heads = self._in_flight.pop, self._unanswered, self.heads
-        rows_open = self.lines.open
+        rows_open = self.turns.lines.open
         acked = size = 0
         for token, code, seq, epoch, time_ms, hint in rows:
             if code:
@@ -213,6 +206,8 @@ class Router:
                 found = self._settle_held(shard, token, now_ms)
                 if found is None:
                     continue
+            else:
+                rows_open[token % LINES] -= weight_of(found[1][6])
             sender, row = found
             session = row[2]
             answers = sender.ack_rows
@@ -221,7 +216,6 @@ class Router:
             answers.append((session, row[4], seq, epoch, COPIES_ACKED, time_ms))
             sender.outstanding -= 1
             size += len(row[6])
-            rows_open[token % LINES] -= weight_of(row[6])
             acked += 1
             if heads.get(session, 0) < seq:
                 heads[session] = seq
@@ -229,6 +223,8 @@ class Router:
         self.outstanding_bytes -= size
         if len(heads) > HEADS_CACHED_MAX:
             heads.clear()
+        if self.turns.waiting:
+            self._take_turns(now_ms)
 
     def flush_answers(self) -> None:
         """Give the connections what has gathered for them."""
@@ -250,7 +246,7 @@ class Router:
         if code in _ASK_AGAIN or (code == _OUT_OF_ORDER and self._too_early(token, expected_n)):
             self._came_back(slot, token, now_ms)
             return
-        found = self._in_flight.pop(token, None) or self._settle_held(shard, token, now_ms)
+        found = self._landed(token) or self._settle_held(shard, token, now_ms)
         assert found is not None
         sender, row = found
         detail = reason or _DETAILS.get(code, "")
@@ -286,7 +282,7 @@ class Router:
 
     def _came_back(self, slot: int, token: int, now_ms: int) -> None:
         """The shard may not own the slot any more; the row waits for the one that does."""
-        found = self._in_flight.pop(token, None)
+        found = self._landed(token)
         if found is not None:
             held_slot = self._hold(HeldRow(*found, now_ms), True, now_ms)
         else:
@@ -298,7 +294,7 @@ class Router:
         """Nobody is going to answer what is in flight of these slots."""
         lost = [found for found in self._in_flight.values() if found[1][1] in slots]
         for sender, row in lost:
-            del self._in_flight[row[0]]
+            self._landed(row[0])
             self._hold(HeldRow(sender, row, now_ms), True, now_ms)
         for slot in slots:
             held_slot = self._held.get(slot)
@@ -386,6 +382,8 @@ class Router:
         """Ask again, and give up what is too old."""
         if self._marks or self._in_flight:
             self._find_unanswered(now_ms)
+        if self.turns.waiting:
+            self._take_turns(now_ms)
         if self._held:
             self._expire(now_ms)
             self._retry(now_ms)
@@ -448,10 +446,37 @@ class Router:
 
     # ---- inside
 
+    def _depart(
+        self, sender: Sender, slot: int, line: int, entry: Sequence[Any], weight: int, now_ms: int
+    ) -> None:
+        """Send the row with the next frame to its shard, or hold it."""
+        session, n, kind, body = entry
+        token = self._token = self._token + LINES - self._token % LINES + line
+        row = (token, slot, session, sender.address, n, kind, body)
+        batch = self._batches[slot]
+        if batch is None:
+            self._hold(HeldRow(sender, row, now_ms), False, now_ms)
+        else:
+            self._in_flight[token] = (sender, row)
+            self.turns.lines.open[line] += weight
+            batch.append(row)
+
+    def _take_turns(self, now_ms: int) -> None:
+        """Let go what has waited, as far as its lines may have more in flight by now."""
+        for sender, slot, line, entry in self.turns.due(now_ms):
+            self._depart(sender, slot, line, entry, weight_of(entry[3]), now_ms)
+        self._plan_flush()
+
+    def _landed(self, token: int) -> tuple[Sender, Row] | None:
+        """Take a row out of those in flight, if it is one."""
+        found = self._in_flight.pop(token, None)
+        if found is not None:
+            self.turns.landed(token % LINES, found[1][6])
+        return found
+
     def _forget(self, sender: Sender, row: Row) -> None:
         sender.outstanding -= 1
         self.outstanding_bytes -= len(row[6])
-        self.lines.open[row[0] % LINES] -= weight_of(row[6])
 
     def _nack(self, sender: Sender, nack: tuple[Any, ...]) -> None:
         self.nacked += 1

@@ -27,6 +27,7 @@ from im_actors.wire.codec import FrameDecoder, Message
 from im_actors.wire.links import LINK_FRAME_BYTES_MAX, InsideType
 
 SECRET = b"0123456789abcdef"
+PRIVATE = "direct:alice/bob"
 
 
 class StubLink:
@@ -422,24 +423,70 @@ def test_beyond_a_bound_sends_are_overloaded(limits: dict[str, int], fits: int) 
 
 def test_a_rush_in_one_line_leaves_the_others_their_share() -> None:
     gateway = Gateway(lines=LineSettings(direct=1, group=1, rows=64)).ready()
-    private = "direct:alice/bob"
-    gateway.send_all(*(("team", n) for n in range(1, 101)))
-    gateway.send_all((private, 1))
-    gateway.send_all(*(("team", n) for n in range(101, 111)), (private, 2))
+    status = gateway.router.turns.status
+    gateway.send_all((PRIVATE, 1))
+    gateway.send_all(*(("team", n) for n in range(1, 41)), (PRIVATE, 2))
+    came = gateway.arrived("a")
+    assert [n for n, row in enumerate(came[0]) if row[2] == PRIVATE] == [0, 33]
+    assert status()["group"] == {"in_flight": 32, "waiting": 8}
+    assert gateway.router.outstanding == gateway.sender.outstanding == 42
+    # What comes later waits behind, and goes when there are answers.
+    gateway.send_all(("team", 41))
+    gateway.answer("a", *((token, 0, 1, 0) for token in tokens(came)[:4]))
+    assert numbers(gateway.arrived("a")) == [[33, 34, 35]]
+    assert status()["direct"] == {"in_flight": 1, "waiting": 0}
+    # A line that is alone again has everything.
+    gateway.answer("a", (tokens(came)[33], 0, 2, 0))
+    gateway.wait(1_050)
+    assert numbers(gateway.arrived("a")) == [[36, 37, 38, 39, 40, 41]]
+    assert gateway.sender.nacks == []
+
+
+def test_what_waits_for_its_turn_goes_to_the_owner_of_then() -> None:
+    gateway = Gateway(lines=LineSettings(direct=1, group=1, rows=64)).ready()
+    gateway.send_all((PRIVATE, 1))
+    gateway.send_all(*(("team", n) for n in range(1, 41)))
+    gateway.arrived("a")
+    assert gateway.router.turns.waiting == 8
+    gateway.down("a")
+    # What was in flight is held, and takes no turns.
+    gateway.wait(25)
+    assert gateway.router.turns.waiting == 0
+    assert gateway.router.turns.lines.open == [0, 0, 0, 0]
+    gateway.peers.epochs, gateway.peers.owners = [1], ["b"]
+    gateway.show()
+    rows = [row for frame in gateway.arrived("b") for row in frame if row[2] == "team"]
+    assert [row[4] for row in rows] == list(range(1, 41))
+
+
+def test_a_line_with_nothing_is_let_in_when_the_gateway_is_full() -> None:
+    limits = {"outstanding_per_connection": 128, "outstanding_rows_max": 128}
+    gateway = Gateway(lines=LineSettings(direct=1, group=1, rows=64), **limits).ready()
+    gateway.send_all(*(("team", n) for n in range(1, 129)))
+    other = StubSender("bob/phone")
+    gateway.router.submit(other, [["team", 1, 1, b"text"]], gateway.now_ms)
+    gateway.router.submit(other, [[PRIVATE, n, 1, b"text"] for n in range(1, 41)], gateway.now_ms)
     gateway.turn()
-    assert [nack[:2] for nack in gateway.sender.nacks] == [("team", n) for n in range(101, 111)]
-    assert {nack[2] for nack in gateway.sender.nacks} == {Overloaded.code}
-    assert "the group line" in gateway.sender.nacks[0][5]
-    came = tokens(gateway.arrived("a"))
-    assert gateway.router.lines.status() == {"direct": 2, "group": 100, "notice": 0, "batch": 0}
-    gateway.answer("a", *((token, 0, token, 0) for token in came))
-    assert gateway.router.lines.open == [0, 0, 0, 0]
-    # While direct messages have just been there, groups have no more than their half.
-    gateway.send_all(*(("team", n) for n in range(101, 141)))
-    assert len(tokens(gateway.arrived("a"))) == 32
-    gateway.wait(1_001)
-    gateway.send_all(*(("team", n) for n in range(133, 233)))
-    assert gateway.router.lines.open[1] == 132
+    assert [nack[:2] for nack in other.nacks] == [
+        ("team", 1),
+        *((PRIVATE, n) for n in range(33, 41)),
+    ]
+    assert {nack[2] for nack in other.nacks} == {Overloaded.code}
+    assert "the group line" in other.nacks[0][5]
+    gateway.down("a")
+    gateway.router.submit(other, [[PRIVATE, 33, 1, b"text"]], gateway.now_ms)
+    assert gateway.router.outstanding == 160
+
+
+def test_a_row_that_is_heavier_than_its_share_goes_alone() -> None:
+    gateway = Gateway(lines=LineSettings(direct=1, group=9, rows=64)).ready()
+    gateway.send_all(("team", 1))
+    long = [[PRIVATE, n, 1, bytes(64_000)] for n in (1, 2)]
+    gateway.router.submit(gateway.sender, long, gateway.now_ms)
+    came = gateway.arrived("a")
+    assert numbers(came) == [[1, 1]]
+    gateway.answer("a", (tokens(came)[1], 0, 1, 0))
+    assert numbers(gateway.arrived("a")) == [[2]]
 
 
 def test_refusals_of_the_shard_go_to_the_client() -> None:
