@@ -34,6 +34,7 @@ from im_actors.errors import (
 )
 from im_actors.gateway.config import GatewayConfig
 from im_actors.gateway.held import HeldRow, HeldSlot, Row, Sender
+from im_actors.gateway.latencies import Latencies
 from im_actors.gateway.peers import Peers, RouteChange, ShardPeer
 from im_actors.gateway.turns import Turns, Waiting
 from im_actors.wire.links import LINK_FRAME_BYTES_MAX, InsideType, pack_frame
@@ -102,6 +103,7 @@ class Router:
         self.acked = 0
         self.nacked = 0
         self.offered_again = 0
+        self.latencies = Latencies()
         self.story = Story()
 
     # ---- from clients
@@ -150,9 +152,9 @@ class Router:
             size += len(body)
             used_ms[line] = now_ms
             if free:
-                self._depart(sender, slot, line, entry, weight, now_ms)
+                self._depart(sender, slot, line, entry, now_ms, now_ms)
             else:
-                turns.wait(Waiting(sender, slot, line, entry))
+                turns.wait(Waiting(sender, slot, line, entry, now_ms))
         taken = len(entries) - len(refused)
         self.accepted += taken
         sender.outstanding += taken
@@ -225,6 +227,11 @@ class Router:
             heads.clear()
         if self.turns.waiting:
             self._take_turns(now_ms)
+        if self.latencies.followed:
+            self.latencies.answered(self._is_open, now_ms)
+
+    def _is_open(self, token: int) -> bool:
+        return token in self._in_flight or token in self._slot_of_held
 
     def flush_answers(self) -> None:
         """Give the connections what has gathered for them."""
@@ -447,24 +454,26 @@ class Router:
     # ---- inside
 
     def _depart(
-        self, sender: Sender, slot: int, line: int, entry: Sequence[Any], weight: int, now_ms: int
+        self, sender: Sender, slot: int, line: int, entry: Sequence[Any], came_ms: int, now_ms: int
     ) -> None:
         """Send the row with the next frame to its shard, or hold it."""
         session, n, kind, body = entry
         token = self._token = self._token + LINES - self._token % LINES + line
         row = (token, slot, session, sender.address, n, kind, body)
+        if self.latencies.send_due:
+            self.latencies.sent(token, came_ms)
         batch = self._batches[slot]
         if batch is None:
             self._hold(HeldRow(sender, row, now_ms), False, now_ms)
         else:
             self._in_flight[token] = (sender, row)
-            self.turns.lines.open[line] += weight
+            self.turns.lines.open[line] += weight_of(body)
             batch.append(row)
 
     def _take_turns(self, now_ms: int) -> None:
         """Let go what has waited, as far as its lines may have more in flight by now."""
-        for sender, slot, line, entry in self.turns.due(now_ms):
-            self._depart(sender, slot, line, entry, weight_of(entry[3]), now_ms)
+        for sender, slot, line, entry, came_ms in self.turns.due(now_ms):
+            self._depart(sender, slot, line, entry, came_ms, now_ms)
         self._plan_flush()
 
     def _landed(self, token: int) -> tuple[Sender, Row] | None:

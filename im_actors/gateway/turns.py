@@ -22,6 +22,7 @@ class Waiting(NamedTuple):
     line: int
     entry: Sequence[Any]
     """session, n, kind, body."""
+    came_ms: int
 
 
 class Turns:
