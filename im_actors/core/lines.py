@@ -27,7 +27,7 @@ from im_actors.core.names import SessionKind, session_kind
 from im_actors.errors import SetupError
 
 _SESSIONS_KNOWN_MAX = 16_384
-_LONG_BODY_BITS = 12
+LONG_BODY_BITS = 12
 """A body counts once more for every 4 kB."""
 
 
@@ -60,7 +60,7 @@ def line_of(session: str) -> Line:
 
 def weight_of(body: bytes) -> int:
     """How many rows a row with this body counts for."""
-    return 1 + (len(body) >> _LONG_BODY_BITS)
+    return 1 + (len(body) >> LONG_BODY_BITS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from im_actors.core.lines import LINES, Line, line_of, weight_of
+from im_actors.core.lines import LINES, LONG_BODY_BITS, Line, line_of, weight_of
 from im_actors.core.story import Story
 from im_actors.errors import (
     BadRequest,
@@ -79,7 +79,7 @@ class Router:
         self._call_soon = call_soon
         self._flush_planned = False
         self._token = 0
-        """Of the last row. The rest of its division by LINES is the row's line."""
+        """Of the last row, without its line: that is added, and the rest of a division by LINES."""
         self.turns = Turns(config.lines, config.outstanding_rows_max)
         self._batches: list[list[tuple[Any, ...]] | None] = []
         """By slot: where its new rows go. None: its owner is not known or not connected, or rows
@@ -136,25 +136,33 @@ class Router:
             entries = self._refuse_excess(sender, entries, max(0, room))
         # Beyond what there is room for, only lines that have less than their share in flight.
         full = self.is_full or self.outstanding + len(entries) > self._config.outstanding_rows_max
-        turns, places, batches = self.turns, self._peers.places, self._batches
-        limits, rows, queues = turns.lines.limits(now_ms, full), turns.lines.open, turns.queues
-        used_ms, size = turns.lines.used_ms, 0
+        lines, queues, places = self.turns.lines, self.turns.queues, self._peers.places
+        limits, rows, used_ms = lines.limits(now_ms, full), lines.open, lines.used_ms
+        batches, in_flight, device = self._batches, self._in_flight, sender.address
+        token = size = 0
         refused: list[Sequence[Any]] = []
         for entry in entries:
-            slot, line = places.get(entry[0]) or self._peers.place_of(entry[0])
-            body = entry[3]
-            weight = weight_of(body)
-            free = not queues[line] and (rows[line] + weight <= limits[line] or not rows[line])
-            if full and (not free or rows[line] + weight > limits[line] or batches[slot] is None):
-                limits[line] = 0  # What follows would overtake it.
-                refused.append(entry)
+            session, n, kind, body = entry
+            slot, line = places.get(session) or self._peers.place_of(session)
+            flying = rows[line] + 1 + (len(body) >> LONG_BODY_BITS)
+            batch = batches[slot]
+            if batch is None or flying > limits[line] or queues[line] or full:
+                if self._not_at_once(Waiting(sender, slot, line, entry, now_ms), limits, full):
+                    size += len(body)
+                    used_ms[line] = now_ms
+                else:
+                    refused.append(entry)
                 continue
             size += len(body)
             used_ms[line] = now_ms
-            if free:
-                self._depart(sender, slot, line, entry, now_ms, now_ms)
-            else:
-                turns.wait(Waiting(sender, slot, line, entry, now_ms))
+            rows[line] = flying
+            self._token = base = self._token + LINES
+            token = base + line
+            row = (token, slot, session, device, n, kind, body)
+            in_flight[token] = (sender, row)
+            batch.append(row)
+        if token and self.latencies.send_due:
+            self.latencies.sent(token, now_ms)
         taken = len(entries) - len(refused)
         self.accepted += taken
         sender.outstanding += taken
@@ -209,7 +217,7 @@ class Router:
                 if found is None:
                     continue
             else:
-                rows_open[token % LINES] -= weight_of(found[1][6])
+                rows_open[token % LINES] -= 1 + (len(found[1][6]) >> LONG_BODY_BITS)
             sender, row = found
             session = row[2]
             answers = sender.ack_rows
@@ -399,9 +407,9 @@ class Router:
             self._expiries.clear()
 
     def _find_unanswered(self, now_ms: int) -> None:
-        marks = self._marks
-        if not marks or marks[-1][1] != self._token:
-            marks.append((now_ms, self._token))
+        marks, highest = self._marks, self._token + LINES - 1
+        if not marks or marks[-1][1] != highest:
+            marks.append((now_ms, highest))
         overdue = 0
         while marks and marks[0][0] + self._config.answer_ms <= now_ms:
             overdue = marks.popleft()[1]
@@ -453,27 +461,41 @@ class Router:
 
     # ---- inside
 
-    def _depart(
-        self, sender: Sender, slot: int, line: int, entry: Sequence[Any], came_ms: int, now_ms: int
-    ) -> None:
+    def _not_at_once(self, row: Waiting, limits: list[int], full: bool) -> bool:
+        """Take a row that perhaps has to wait for its turn, or be held. False: there is no room."""
+        line, queue = row.line, self.turns.queues[row.line]
+        flying = self.turns.lines.open[line]
+        fits = not queue and flying + weight_of(row.entry[3]) <= limits[line]
+        if full and not (fits and self._batches[row.slot] is not None):
+            limits[line] = 0  # What follows in this frame would overtake it.
+            return False
+        # A row that is heavier than its line's share goes alone.
+        if fits or not (queue or flying):
+            self._depart(row, row.came_ms)
+        else:
+            self.turns.wait(row)
+        return True
+
+    def _depart(self, row: Waiting, now_ms: int) -> None:
         """Send the row with the next frame to its shard, or hold it."""
-        session, n, kind, body = entry
-        token = self._token = self._token + LINES - self._token % LINES + line
-        row = (token, slot, session, sender.address, n, kind, body)
+        sender, slot, line, (session, n, kind, body), came_ms = row
+        self._token += LINES
+        token = self._token + line
+        submit = (token, slot, session, sender.address, n, kind, body)
         if self.latencies.send_due:
             self.latencies.sent(token, came_ms)
         batch = self._batches[slot]
         if batch is None:
-            self._hold(HeldRow(sender, row, now_ms), False, now_ms)
+            self._hold(HeldRow(sender, submit, now_ms), False, now_ms)
         else:
-            self._in_flight[token] = (sender, row)
+            self._in_flight[token] = (sender, submit)
             self.turns.lines.open[line] += weight_of(body)
-            batch.append(row)
+            batch.append(submit)
 
     def _take_turns(self, now_ms: int) -> None:
         """Let go what has waited, as far as its lines may have more in flight by now."""
-        for sender, slot, line, entry, came_ms in self.turns.due(now_ms):
-            self._depart(sender, slot, line, entry, came_ms, now_ms)
+        for row in self.turns.due(now_ms):
+            self._depart(row, now_ms)
         self._plan_flush()
 
     def _landed(self, token: int) -> tuple[Sender, Row] | None:
