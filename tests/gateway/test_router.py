@@ -512,7 +512,10 @@ class World:
 
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
-        self.gateway = Gateway(hold_ms=600_000, retry_ms_max=200, answer_ms=500).ready()
+        # One of the two lines has to wait for its turn nearly always.
+        lines = LineSettings(direct=1, group=15, rows=64)
+        waits = {"hold_ms": 600_000, "retry_ms_max": 200, "answer_ms": 500}
+        self.gateway = Gateway(lines=lines, **waits).ready()
         self.owner = "a"
         self.log: dict[tuple[str, str], list[int]] = {}
         self.seqs: dict[str, int] = {}
@@ -550,7 +553,7 @@ class World:
             self.gateway.answer(name, *link.outbox.popleft())
 
     def client_sends(self) -> None:
-        sender, session = self.rng.choice(self.senders), self.rng.choice(["s", "t"])
+        sender, session = self.rng.choice(self.senders), self.rng.choice(["s", PRIVATE])
         last = self.sent.get((session, sender.address), 0)
         count = self.rng.randint(1, 4)
         self.sent[session, sender.address] = last + count
@@ -614,6 +617,8 @@ class World:
         router = self.gateway.router
         assert router.outstanding == 0, f"still held: {router.held_rows()}"
         assert router.outstanding_bytes == 0
+        assert router.turns.waiting == 0
+        assert router.turns.lines.open == [0, 0, 0, 0]
         for sender in self.senders:
             assert sender.outstanding == 0
             assert sender.nacks == [], "a client saw the slot moving"
