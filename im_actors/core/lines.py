@@ -14,7 +14,7 @@ line of their own would only make every other share smaller. Read positions and 
 direct messages: they come with people's own conversations, a few for each message, and an account
 whose program moves them without end has to be held by something.
 
-What a batch sends to its recipients is counted where it starts, by ``batch_run.BatchSettings``.
+What a batch sends to its recipients starts in a shard and waits there (``server.batches``).
 """
 
 from __future__ import annotations
