@@ -38,6 +38,7 @@ from im_actors.core.batch import chunked
 from im_actors.core.lines import LineSettings
 from im_actors.core.names import notice_session
 from im_actors.core.rule_settings import RuleSettings
+from im_actors.errors import RetryableError
 from im_actors.server.settings import ClusterSettings
 
 SERVICE = "bench"
@@ -88,7 +89,11 @@ class Batch:
         await (await self._client.batches.start(self.name)).acked()
 
     async def told(self) -> int:
-        info = await self._client.batches.status(self.name)
+        """Below 0: it goes on, as far as is known."""
+        try:
+            info = await self._client.batches.status(self.name)
+        except RetryableError:
+            return -1
         assert info is not None
         if info.refused:
             raise RuntimeError(f"{info.refused} recipients were refused")
