@@ -123,7 +123,7 @@ class GatewayConfig:
     """How long a query of who has just come waits for the head of his mailbox."""
     signal_ms: int = 1_000
     """A connection's signals of one session that come faster are dropped."""
-    mailbox_redis: str = ""
+    mailbox_redis: str = field(default="", repr=False)
     """URL of a Redis that keeps copies of conversation lists. Empty: none."""
     mailbox_cluster: str = "im"
     """Tells the copies of several clusters in one Redis apart."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from im_actors.errors import SetupError
+from im_actors.gateway.config import GatewayConfig
 from im_actors.server.settings import ClusterSettings, has_password, read_settings, without_password
 
 URL = "redis://im:hunter2@10.0.0.5:6379/3"
@@ -63,10 +64,11 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         read_settings(tmp_path / "im.toml")
 
 
-def test_a_password_is_not_shown() -> None:
+def test_a_password_is_not_shown(tmp_path: Path) -> None:
     settings = ClusterSettings.from_dict({"mailbox": {"redis": URL}})
     assert "hunter2" in json.dumps(settings.to_dict())
-    assert "hunter2" not in json.dumps(settings.public()) + repr(settings)
+    config = GatewayConfig(**settings.gateway_fields("c1", tmp_path)).validate()
+    assert "hunter2" not in json.dumps(settings.public()) + repr(settings) + repr(config)
     assert settings.public()["mailbox"]["redis"] == "redis://10.0.0.5:6379/3"
     with pytest.raises(SetupError) as refused:
         ClusterSettings.from_dict({"mailbox": {"redis": f"http://{URL}"}})
