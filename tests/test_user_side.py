@@ -90,7 +90,7 @@ async def test_only_members_read_a_group_and_only_from_when_they_joined(
             await until_event(carol, GROUP, 4)
         with pytest.raises(Forbidden):
             await carol.history(GROUP)
-        with pytest.raises(Forbidden):
+        with pytest.raises(Forbidden, match="carol is not a member of group:climbers"):
             await talk(carol, GROUP, 1)
         with pytest.raises(NotFound):
             await carol.history("group:nowhere")

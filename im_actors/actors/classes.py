@@ -24,6 +24,7 @@ from im_actors.actors.metrics import publish_from_now_on
 from im_actors.actors.remote_views import ControllerViews
 from im_actors.actors.settings import ActorSettings, Started
 from im_actors.core.directory import Directory, GatewayAddress
+from im_actors.core.serving import ServingLimits
 from im_actors.errors import BadRequest, ImError, ShuttingDown
 from im_actors.gateway.config import GatewayConfig
 from im_actors.gateway.node import GatewayNode
@@ -215,6 +216,7 @@ class ShardActor(Actor):
             views = await open_view_store(
                 settings.redis, settings.directory, settings.cluster, view_store
             )
+        operator = settings.operator_settings
         node = ShardNode(
             self._name,
             settings.slots,
@@ -222,6 +224,9 @@ class ShardActor(Actor):
             views,
             random.Random(),
             controller.activated,
+            limits=ServingLimits(lines=operator.lines),
+            rules=operator.rules,
+            batches=operator.batches,
         )
         address = await node.start(self._inside_address())
         self._node = node
@@ -247,6 +252,7 @@ class GatewayActor(Actor):
             token_secret=settings.token_secret,
             insecure_open=settings.insecure_open,
             host_label=self._host_label(),
+            **settings.operator_settings.gateway_fields(settings.cluster, settings.directory),
         )
         node = GatewayNode(self._name, config, settings.secret_bytes, random.Random())
         await node.start(settings.host, settings.port, reuse_port=True)

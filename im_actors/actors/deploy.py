@@ -39,6 +39,7 @@ from im_actors.server.cluster_file import (
     write_cluster,
     write_run,
 )
+from im_actors.server.settings import ClusterSettings
 
 LOOPBACK = "127.0.0.1"
 ACTORS_MAX = 256
@@ -73,6 +74,8 @@ class UpConfig:
     insecure_open: bool = False
     relay: str = ""
     """HOST:PORT of a relay between the actors, for tests of their links."""
+    operator: ClusterSettings = field(default_factory=ClusterSettings)
+    """Rights, quotas and tiers."""
 
     def validate(self) -> UpConfig:
         """Itself; SetupError says what makes no sense."""
@@ -88,7 +91,8 @@ class UpConfig:
         if self.address not in ("local", "auto") and not (host and port.isdecimal()):
             raise SetupError(f"--address must be local, auto or HOST:PORT, not {self.address!r}")
         secret = self.token_secret or ""
-        GatewayConfig(token_secret=secret, insecure_open=self.insecure_open).validate()
+        tiers = self.operator.validate().gateway_fields("", self.data)
+        GatewayConfig(token_secret=secret, insecure_open=self.insecure_open, **tiers).validate()
         open_door = not self.token_secret and not self.insecure_open
         if open_door and not attach.is_loopback(self.host):
             raise SetupError(
@@ -138,7 +142,9 @@ def _other(runs: dict[str, Any], config: UpConfig) -> str:
     """What is asked for now and is not what runs."""
     asked = _asked(config, config.port or runs["port"])
     differs = [
-        f"{key} {runs.get(key)}" for key, value in asked.items() if runs.get(key, value) != value
+        "other settings" if key == "operator" else f"{key} {runs.get(key)}"
+        for key, value in asked.items()
+        if runs.get(key, value) != value
     ]
     return f", with {', '.join(differs)}; im-actors down first to change it" if differs else ""
 
@@ -153,6 +159,7 @@ def _asked(config: UpConfig, port: int) -> dict[str, Any]:
         "port": port,
         "insecure_open": config.insecure_open,
         "relay": config.relay,
+        "operator": config.operator.public(),
     }
 
 
@@ -212,6 +219,7 @@ def _start(config: UpConfig, cluster: ClusterFile, data: Path, progress: Progres
     settings = replace(
         _settings(asked, cluster, data),
         redis=config.redis or "",
+        operator=config.operator.to_dict(),
         token_secret=config.token_secret or "",
     )
     run = RunFile(

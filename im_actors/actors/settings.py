@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from im_actors.server.controller import Desired
+from im_actors.server.settings import ClusterSettings
 
 CONTROLLER = "controller"
 SPARE_WORKERS = 2
@@ -49,6 +50,8 @@ class ActorSettings:
     insecure_open: bool = False
     relay: str = ""
     """HOST:PORT of a relay that stands before shards and replicas, for tests; empty: none does."""
+    operator: dict[str, Any] = field(default_factory=dict, repr=False)
+    """What the operator has set, as ``ClusterSettings.to_dict`` has it."""
     joined: bool = False
     """True: Ray is somebody else's, only the actors are ours."""
     places: dict[str, str] = field(default_factory=dict)
@@ -62,6 +65,10 @@ class ActorSettings:
     @property
     def secret_bytes(self) -> bytes:
         return bytes.fromhex(self.secret)
+
+    @property
+    def operator_settings(self) -> ClusterSettings:
+        return ClusterSettings.from_dict(self.operator)
 
     @property
     def directory(self) -> Path:

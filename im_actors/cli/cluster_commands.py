@@ -9,6 +9,8 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from im_actors.cli.client_commands import AddCommand, positive_number, positive_seconds
@@ -21,6 +23,12 @@ from im_actors.cli.target import (
     running_cluster,
 )
 from im_actors.errors import ImError, NotReachable, SetupError
+from im_actors.server.settings import (
+    ClusterSettings,
+    check_redis_url,
+    has_password,
+    read_settings,
+)
 
 VERIFY_TIMEOUT_S = 900.0
 STATUS_TIMEOUT_S = 15.0
@@ -53,7 +61,19 @@ def _register_up(add: AddCommand) -> None:
         "  im-actors up\n"
         "  im-actors up --data /srv/im --shards 4 --gateways 2 --port 7070\n"
         "  im-actors up --address auto --redis redis://10.0.0.5:6379/0\n"
-        "  im-actors up --host 0.0.0.0 --token-secret-file /etc/im.secret",
+        "  im-actors up --host 0.0.0.0 --token-secret-file /etc/im.secret\n"
+        "  im-actors up --services support,billing --settings /etc/im.toml\n\n"
+        "In the settings file, for instance:\n"
+        "  [rules]\n"
+        "  recall_ms = 600000        # how long a message may be recalled\n"
+        "  [lines]\n"
+        "  rows = 512                # sends under way, of all lines of business that are busy\n"
+        "  [batches.high]\n"
+        "  per_s_max = 10000\n"
+        "  in_flight_max = 512\n"
+        "  [mailbox]\n"
+        '  large_accounts = ["support"]\n'
+        "A name that does not exist is refused with those that do.",
     )
     parser.add_argument(
         "--address",
@@ -94,7 +114,7 @@ def _register_up(add: AddCommand) -> None:
         default=7070,
         help="the first gateway's port, the next ones follow (default: 7070)",
     )
-    parser.add_argument("--redis", metavar="URL", help="keep the views in this Redis")
+    _add_settings_options(parser)
     add_secret_option(parser)
     parser.add_argument(
         "--insecure-open",
@@ -106,6 +126,29 @@ def _register_up(add: AddCommand) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print where it runs as JSON")
     parser.set_defaults(run=up)
+
+
+def _add_settings_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--redis",
+        metavar="URL",
+        help="keep the views in this Redis; a URL with a password in $IM_ACTORS_REDIS",
+    )
+    parser.add_argument(
+        "--mailbox-redis",
+        metavar="URL",
+        help="keep copies of conversation lists in this Redis; a URL with a password in"
+        " $IM_ACTORS_MAILBOX_REDIS or in the settings file",
+    )
+    parser.add_argument(
+        "--services", metavar="A,B", help="users who may send notices and batch messages"
+    )
+    parser.add_argument(
+        "--settings",
+        metavar="FILE",
+        type=Path,
+        help="a TOML file with the sections [rules], [lines], [batches] and [mailbox]",
+    )
 
 
 def _register_status(add: AddCommand) -> None:
@@ -199,13 +242,40 @@ def up(args: argparse.Namespace) -> int:
 
 def up_settings(args: argparse.Namespace) -> dict[str, Any]:
     """The fields of UpConfig that the command line names."""
-    names = ("address", "shards", "replicas", "gateways", "host", "port", "redis", "insecure_open")
+    names = ("address", "shards", "replicas", "gateways", "host", "port", "insecure_open")
     settings = {name: getattr(args, name) for name in names}
+    settings["redis"] = _redis_of(args, "redis") or None
+    settings["operator"] = operator_settings(args)
     if args.slots is not None:
         settings["slots"] = args.slots
     if args.token_secret_file is not None:
         settings["token_secret"] = read_secret(args.token_secret_file)
     return settings
+
+
+def operator_settings(args: argparse.Namespace) -> ClusterSettings:
+    """Of the settings file, and of the options, which take the place of what it says."""
+    found = read_settings(args.settings) if args.settings is not None else ClusterSettings()
+    if args.services is not None:
+        services = frozenset(filter(None, map(str.strip, args.services.split(","))))
+        found = replace(found, rules=replace(found.rules, services=services))
+    redis = _redis_of(args, "mailbox_redis")
+    if redis:
+        found = replace(found, mailbox=replace(found.mailbox, redis=redis))
+    return found.validate()
+
+
+def _redis_of(args: argparse.Namespace, name: str) -> str:
+    """Of the option, or of the environment. What is on a command line everybody on the machine can
+    read."""
+    option, variable = f"--{name.replace('_', '-')}", f"IM_ACTORS_{name.upper()}"
+    url: str = getattr(args, name) or ""
+    if url and has_password(url):
+        raise SetupError(f"{option} shows its password to everybody here: say it in ${variable}")
+    url = url or os.environ.get(variable, "")
+    if url:
+        check_redis_url(option, url)
+    return url
 
 
 def _stay(stop: Callable[[], None]) -> int:
@@ -239,6 +309,7 @@ async def status(args: argparse.Namespace) -> int:
         found: dict[str, Any] = await admin.call("status")
         rate = max(0, _acked(found) - before) / RATE_SAMPLE_S
         found["rates"] = {"acked_per_s": round(rate, 1)}
+    found["settings"] = running.run.settings.get("operator", {})
     if args.json:
         print_json(found)
     else:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Container
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from zlib import crc32
 
+from im_actors.core.batch import is_batch_device
 from im_actors.core.facts import Fact, event_facts, record_facts
 from im_actors.core.knowledge import FACTS_KNOWN_MAX
+from im_actors.core.lines import LINES, Line, Lines, LineSettings, line_of, weight_of
 from im_actors.core.messages import SessionImage
 from im_actors.core.model import (
     STATE_KINDS_FROM,
@@ -61,6 +63,8 @@ REFUSALS_MAX = 4_096
 """Refusals that are remembered: as long as a copy of what was refused may be on its way."""
 POSTPONED_MAX = 1_024
 """Decisions that wait for what they rest on to commit; further ones are to be asked for later."""
+REASON_BYTES_MAX = 200
+"""What a refusal says of why, at most; the rest is cut off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +81,16 @@ class ServingLimits:
     """Records that the slowest member may have journaled and not applied to history."""
     sessions_max: int = 20_000
     """Session states in memory; idle ones above it are forgotten (they stay in the tables)."""
+    lines: LineSettings = field(default_factory=LineSettings)
+    """How the lines of business share a slot that is half full."""
     recent_bytes_max: int = 64 * 1024
     """Newest committed records that are kept for those who recall or edit what is in them."""
 
     def validate(self) -> None:
         for name in self.__slots__:
-            if getattr(self, name) < 1:
+            if name != "lines" and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1")
+        self.lines.validate()
 
 
 class Send(NamedTuple):
@@ -99,17 +106,20 @@ class Send(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What became of a send: ``code`` 0 with seq, epoch and time, or an error code.
-
-    ``expected_n`` is the device's next n for OUT_OF_ORDER and KEY_CONFLICT.
-    """
+    """What became of a send: ``code`` 0 with seq, epoch and time, or an error code."""
 
     token: Any
     code: int
     seq: int
     epoch: int
     time_ms: int
-    expected_n: int
+    hint: int | str
+    """For OUT_OF_ORDER and KEY_CONFLICT the device's next n. For what was refused on other grounds
+    the reason, for people, or 0: the code says it all."""
+
+    @property
+    def expected_n(self) -> int:
+        return self.hint if isinstance(self.hint, int) else 0
 
 
 class PendingEvent:
@@ -151,12 +161,23 @@ _new = tuple.__new__
 _CHANGES_STATE = int(STATE_KINDS_FROM)
 
 
-def refused(token: Any, code: int, expected_n: int = 0) -> Answer:
-    return Answer(token, code, 0, 0, 0, expected_n)
+def refused(token: Any, code: int, hint: int | str = 0) -> Answer:
+    return Answer(token, code, 0, 0, 0, hint)
 
 
-def _outcome(token: Any, code: int, seq: int, epoch: int, time_ms: int) -> Answer:
-    return refused(token, code) if code else Answer(token, OK, seq, epoch, time_ms, 0)
+def _outcome(token: Any, code: int, hint: int | str, seq: int, epoch: int, time_ms: int) -> Answer:
+    return refused(token, code, hint) if code else Answer(token, OK, seq, epoch, time_ms, 0)
+
+
+def _line_of(session: str, device: str) -> Line | None:
+    """None: a note, which is no line's."""
+    if device == SERVER:
+        return None
+    return Line.BATCH if is_batch_device(device) else line_of(session)
+
+
+def _reason(error: ImError) -> str:
+    return error.detail.encode("utf-8", "replace")[:REASON_BYTES_MAX].decode("utf-8", "ignore")
 
 
 class Serving:
@@ -176,13 +197,14 @@ class Serving:
         self.needs: dict[str, Needs] = {}
         """What has to be known of a session for its first send in ``waiting``; the owner takes
         this from here."""
-        self.postponed: dict[tuple[str, int], list[tuple[Any, int]]] = {}
-        """(session, seq) -> (token, code): decided on what is known up to that event, and told
-        when it has committed: nothing that is not committed ever leaves here."""
+        self.postponed: dict[tuple[str, int], list[tuple[Any, int, int | str]]] = {}
+        """(session, seq) -> (token, code, hint): decided on what is known up to that event, and
+        told when it has committed: nothing that is not committed ever leaves here."""
         self.postponed_answers = 0
         self.refused: dict[tuple[str, str], tuple[int, int, int]] = {}
         """(session, device) -> (n, checksum, code) of its last refusal, the newest at the end. A
-        copy that comes late is refused as well, whatever the rules would say by then."""
+        copy that comes late is refused as well, whatever the rules would say by then, and without
+        the reason, which would be the most of what is remembered."""
         self.crowded: set[str] = set()
         """Sessions of which more facts are known than are to be kept."""
         self.changes_open = 0
@@ -191,6 +213,9 @@ class Serving:
         self.flights: deque[Flight] = deque()
         self.pending: dict[tuple[str, int], PendingEvent] = {}
         self.pending_bytes = 0
+        events_max = limits.pending_events_max
+        self._lines = Lines(limits.lines, events_max, events_max // 2)
+        """Counted only when it gets tight."""
         self.recent = RecentRecords(limits.recent_bytes_max)
         self.last_key = 0
         self.ancient: list[Send] = []
@@ -205,13 +230,20 @@ class Serving:
         ``closed``: nothing new is taken. What is known is answered also when there is no room."""
         answers: list[Answer] = []
         sessions, pending = self.sessions, self.pending
-        events_max, bytes_max = self.limits.pending_events_max, self.limits.pending_bytes_max
+        events_half = self.limits.pending_events_max // 2
+        bytes_half = self.limits.pending_bytes_max // 2
+        tight = False
         for send in sends:
             room = (
-                len(pending) + self.waiting_events < events_max
-                and self.pending_bytes < bytes_max
+                len(pending) + self.waiting_events < events_half
+                and self.pending_bytes < bytes_half
                 and not closed
             )
+            if not room and not closed:
+                if not tight:
+                    tight = True
+                    self._count_lines()
+                room = self._line_has_room(send)
             state = sessions.get(send[1])
             if state is not None and state.ready:
                 answer = self._admit(state, send, epoch, now_ms, room)
@@ -273,6 +305,35 @@ class Serving:
         code = OutOfOrder.code if outcome is GAP else KeyConflict.code
         return refused(token, code, seq)
 
+    # -- the lines' shares, when the slot is half full ----------------------------------------
+
+    def _count_lines(self) -> None:
+        rows = self._lines.open
+        rows[:] = [0] * LINES
+        for event in self.pending.values():
+            line = _line_of(event.entry[0], event.entry[2])
+            if line is not None:
+                rows[line] += weight_of(event.data)
+        for send in (send for sends in self.waiting.values() for send in sends):
+            line = _line_of(send.session, send.device)
+            if line is not None:
+                rows[line] += weight_of(send.body)
+
+    def _line_has_room(self, send: Send) -> bool:
+        limits = self.limits
+        full = (
+            len(self.pending) + self.waiting_events >= limits.pending_events_max
+            or self.pending_bytes >= limits.pending_bytes_max
+        )
+        line = _line_of(send.session, send.device)
+        if line is None:
+            return not full
+        rows = self._lines.open
+        if rows[line] >= self._lines.limits(0, full)[line]:
+            return False
+        rows[line] += weight_of(send.body)
+        return True
+
     def loaded(self, image: SessionImage, epoch: int, now_ms: int) -> list[Answer]:
         """A session's state has come from the tables: decide on what waited for it."""
         state = self.sessions.get(image.session)
@@ -293,20 +354,20 @@ class Serving:
         if self.refused:
             before = self.refused.get((session, device))
             if before is not None and before[:2] == (n, checksum):
-                return self._postpone(state, token, before[2], epoch, now_ms)
+                return self._postpone(state, token, before[2], 0, epoch, now_ms)
         decision = self._decision(state, _new(Request, (device, kind, body, now_ms)))
         if isinstance(decision, Accept):
             return decision
         match decision:
             case Refuse(error):
                 self._remember_refusal((session, device), (n, checksum, error.code))
-                return self._postpone(state, token, error.code, epoch, now_ms)
+                return self._postpone(state, token, error.code, _reason(error), epoch, now_ms)
             case Needs():
                 self._wait(state, send, decision)
                 return None
             case _:
                 assert device == SERVER, f"{device} asks for something and is told nothing"
-                return self._postpone(state, token, OK, epoch, now_ms)
+                return self._postpone(state, token, OK, 0, epoch, now_ms)
 
     def _remember_refusal(self, who: tuple[str, str], what: tuple[int, int, int]) -> None:
         self.refused.pop(who, None)
@@ -358,16 +419,23 @@ class Serving:
             self.crowded.add(state.name)
 
     def _postpone(
-        self, state: SessionState, token: Any, code: int, epoch: int, now_ms: int
+        self,
+        state: SessionState,
+        token: Any,
+        code: int,
+        hint: int | str,
+        epoch: int,
+        now_ms: int,
     ) -> Answer | None:
         """The outcome of a send that takes no seq. It rests on what is known, and so it is told
         when all of that has committed."""
         if state.last_seq == state.committed_seq:
-            return _outcome(token, code, state.last_seq, epoch, now_ms)
+            return _outcome(token, code, hint, state.last_seq, epoch, now_ms)
         if self.postponed_answers >= POSTPONED_MAX:
             return refused(token, Overloaded.code)
         self.postponed_answers += 1
-        self.postponed.setdefault((state.name, state.last_seq), []).append((token, code))
+        outcomes = self.postponed.setdefault((state.name, state.last_seq), [])
+        outcomes.append((token, code, hint))
         return None
 
     def _wait(self, state: SessionState, send: Send, needs: Needs) -> None:
@@ -514,9 +582,9 @@ class Serving:
     ) -> None:
         for event in committed:
             time_ms = key_time_ms(event.key)
-            for token, code in self.postponed.pop((event.session.name, event.seq), ()):
+            for token, code, hint in self.postponed.pop((event.session.name, event.seq), ()):
                 self.postponed_answers -= 1
-                answers.append(_outcome(token, code, event.seq, epoch, time_ms))
+                answers.append(_outcome(token, code, hint, event.seq, epoch, time_ms))
 
     # -- takeovers -----------------------------------------------------------------------------
 
@@ -560,7 +628,7 @@ class Serving:
             for token in event.waiters
         ]
         answers += [refused(send.token, Unknown.code) for send in self.ancient]
-        told_later = [token for rows in self.postponed.values() for token, _ in rows]
+        told_later = [row[0] for rows in self.postponed.values() for row in rows]
         answers += [refused(token, Unknown.code) for token in told_later]
         # These were never numbered, so the answer is definite.
         parked = [send for sends in self.waiting.values() for send in sends]

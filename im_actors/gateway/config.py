@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from im_actors.core.lines import LineSettings
 from im_actors.errors import SetupError
 from im_actors.net.connection import BUFFERED_BYTES_MAX, WRITE_HIGH_BYTES
 from im_actors.wire.limits import Limits
@@ -17,7 +18,7 @@ _COUNT_MAX = 100_000_000
 _TIME_MS_MAX = 3_600_000
 _NOT_NUMBERS = frozenset(
     (
-        *("limits", "token_secret", "insecure_open", "host_label"),
+        *("limits", "lines", "token_secret", "insecure_open", "host_label"),
         *("mailbox_redis", "mailbox_cluster", "mailbox_dir", "large_accounts"),
     )
 )
@@ -67,7 +68,10 @@ class GatewayConfig:
     """Entries of one connection without an answer: 64 sessions' full windows."""
     outstanding_rows_max: int = 32_768
     """Entries of all connections without an answer. Above it they are OVERLOADED: a shard that does
-    10,000 a second would answer a later one after ``answer_ms``, when it is offered again."""
+    10,000 a second would answer a later one after ``answer_ms``, when it is offered again. Only a
+    line of business that has less than its share may go above it, by that share."""
+    lines: LineSettings = field(default_factory=LineSettings)
+    """How the lines of business share them when more than one is busy."""
     outstanding_bytes_max: int = 48 * 1024 * 1024
     """Bytes of the bodies of those. Less than a link may have unread, so that a shard that stands
     still for a moment does not lose its link over it."""
@@ -126,7 +130,7 @@ class GatewayConfig:
     they are not told to these."""
     presence_ms: int = 300
     """How long a shard is waited for that is asked who is connected elsewhere."""
-    mailbox_redis: str = ""
+    mailbox_redis: str = field(default="", repr=False)
     """URL of a Redis that keeps copies of conversation lists. Empty: none."""
     mailbox_cluster: str = "im"
     """Tells the copies of several clusters in one Redis apart."""
@@ -151,6 +155,7 @@ class GatewayConfig:
     def validate(self) -> GatewayConfig:
         """Itself; SetupError when a value or a pair of values makes no sense."""
         self.limits.validate()
+        self.lines.validate()
         for name in self.__slots__:
             value = getattr(self, name)
             if name in _NOT_NUMBERS:

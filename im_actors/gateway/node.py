@@ -215,6 +215,7 @@ class GatewayNode:
             "users": len(self._users),
             "outstanding": router.outstanding,
             "outstanding_bytes": router.outstanding_bytes,
+            "lines": router.turns.status(),
             "held": {str(slot): rows for slot, rows in sorted(router.held_rows().items())},
             "accepted": router.accepted,
             "acked": router.acked,

@@ -12,12 +12,13 @@ from random import Random
 from typing import Any, Protocol
 
 from im_actors.core.directory import Directory, ReplicaAddress, ShardAddress
+from im_actors.core.lines import Line, line_of
 from im_actors.core.model import Member, View, ViewState, slot_of
 from im_actors.net.link import Link, LinkConfig, PeerInfo
 from im_actors.wire.codec import Message
 
 SESSIONS_CACHED_MAX = 131_072
-"""Sessions whose slot is remembered; the cache starts over when it is full."""
+"""Sessions whose place is remembered; the cache starts over when it is full."""
 
 
 class PeerEvents(Protocol):
@@ -120,8 +121,8 @@ class Peers:
         self._events = events
         self._closing: set[asyncio.Task[None]] = set()
         self._closed = False
-        self.slot_cache: dict[str, int] = {}
-        """By session, for the hot path: the same dict for ever. ``slot_of`` fills it."""
+        self.places: dict[str, tuple[int, Line]] = {}
+        """By session, for the hot path: the same dict for ever. ``place_of`` fills it."""
         self.directory: Directory | None = None
         self.shards: dict[str, ShardPeer] = {}
         """By incarnation."""
@@ -138,12 +139,17 @@ class Peers:
 
     def slot_of(self, session: str) -> int:
         """The session's slot; call it only after the first directory has come."""
-        slot = self.slot_cache.get(session)
-        if slot is None:
-            if len(self.slot_cache) >= SESSIONS_CACHED_MAX:
-                self.slot_cache.clear()
-            slot = self.slot_cache[session] = slot_of(session, len(self.routes))
-        return slot
+        return self.place_of(session)[0]
+
+    def place_of(self, session: str) -> tuple[int, Line]:
+        """The session's slot, and its line of business."""
+        place = self.places.get(session)
+        if place is None:
+            if len(self.places) >= SESSIONS_CACHED_MAX:
+                self.places.clear()
+            place = slot_of(session, len(self.routes)), line_of(session)
+            self.places[session] = place
+        return place
 
     def view(self, slot: int) -> View | None:
         views = self.directory.views if self.directory is not None else ()

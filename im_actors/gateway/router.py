@@ -2,7 +2,8 @@
 
 This is the hot path. A row that goes well costs a few dict operations: it is remembered by its
 token, joins the batch of its shard, and leaves with it at the end of this turn of the event loop;
-its answer finds the connection by the token. Rows that do not go well (their slot moves, their
+its answer finds the connection by the token. A line of business that has its share in flight lets
+further rows wait for their turn (``turns``). Rows that do not go well (their slot moves, their
 shard is gone or silent) are held and offered again until they are settled or too old (``held``).
 Offering a row twice is harmless: the key (session, device, n) makes the second copy the first
 one's echo.
@@ -16,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from im_actors.core.lines import LINES, LONG_BODY_BITS, Line, line_of, weight_of
 from im_actors.core.story import Story
 from im_actors.errors import (
     BadRequest,
@@ -34,6 +36,7 @@ from im_actors.gateway.config import GatewayConfig
 from im_actors.gateway.held import HeldRow, HeldSlot, Row, Sender
 from im_actors.gateway.latencies import Latencies
 from im_actors.gateway.peers import Peers, RouteChange, ShardPeer
+from im_actors.gateway.turns import Turns, Waiting
 from im_actors.wire.links import LINK_FRAME_BYTES_MAX, InsideType, pack_frame
 from im_actors.wire.messages import nack_of
 
@@ -51,6 +54,7 @@ _SUBMIT = int(InsideType.SUBMIT)
 _OUT_OF_ORDER = OutOfOrder.code
 _ASK_AGAIN = frozenset((SlotMoving.code, Unknown.code))
 _DETAILS = {
+    # Where the shard gives no reason, which is also so for the copy of what was refused before.
     OutOfOrder.code: "an earlier send of this device has to come first",
     Overloaded.code: "the session's shard has too much to do",
     BadRequest.code: "the session does not take a change of this form",
@@ -75,6 +79,8 @@ class Router:
         self._call_soon = call_soon
         self._flush_planned = False
         self._token = 0
+        """Of the last row, without its line: that is added, and the rest of a division by LINES."""
+        self.turns = Turns(config.lines, config.outstanding_rows_max)
         self._batches: list[list[tuple[Any, ...]] | None] = []
         """By slot: where its new rows go. None: its owner is not known or not connected, or rows
         are held before which they must not come."""
@@ -104,7 +110,7 @@ class Router:
 
     @property
     def outstanding(self) -> int:
-        return len(self._in_flight) + len(self._slot_of_held)
+        return len(self._in_flight) + len(self._slot_of_held) + self.turns.waiting
 
     @property
     def is_full(self) -> bool:
@@ -122,38 +128,48 @@ class Router:
     def submit(self, sender: Sender, entries: Sequence[Sequence[Any]], now_ms: int) -> None:
         """Take entries [session, n, kind, body] that were checked. Each is answered once, by a
         row in the sender's lists, unless the sender is gone by then."""
-        room = min(
-            self._config.outstanding_per_connection - sender.outstanding,
-            self._config.outstanding_rows_max - self.outstanding,
-        )
-        if len(entries) > room or self.outstanding_bytes >= self._config.outstanding_bytes_max:
-            entries = self._refuse_excess(sender, entries, room)
-        batches = self._batches
-        if not batches:
+        if not self._batches:
             self.refuse(sender, entries, SlotMoving("this gateway is starting"))
             return
-        slots, in_flight = self._peers.slot_cache, self._in_flight
-        device, token, size = sender.address, self._token, 0
-        for session, n, kind, body in entries:
-            slot = slots.get(session)
-            if slot is None:
-                slot = self._peers.slot_of(session)
-            token += 1
-            row = (token, slot, session, device, n, kind, body)
-            size += len(body)
+        room = self._config.outstanding_per_connection - sender.outstanding
+        if len(entries) > room:
+            entries = self._refuse_excess(sender, entries, max(0, room))
+        # Beyond what there is room for, only lines that have less than their share in flight.
+        full = self.is_full or self.outstanding + len(entries) > self._config.outstanding_rows_max
+        lines, queues, places = self.turns.lines, self.turns.queues, self._peers.places
+        limits, rows, used_ms = lines.limits(now_ms, full), lines.open, lines.used_ms
+        batches, in_flight, device = self._batches, self._in_flight, sender.address
+        token = size = 0
+        refused: list[Sequence[Any]] = []
+        for entry in entries:
+            session, n, kind, body = entry
+            slot, line = places.get(session) or self._peers.place_of(session)
+            flying = rows[line] + 1 + (len(body) >> LONG_BODY_BITS)
             batch = batches[slot]
-            if batch is None:
-                self._hold(HeldRow(sender, row, now_ms), False, now_ms)
-            else:
-                in_flight[token] = (sender, row)
-                batch.append(row)
-        self._token = token
-        if self.latencies.send_due and entries:
+            if batch is None or flying > limits[line] or queues[line] or full:
+                if self._not_at_once(Waiting(sender, slot, line, entry, now_ms), limits, full):
+                    size += len(body)
+                    used_ms[line] = now_ms
+                else:
+                    refused.append(entry)
+                continue
+            size += len(body)
+            used_ms[line] = now_ms
+            rows[line] = flying
+            self._token = base = self._token + LINES
+            token = base + line
+            row = (token, slot, session, device, n, kind, body)
+            in_flight[token] = (sender, row)
+            batch.append(row)
+        if token and self.latencies.send_due:
             self.latencies.sent(token, now_ms)
-        self.accepted += len(entries)
-        sender.outstanding += len(entries)
+        taken = len(entries) - len(refused)
+        self.accepted += taken
+        sender.outstanding += taken
         self.outstanding_bytes += size
         self._plan_flush()
+        if refused:
+            self._refuse_lines(sender, refused)
 
     def refuse(self, sender: Sender, entries: Iterable[Sequence[Any]], error: ImError) -> None:
         """Answer entries that were not taken."""
@@ -169,34 +185,39 @@ class Router:
     def _refuse_excess(
         self, sender: Sender, entries: Sequence[Sequence[Any]], room: int
     ) -> Sequence[Sequence[Any]]:
-        """Returns the part that there is room for."""
-        if self.outstanding_bytes >= self._config.outstanding_bytes_max:
-            room = 0
-        room = max(0, room)
-        if sender.outstanding + len(entries) > self._config.outstanding_per_connection:
-            limit = self._config.outstanding_per_connection
-            error = Overloaded(f"this connection has {limit} sends without an answer")
-        else:
-            error = Overloaded("this gateway has too many sends without an answer")
+        """Returns the part that the connection may have open."""
+        limit = self._config.outstanding_per_connection
+        error = Overloaded(f"this connection has {limit} sends without an answer")
         self.refuse(sender, entries[room:], error)
         return entries[:room]
+
+    def _refuse_lines(self, sender: Sender, entries: Iterable[Sequence[Any]]) -> None:
+        for entry in entries:
+            name = Line(line_of(entry[0])).name.lower()
+            error = Overloaded(
+                f"the {name} line has as many sends without an answer as it may here"
+            )
+            self.refuse(sender, (entry,), error)
 
     # ---- from shards
 
     def results(self, shard: ShardPeer, rows: Iterable[Sequence[Any]], now_ms: int) -> None:
-        """Answers: [token, code, seq, epoch, time_ms, expected_n]. Call ``flush_answers`` after
-        all that one read brought."""
+        """Answers: [token, code, seq, epoch, time_ms, hint], as in ``core.serving.Answer``. Call
+        ``flush_answers`` after all that one read brought."""
         pop, unanswered, heads = self._in_flight.pop, self._unanswered, self.heads
+        rows_open = self.turns.lines.open
         acked = size = 0
-        for token, code, seq, epoch, time_ms, expected_n in rows:
+        for token, code, seq, epoch, time_ms, hint in rows:
             if code:
-                self._not_acked(shard, token, code, expected_n, now_ms)
+                self._not_acked(shard, token, code, hint, now_ms)
                 continue
             found = pop(token, None)
             if found is None:
                 found = self._settle_held(shard, token, now_ms)
                 if found is None:
                     continue
+            else:
+                rows_open[token % LINES] -= 1 + (len(found[1][6]) >> LONG_BODY_BITS)
             sender, row = found
             session = row[2]
             answers = sender.ack_rows
@@ -212,6 +233,8 @@ class Router:
         self.outstanding_bytes -= size
         if len(heads) > HEADS_CACHED_MAX:
             heads.clear()
+        if self.turns.waiting:
+            self._take_turns(now_ms)
         if self.latencies.followed:
             self.latencies.answered(self._is_open, now_ms)
 
@@ -225,8 +248,9 @@ class Router:
             sender.flush_answers()
 
     def _not_acked(
-        self, shard: ShardPeer, token: int, code: int, expected_n: int, now_ms: int
+        self, shard: ShardPeer, token: int, code: int, hint: int | str, now_ms: int
     ) -> None:
+        expected_n, reason = (0, hint) if isinstance(hint, str) else (hint, "")
         slot = self._slot_of_held.get(token)
         found = self._in_flight.get(token)
         if found is not None:
@@ -237,10 +261,10 @@ class Router:
         if code in _ASK_AGAIN or (code == _OUT_OF_ORDER and self._too_early(token, expected_n)):
             self._came_back(slot, token, now_ms)
             return
-        found = self._in_flight.pop(token, None) or self._settle_held(shard, token, now_ms)
+        found = self._landed(token) or self._settle_held(shard, token, now_ms)
         assert found is not None
         sender, row = found
-        detail = _DETAILS.get(code, "")
+        detail = reason or _DETAILS.get(code, "")
         retry_after_ms = self._config.retry_after_ms if code == Overloaded.code else 0
         self._forget(sender, row)
         nack = nack_of(row[2], row[4], error_for(code, detail, retry_after_ms), expected_n)
@@ -273,7 +297,7 @@ class Router:
 
     def _came_back(self, slot: int, token: int, now_ms: int) -> None:
         """The shard may not own the slot any more; the row waits for the one that does."""
-        found = self._in_flight.pop(token, None)
+        found = self._landed(token)
         if found is not None:
             held_slot = self._hold(HeldRow(*found, now_ms), True, now_ms)
         else:
@@ -285,7 +309,7 @@ class Router:
         """Nobody is going to answer what is in flight of these slots."""
         lost = [found for found in self._in_flight.values() if found[1][1] in slots]
         for sender, row in lost:
-            del self._in_flight[row[0]]
+            self._landed(row[0])
             self._hold(HeldRow(sender, row, now_ms), True, now_ms)
         for slot in slots:
             held_slot = self._held.get(slot)
@@ -373,6 +397,8 @@ class Router:
         """Ask again, and give up what is too old."""
         if self._marks or self._in_flight:
             self._find_unanswered(now_ms)
+        if self.turns.waiting:
+            self._take_turns(now_ms)
         if self._held:
             self._expire(now_ms)
             self._retry(now_ms)
@@ -381,9 +407,9 @@ class Router:
             self._expiries.clear()
 
     def _find_unanswered(self, now_ms: int) -> None:
-        marks = self._marks
-        if not marks or marks[-1][1] != self._token:
-            marks.append((now_ms, self._token))
+        marks, highest = self._marks, self._token + LINES - 1
+        if not marks or marks[-1][1] != highest:
+            marks.append((now_ms, highest))
         overdue = 0
         while marks and marks[0][0] + self._config.answer_ms <= now_ms:
             overdue = marks.popleft()[1]
@@ -434,6 +460,50 @@ class Router:
                 self._offer(held_slot, PROBE_ROWS, now_ms)
 
     # ---- inside
+
+    def _not_at_once(self, row: Waiting, limits: list[int], full: bool) -> bool:
+        """Take a row that perhaps has to wait for its turn, or be held. False: there is no room."""
+        line, queue = row.line, self.turns.queues[row.line]
+        flying = self.turns.lines.open[line]
+        fits = not queue and flying + weight_of(row.entry[3]) <= limits[line]
+        if full and not (fits and self._batches[row.slot] is not None):
+            limits[line] = 0  # What follows in this frame would overtake it.
+            return False
+        # A row that is heavier than its line's share goes alone.
+        if fits or not (queue or flying):
+            self._depart(row, row.came_ms)
+        else:
+            self.turns.wait(row)
+        return True
+
+    def _depart(self, row: Waiting, now_ms: int) -> None:
+        """Send the row with the next frame to its shard, or hold it."""
+        sender, slot, line, (session, n, kind, body), came_ms = row
+        self._token += LINES
+        token = self._token + line
+        submit = (token, slot, session, sender.address, n, kind, body)
+        if self.latencies.send_due:
+            self.latencies.sent(token, came_ms)
+        batch = self._batches[slot]
+        if batch is None:
+            self._hold(HeldRow(sender, submit, now_ms), False, now_ms)
+        else:
+            self._in_flight[token] = (sender, submit)
+            self.turns.lines.open[line] += weight_of(body)
+            batch.append(submit)
+
+    def _take_turns(self, now_ms: int) -> None:
+        """Let go what has waited, as far as its lines may have more in flight by now."""
+        for row in self.turns.due(now_ms):
+            self._depart(row, now_ms)
+        self._plan_flush()
+
+    def _landed(self, token: int) -> tuple[Sender, Row] | None:
+        """Take a row out of those in flight, if it is one."""
+        found = self._in_flight.pop(token, None)
+        if found is not None:
+            self.turns.landed(token % LINES, found[1][6])
+        return found
 
     def _forget(self, sender: Sender, row: Row) -> None:
         sender.outstanding -= 1

@@ -37,7 +37,7 @@ from im_actors.wire.codec import ARRAY_ITEMS_MAX, Message, encode_frame
 from im_actors.wire.links import LINK_FRAME_BYTES_MAX
 from im_actors.wire.messages import ERROR
 
-LINK_VERSION = 3
+LINK_VERSION = 4
 NONCE_BYTES = 16
 SECRET_BYTES_MIN = 16
 IDENTITY_BYTES_MAX = 128

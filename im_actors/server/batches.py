@@ -5,6 +5,9 @@ serves.
     of our slots       ▲               └─ another ──▶ relay ─▶ gateway ─▶ …    │
                        └──────────────── Answered ◀────────────────────────────┘
 
+While clients of other lines of business send, no more of this is on its way than the batches' share
+(``core.lines``); the rest waits here.
+
 Which batches are active when a slot comes here its own session says, and the events in its log that
 are newer than that.
 """
@@ -12,6 +15,7 @@ are newer than that.
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -19,6 +23,7 @@ from im_actors.core import batch_words as words
 from im_actors.core.batch_rules import LISTED_KEY, read_listed
 from im_actors.core.batch_run import BatchRun, BatchSettings
 from im_actors.core.facts import Fact, event_facts, read_state
+from im_actors.core.lines import Line, Lines, LineSettings, line_of
 from im_actors.core.model import Event, EventKind, slot_of
 from im_actors.core.names import SessionKind, session_kind, session_name, slot_session
 from im_actors.core.rules import SERVER
@@ -27,6 +32,8 @@ from im_actors.errors import error_for
 
 logger = logging.getLogger(__name__)
 
+ALONE_MAX = 1 << 30
+"""While nobody else sends the channels' own quotas are the only ones."""
 SAID = 0
 """The token of what is noted in a batch itself: that it holds is heard by its event."""
 
@@ -73,12 +80,21 @@ class Batches:
     """The batch messages of all slots of one shard. Nothing goes out before ``flush``."""
 
     def __init__(
-        self, name: str, shard: Shard, now: int, settings: BatchSettings | None = None
+        self,
+        name: str,
+        shard: Shard,
+        now: int,
+        settings: BatchSettings | None = None,
+        lines: LineSettings | None = None,
     ) -> None:
         self._name = name
         self._shard = shard
         self._run = BatchRun(now, settings)
         self._asks: list[tuple[int, FactsToken]] = []
+        lines = lines or LineSettings()
+        self._lines = Lines(lines, ALONE_MAX, lines.rows)
+        self._waiting: deque[words.Send] = deque()
+        """For their turn; no more than the channels have in flight."""
         self._sends: dict[int, list[Send]] = {}
         self._relays: list[Row] = []
 
@@ -128,6 +144,12 @@ class Batches:
                 logger.error("ALARM %s: progress of a batch is refused: %d", self._name, code)
         if answers:
             self._handle(words.Answered(tuple(answers)), now)
+            if self._waiting:
+                self._shard.plan_flush()
+
+    def others_send(self, session: str, now: int) -> None:
+        """A client has sent something to this session."""
+        self._lines.used_ms[line_of(session)] = now
 
     # -- time ----------------------------------------------------------------------------------
 
@@ -147,8 +169,10 @@ class Batches:
 
     # -- what the machine wants done -----------------------------------------------------------
 
-    def flush(self) -> None:
+    def flush(self, now: int) -> None:
         """Hand out what has gathered. What the owners answer at once goes the same way."""
+        if self._waiting:
+            self._take_turns(now)
         while self._asks:
             asks, self._asks = self._asks, []
             for slot, token in asks:
@@ -170,7 +194,7 @@ class Batches:
         for effect in effects:
             match effect:
                 case words.Send():
-                    self._send(effect)
+                    self._waiting.append(effect)
                 case words.ReadFacts(session, keys):
                     self._ask(slot_of(session, slots), FactsToken(session, keys))
                 case words.Say(session, body):
@@ -178,6 +202,13 @@ class Batches:
                     self._sends.setdefault(slot_of(session, slots), []).append(note)
         if effects:
             self._shard.plan_flush()
+
+    def _take_turns(self, now: int) -> None:
+        waiting = self._waiting
+        in_flight = sum(channel.in_flight for channel in self._run.channels.values())
+        room = self._lines.limits(now)[Line.BATCH] - max(0, in_flight - len(waiting))
+        for _ in range(min(room, len(waiting))):
+            self._send(waiting.popleft())
 
     def _send(self, send: words.Send) -> None:
         token, session, device, n, kind, body = (

@@ -123,8 +123,9 @@ class ShardNode:
             for slot in range(slots)
         }
         self._telling = Telling(self.incarnation, self)
-        self._batches = Batches(self.incarnation, self, now_ms(), batches)
         self._presence = Presence(slots)
+        lines = limits.lines if limits is not None else None
+        self._batches = Batches(self.incarnation, self, now_ms(), batches, lines)
         self._gateways: dict[LinkConnection, None] = {}
         """The one that was asked last is the last one."""
         self._links: dict[Member, Link] = {}
@@ -305,6 +306,9 @@ class ShardNode:
             else:
                 sends.append(send)
         now = now_ms()
+        if rows:
+            # One of a frame is enough: the next frame tells of another line.
+            self._batches.others_send(rows[0][2], now)
         for slot, sends in by_slot.items():
             self._rounds.add(slot, sends, now)
         self._plan_flush()
@@ -384,8 +388,8 @@ class ShardNode:
 
     def _answered(self, answers: list[Answer]) -> None:
         results = self._results
-        for (connection, token), code, seq, epoch, time_ms, expected_n in answers:
-            row = (token, code, seq, epoch, time_ms, expected_n)
+        for (connection, token), code, seq, epoch, time_ms, hint in answers:
+            row = (token, code, seq, epoch, time_ms, hint)
             self.acked += code == 0
             rows = results.get(connection)
             if rows is None:
@@ -480,7 +484,7 @@ class ShardNode:
         if self._stopping:
             return  # It was planned before, and would start timers that nobody stops any more.
         self._telling.flush()
-        self._batches.flush()
+        self._batches.flush(now_ms())
         self._begin_rounds()
         if self._to_replicas:
             self._say_what_is_untold()

@@ -22,7 +22,6 @@ import uuid
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Protocol, cast
-from urllib.parse import urlsplit
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
@@ -43,6 +42,7 @@ from im_actors.errors import (
     ShuttingDown,
     Unknown,
 )
+from im_actors.server.settings import without_password
 from im_actors.server.views import (
     TIMEOUT_S,
     check_slot,
@@ -133,7 +133,7 @@ class RedisViewStore:
         self._timeout_s = timeout_s
         self._allow_unsafe = allow_unsafe
         self._client = _connect(url, timeout_s)
-        self._where = _without_password(url)
+        self._where = without_password(url)
         # redis-py's own waiting for a connection has had lost wake-ups when callers are cancelled.
         self._places = asyncio.Semaphore(CONNECTIONS_MAX)
         self._process = ""
@@ -360,9 +360,3 @@ def _connect(url: str, timeout_s: float) -> _Client:
     except ValueError as error:
         raise SetupError(f"the address of the view store is wrong: {error}") from error
     return cast(_Client, client)
-
-
-def _without_password(url: str) -> str:
-    """The address as logs and errors may show it."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

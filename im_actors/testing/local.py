@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import random
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,6 +16,7 @@ from im_actors.core.directory import Directory, GatewayAddress
 from im_actors.core.model import COPIES
 from im_actors.core.owner import OwnerSettings
 from im_actors.core.rule_settings import RuleSettings
+from im_actors.core.serving import ServingLimits
 from im_actors.errors import BadRequest, NotReachable, SetupError
 from im_actors.gateway.config import GatewayConfig
 from im_actors.gateway.node import GatewayNode
@@ -23,6 +25,7 @@ from im_actors.server.cluster_file import ClusterFile, open_or_create_cluster, w
 from im_actors.server.controller import ControllerConfig, ControllerNode, Desired
 from im_actors.server.operations import Operations
 from im_actors.server.replica import ReplicaConfig, ReplicaNode
+from im_actors.server.settings import ClusterSettings
 from im_actors.server.shard import ShardNode
 from im_actors.server.views import ViewStore, open_view_store
 
@@ -62,7 +65,8 @@ class LocalCluster:
     """Shards, replicas, gateways and a controller in this event loop, on free ports.
 
     ``data`` None: a temporary directory, removed at the end. The same directory serves the same
-    history again. ``redis``: keep the views there and not in SQLite.
+    history again. ``redis``: keep the views there and not in SQLite. ``settings`` are those of
+    ``im-actors up``; ``rules`` and ``batches`` take the place of its own.
     """
 
     def __init__(
@@ -79,23 +83,30 @@ class LocalCluster:
         replica: ReplicaConfig | None = None,
         owner: OwnerSettings | None = None,
         controller: ControllerConfig | None = None,
+        settings: ClusterSettings | None = None,
         rules: RuleSettings | None = None,
         batches: BatchSettings | None = None,
         hosts: int | None = None,
     ) -> None:
         if replicas < COPIES:
             raise SetupError(f"replicas must be at least {COPIES}")
+        operator = settings or ClusterSettings()
+        operator = replace(
+            operator, rules=rules or operator.rules, batches=batches or operator.batches
+        )
         # Here, and not where a gateway starts: what cannot start is tried again for ever.
-        self._gateway_config = (gateway or GatewayConfig()).validate()
+        self._operator = operator.validate()
         self._own_data = tempfile.TemporaryDirectory(prefix="im_actors-") if data is None else None
         self.data = Path(self._own_data.name) if self._own_data else Path(str(data))
+        config = gateway or GatewayConfig()
+        if settings is not None:
+            config = replace(config, **settings.gateway_fields("local", self.data))
+        self._gateway_config = config.validate()
         self._slots = slots
         self._redis = redis
         self._random = random.Random(seed)
         self._replica_config = replica
         self._owner_settings = owner
-        self._rules = rules
-        self._batches = batches
         self._controller_config = controller
         self._hosts = hosts or replicas
         self._desired = [
@@ -213,8 +224,9 @@ class LocalCluster:
                 rng,
                 self.controller.activated,
                 self._owner_settings,
-                rules=self._rules,
-                batches=self._batches,
+                ServingLimits(lines=self._operator.lines),
+                rules=self._operator.rules,
+                batches=self._operator.batches,
             )
         number = int(name.rpartition("-")[2])
         return ReplicaNode(

@@ -15,7 +15,8 @@ which one is replaced by the next. One frame carries what one turn of the event 
     148 COUNT_RANKS [148, request, session, head, [[low, high], ...]]     gateway to a replica
     149 RANKS_COUNTED [149, request, code, last_seq, [count, ...]]        and back
     150 SUBMIT    [150, [[token, slot, session, device, n, kind, body], ...]]   gateway to a shard
-    151 RESULTS   [151, [[token, code, seq, epoch, time_ms, expected_n], ...]]  and back
+    151 RESULTS   [151, [[token, code, seq, epoch, time_ms, hint], ...]]    and back; ``hint`` as in
+                                                 core.serving.Answer, an int or a str
     152 WATCH     [152, [session, ...]]              gateway to a shard: push this session's events
     153 UNWATCH   [153, [session, ...]]
     154 WATCHED   [154, [[session, head], ...]]      the answer to WATCH, when the slot is served

@@ -14,7 +14,9 @@ import pytest
 
 from im_actors.cli.cluster_commands import sound, up_settings
 from im_actors.cli.main import build_parser
+from im_actors.errors import SetupError
 from im_actors.gateway.tokens import check_token
+from im_actors.server.settings import ClusterSettings
 from tests.cli.conftest import ClusterThread, Result
 
 Run = Callable[..., Result]
@@ -155,6 +157,33 @@ def test_what_up_is_told(tmp_path: Path) -> None:
     from im_actors.actors.deploy import UpConfig
 
     UpConfig(data=tmp_path, **settings).validate()
+
+
+def settings_of(*options: object) -> ClusterSettings:
+    found: ClusterSettings = up_settings(build_parser().parse_args(["up", *map(str, options)]))[
+        "operator"
+    ]
+    return found
+
+
+def test_options_take_the_place_of_the_settings_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "im.toml"
+    file.write_text('[rules]\nservices = ["old"]\nedit_ms = 5\n[mailbox]\nredis = "redis://a"\n')
+    found = settings_of("--settings", file, "--services", "support, billing")
+    assert found.rules.services == {"support", "billing"}
+    assert (found.rules.edit_ms, found.mailbox.redis) == (5, "redis://a")
+    monkeypatch.setenv("IM_ACTORS_MAILBOX_REDIS", "redis://:hunter2@b")
+    assert settings_of("--settings", file).mailbox.redis == "redis://:hunter2@b"
+    assert settings_of("--mailbox-redis", "redis://c").mailbox.redis == "redis://c"
+
+
+@pytest.mark.parametrize("option", ["--redis", "--mailbox-redis"])
+def test_no_password_on_a_command_line(option: str) -> None:
+    with pytest.raises(SetupError, match="everybody") as refused:
+        settings_of(option, "redis://:hunter2@host")
+    assert "hunter2" not in str(refused.value)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])

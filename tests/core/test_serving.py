@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 import pytest
 
 from im_actors.core import serving as module
+from im_actors.core.batch import BATCH_DEVICE
 from im_actors.core.messages import DeviceImage, SessionImage
 from im_actors.core.model import (
     DEVICE_WINDOW,
@@ -166,7 +167,28 @@ def test_sends_that_wait_for_their_session_count_as_well() -> None:
     assert len(answers) == 5
 
 
-@pytest.mark.parametrize("name", [field.name for field in fields(ServingLimits)])
+def test_a_line_that_fills_the_slot_leaves_the_others_their_share() -> None:
+    there = serving(pending_events_max=16)
+    there.loaded(SessionImage("direct:a/b", 0, ()), 1, NOW_MS)
+    assert len(submit(there, *(send(n) for n in range(1, 20)))) == 3
+    private = [send(n, device="a/1", session="direct:a/b") for n in range(1, 9)]
+    # Half of the slot is shared, by two of equal parts.
+    assert codes(submit(there, *private))[0] == (Overloaded.code, 0)
+    assert sum(session == "direct:a/b" for session, _ in there.pending) == 4
+    assert codes(submit(there, send(17))) == [(Overloaded.code, 0)]
+
+
+def test_what_a_batch_sends_is_of_its_own_line() -> None:
+    there = serving(pending_events_max=16)
+    there.loaded(SessionImage("notice:system/a", 0, ()), 1, NOW_MS)
+    rush = [
+        send(1, device=f"support/{BATCH_DEVICE}{n}", session="notice:system/a") for n in range(20)
+    ]
+    assert len(submit(there, *rush)) == 4
+    assert submit(there, send(1, device="support/1", session="notice:system/a")) == []
+
+
+@pytest.mark.parametrize("name", [f.name for f in fields(ServingLimits) if f.name != "lines"])
 def test_a_limit_of_nothing_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=name):
         replace(ServingLimits(), **{name: 0}).validate()

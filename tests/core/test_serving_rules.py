@@ -145,7 +145,8 @@ def test_a_late_copy_of_what_was_refused_is_refused_too(monkeypatch: pytest.Monk
     submit(there, add(1, device="b/1"))
     commit(there)
     # By now there is enough; but its sender was told, and withdraws the number.
-    assert codes(submit(there, take(1))) == [(TooLate.code, 0)]
+    (copy,) = submit(there, take(1))
+    assert (copy.code, copy.hint) == (TooLate.code, 0)
     assert submit(there, take(1, amount=4)) == []  # Another send.
     commit(there, 2)
     monkeypatch.setattr(module, "REFUSALS_MAX", 2)
@@ -159,6 +160,20 @@ def test_a_rule_may_raise_its_refusal() -> None:
         raise BadRequest("no")
 
     assert codes(submit(serving(rules=rules), message(1))) == [(BadRequest.code, 0)]
+
+
+def test_a_refusal_says_why_and_not_at_any_length() -> None:
+    def rules(known: Known, request: Request) -> Decision:
+        return Refuse(Forbidden("é" * 300))
+
+    (answer,) = submit(serving(rules=rules), message(1))
+    assert (answer.hint, answer.expected_n) == ("é" * 100, 0)
+
+
+def test_the_reason_waits_with_the_refusal() -> None:
+    there = serving("x", "sum")
+    submit(there, add(1, amount=3), take(2, amount=4))
+    assert [answer.hint for answer in commit(there)][1] == "x is 3"
 
 
 def test_a_withdrawn_number_is_nobody_elses_affair() -> None:

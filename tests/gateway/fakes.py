@@ -93,8 +93,8 @@ class FakeShard:
         self.slots = 1
         self.silent = False
         """Take frames and say nothing, like a process that is stopped."""
-        self.answer: Callable[[list[Any]], tuple[int, int, int] | None] = lambda row: None
-        """A script: (code, seq, expected_n) in place of the true answer."""
+        self.answer: Callable[[list[Any]], tuple[int, int, Any] | None] = lambda row: None
+        """A script: (code, seq, hint) in place of the true answer."""
         self.submits: list[list[Any]] = []
         self.watches: list[list[str]] = []
         self.unwatches: list[list[str]] = []

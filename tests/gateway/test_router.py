@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from im_actors.core.directory import Directory, ShardAddress
+from im_actors.core.lines import LineSettings
 from im_actors.core.model import View, ViewState
 from im_actors.errors import OutOfOrder, Overloaded, SlotMoving, Unknown
 from im_actors.gateway import router as module
@@ -26,6 +27,7 @@ from im_actors.wire.codec import FrameDecoder, Message
 from im_actors.wire.links import LINK_FRAME_BYTES_MAX, InsideType
 
 SECRET = b"0123456789abcdef"
+PRIVATE = "direct:alice/bob"
 
 
 class StubLink:
@@ -115,10 +117,10 @@ class StubPeers(Peers):
 class Gateway:
     """A router, its stub shards "a" and "b", and a clock that the test turns."""
 
-    def __init__(self, slots: int = 1, **config: int) -> None:
+    def __init__(self, slots: int = 1, **config: Any) -> None:
         self.now_ms = 0
         self.soon: list[Any] = []
-        self.config = GatewayConfig(**config).validate()  # type: ignore[arg-type]
+        self.config = GatewayConfig(**config).validate()
         self.peers = StubPeers(slots)
         self.router = Router(self.peers, self.config, self.soon.append)
         self.sender = StubSender("alice/phone")
@@ -157,6 +159,11 @@ class Gateway:
     def send(self, *ns: int, session: str = "team", sender: StubSender | None = None) -> None:
         entries = [[session, n, 1, b"text"] for n in ns]
         self.router.submit(sender or self.sender, entries, self.now_ms)
+
+    def send_all(self, *sends: tuple[str, int]) -> None:
+        """(session, n) of one SEND."""
+        entries = [[session, n, 1, b"text"] for session, n in sends]
+        self.router.submit(self.sender, entries, self.now_ms)
 
     def turn(self) -> None:
         """The end of a turn of the event loop."""
@@ -201,7 +208,7 @@ def test_one_frame_per_turn_and_one_write_back() -> None:
     frames = gateway.arrived("a")
     assert numbers(frames) == [[1, 2, 3]]
     assert frames[0][0][1:] == [0, "team", "alice/phone", 1, 1, b"text"]
-    gateway.answer("a", *((token, 0, token, 0) for token in tokens(frames)))
+    gateway.answer("a", *((token, 0, n, 0) for n, token in enumerate(tokens(frames), 1)))
     assert gateway.sender.acks == [("team", n, n, 1, 3, 1000 + n) for n in (1, 2, 3)]
     assert gateway.sender.flushes == 1
     assert gateway.router.outstanding == gateway.sender.outstanding == 0
@@ -414,6 +421,74 @@ def test_beyond_a_bound_sends_are_overloaded(limits: dict[str, int], fits: int) 
     assert numbers(gateway.arrived("a")) == [[141]], "there is room again"
 
 
+def test_a_rush_in_one_line_leaves_the_others_their_share() -> None:
+    gateway = Gateway(lines=LineSettings(direct=1, group=1, rows=64)).ready()
+    status = gateway.router.turns.status
+    gateway.send_all((PRIVATE, 1))
+    gateway.send_all(*(("team", n) for n in range(1, 41)), (PRIVATE, 2))
+    came = gateway.arrived("a")
+    assert [n for n, row in enumerate(came[0]) if row[2] == PRIVATE] == [0, 33]
+    assert status()["group"] == {"in_flight": 32, "waiting": 8}
+    assert gateway.router.outstanding == gateway.sender.outstanding == 42
+    # What comes later waits behind, and goes when there are answers.
+    gateway.send_all(("team", 41))
+    gateway.answer("a", *((token, 0, 1, 0) for token in tokens(came)[:4]))
+    assert numbers(gateway.arrived("a")) == [[33, 34, 35]]
+    assert status()["direct"] == {"in_flight": 1, "waiting": 0}
+    # A line that is alone again has everything.
+    gateway.answer("a", (tokens(came)[33], 0, 2, 0))
+    gateway.wait(1_050)
+    assert numbers(gateway.arrived("a")) == [[36, 37, 38, 39, 40, 41]]
+    assert gateway.sender.nacks == []
+
+
+def test_what_waits_for_its_turn_goes_to_the_owner_of_then() -> None:
+    gateway = Gateway(lines=LineSettings(direct=1, group=1, rows=64)).ready()
+    gateway.send_all((PRIVATE, 1))
+    gateway.send_all(*(("team", n) for n in range(1, 41)))
+    gateway.arrived("a")
+    assert gateway.router.turns.waiting == 8
+    gateway.down("a")
+    # What was in flight is held, and takes no turns.
+    gateway.wait(25)
+    assert gateway.router.turns.waiting == 0
+    assert gateway.router.turns.lines.open == [0, 0, 0, 0]
+    gateway.peers.epochs, gateway.peers.owners = [1], ["b"]
+    gateway.show()
+    rows = [row for frame in gateway.arrived("b") for row in frame if row[2] == "team"]
+    assert [row[4] for row in rows] == list(range(1, 41))
+
+
+def test_a_line_with_nothing_is_let_in_when_the_gateway_is_full() -> None:
+    limits = {"outstanding_per_connection": 128, "outstanding_rows_max": 128}
+    gateway = Gateway(lines=LineSettings(direct=1, group=1, rows=64), **limits).ready()
+    gateway.send_all(*(("team", n) for n in range(1, 129)))
+    other = StubSender("bob/phone")
+    gateway.router.submit(other, [["team", 1, 1, b"text"]], gateway.now_ms)
+    gateway.router.submit(other, [[PRIVATE, n, 1, b"text"] for n in range(1, 41)], gateway.now_ms)
+    gateway.turn()
+    assert [nack[:2] for nack in other.nacks] == [
+        ("team", 1),
+        *((PRIVATE, n) for n in range(33, 41)),
+    ]
+    assert {nack[2] for nack in other.nacks} == {Overloaded.code}
+    assert "the group line" in other.nacks[0][5]
+    gateway.down("a")
+    gateway.router.submit(other, [[PRIVATE, 33, 1, b"text"]], gateway.now_ms)
+    assert gateway.router.outstanding == 160
+
+
+def test_a_row_that_is_heavier_than_its_share_goes_alone() -> None:
+    gateway = Gateway(lines=LineSettings(direct=1, group=9, rows=64)).ready()
+    gateway.send_all(("team", 1))
+    long = [[PRIVATE, n, 1, bytes(64_000)] for n in (1, 2)]
+    gateway.router.submit(gateway.sender, long, gateway.now_ms)
+    came = gateway.arrived("a")
+    assert numbers(came) == [[1, 1]]
+    gateway.answer("a", (tokens(came)[1], 0, 1, 0))
+    assert numbers(gateway.arrived("a")) == [[2]]
+
+
 def test_refusals_of_the_shard_go_to_the_client() -> None:
     gateway = Gateway().ready()
     gateway.send(1, 2, 3, 4)
@@ -437,7 +512,10 @@ class World:
 
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
-        self.gateway = Gateway(hold_ms=600_000, retry_ms_max=200, answer_ms=500).ready()
+        # One of the two lines has to wait for its turn nearly always.
+        lines = LineSettings(direct=1, group=15, rows=64)
+        waits = {"hold_ms": 600_000, "retry_ms_max": 200, "answer_ms": 500}
+        self.gateway = Gateway(lines=lines, **waits).ready()
         self.owner = "a"
         self.log: dict[tuple[str, str], list[int]] = {}
         self.seqs: dict[str, int] = {}
@@ -475,7 +553,7 @@ class World:
             self.gateway.answer(name, *link.outbox.popleft())
 
     def client_sends(self) -> None:
-        sender, session = self.rng.choice(self.senders), self.rng.choice(["s", "t"])
+        sender, session = self.rng.choice(self.senders), self.rng.choice(["s", PRIVATE])
         last = self.sent.get((session, sender.address), 0)
         count = self.rng.randint(1, 4)
         self.sent[session, sender.address] = last + count
@@ -539,6 +617,8 @@ class World:
         router = self.gateway.router
         assert router.outstanding == 0, f"still held: {router.held_rows()}"
         assert router.outstanding_bytes == 0
+        assert router.turns.waiting == 0
+        assert router.turns.lines.open == [0, 0, 0, 0]
         for sender in self.senders:
             assert sender.outstanding == 0
             assert sender.nacks == [], "a client saw the slot moving"

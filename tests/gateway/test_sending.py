@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from im_actors.errors import BadRequest, Overloaded, RateLimited, SlotMoving, Unknown
+from im_actors.errors import (
+    BadRequest,
+    Forbidden,
+    Overloaded,
+    RateLimited,
+    SlotMoving,
+    Unknown,
+)
 from im_actors.wire import messages as m
 from tests.gateway.fakes import TIME_MS, cluster, eventually, text
 
@@ -114,17 +121,26 @@ async def test_without_an_owner_the_refusal_is_definite() -> None:
 
 
 async def test_refusals_of_the_shard_reach_the_client() -> None:
-    answers: dict[int, Any] = {1: (Overloaded.code, 0, 0), 2: (102, 0, 5), 3: (103, 0, 6)}
+    why = "alice is muted in group:x"
+    answers: dict[int, Any] = {
+        1: (Overloaded.code, 0, 0), 2: (102, 0, 5), 3: (103, 0, 6), 4: (Forbidden.code, 0, why),
+        5: (Forbidden.code, 0, 0),
+    }  # fmt: skip
     async with cluster() as c:
         client = await c.client()
         c.shards[0].answer = lambda row: answers[row[4]]
-        await client.send(text("team", 1, 2, 3))
-        await client.until(lambda: len(client.rows(m.NACK)) == 3)
+        await client.send(text("team", 1, 2, 3, 4, 5))
+        await client.until(lambda: len(client.rows(m.NACK)) == 5)
         assert [row[1:5] for row in client.rows(m.NACK)] == [
             [1, 200, 500, 0],
             [2, 102, 0, 5],
             [3, 103, 0, 6],
+            [4, 111, 0, 0],
+            [5, 111, 0, 0],
         ]
+        reason, none = [row[5] for row in client.rows(m.NACK)][3:]
+        assert reason == why
+        assert "may not do that" in none
 
 
 async def test_too_fast_is_told_when_to_come_back() -> None:

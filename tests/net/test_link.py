@@ -16,6 +16,7 @@ import pytest
 from im_actors.errors import ImError, LinkRefused, Overloaded, SetupError
 from im_actors.net import link_connection
 from im_actors.net.link import (
+    LINK_VERSION,
     Link,
     LinkCallbacks,
     LinkConfig,
@@ -489,7 +490,7 @@ async def test_a_listener_with_a_wrong_proof_gets_no_proof(net: Net, trap: socke
     stranger = await accepted(trap)
     hello = await stranger.read()
     assert hello is not None
-    assert hello[:5] == [128, 3, *SHARD]
+    assert hello[:5] == [128, LINK_VERSION, *SHARD]
     await stranger.send(129, *REPLICA, NONCE, proof(b"listener", hello[5], NONCE, b"wrong"))
     assert await stranger.read() is None
     stranger.sock.close()
@@ -512,7 +513,7 @@ async def test_a_listener_that_returns_the_dialers_own_words(net: Net, trap: soc
 
 async def shake_hands(stranger: Stranger, nonce: bytes = NONCE) -> bytes:
     """Up to the challenge; returns the proof that is right for it."""
-    await stranger.send(128, 3, *SHARD, nonce)
+    await stranger.send(128, LINK_VERSION, *SHARD, nonce)
     challenge = await stranger.read()
     assert challenge is not None
     assert challenge[:4] == [129, *REPLICA]
@@ -557,19 +558,19 @@ async def test_a_replayed_proof(net: Net) -> None:
     [
         (1, 1, "alice", "phone", None, ""),
         (128,),
-        (128, 3),
-        (128, 4, *SHARD, NONCE, "of a later version"),
-        (128, 3, *SHARD),
-        (128, 3, *SHARD, b"short"),
-        (128, 3, *SHARD, "n" * 16),
-        (128, 3, "shard", "", "x", NONCE),
-        (128, 3, "shard", 7, "x", NONCE),
-        (128, 3, "shard", "x" * 129, "x", NONCE),
+        (128, LINK_VERSION),
+        (128, LINK_VERSION + 1, *SHARD, NONCE, "of a later version"),
+        (128, LINK_VERSION, *SHARD),
+        (128, LINK_VERSION, *SHARD, b"short"),
+        (128, LINK_VERSION, *SHARD, "n" * 16),
+        (128, LINK_VERSION, "shard", "", "x", NONCE),
+        (128, LINK_VERSION, "shard", 7, "x", NONCE),
+        (128, LINK_VERSION, "shard", "x" * 129, "x", NONCE),
         (130, b"x" * 32),
         (131,),
         (132, 1),
         (140, "data"),
-        (128, 3, *SHARD, b"x" * 5_000),
+        (128, LINK_VERSION, *SHARD, b"x" * 5_000),
     ],
     ids=lambda message: str(message)[:40],
 )
@@ -589,7 +590,7 @@ async def test_a_dialer_that_does_not_keep_to_the_handshake(
 
 @pytest.mark.parametrize(
     "second",
-    [(130,), (130, b""), (130, "text"), (130, b"x" * 32), (128, 3, *SHARD, NONCE)],
+    [(130,), (130, b""), (130, "text"), (130, b"x" * 32), (128, LINK_VERSION, *SHARD, NONCE)],
     ids=str,
 )
 async def test_a_dialer_without_a_proof(net: Net, second: tuple[Any, ...]) -> None:
@@ -723,7 +724,7 @@ async def test_control_messages_are_kept_from_the_user(net: Net) -> None:
         async with asyncio.timeout(10):
             while await stranger.read() != [133, token]:
                 pass
-    await stranger.send(128, 3, *SHARD, NONCE)
+    await stranger.send(128, LINK_VERSION, *SHARD, NONCE)
     answer = await stranger.read_other_than_pings()
     assert answer is not None
     assert answer[0] == ERROR, "a handshake in the middle is a violation"

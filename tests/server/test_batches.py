@@ -21,6 +21,7 @@ from im_actors.core.batch import (
 from im_actors.core.batch_run import BatchSettings, ChannelSettings
 from im_actors.core.facts import Fact, event_facts, newest, pack_request
 from im_actors.core.hearers import hearers
+from im_actors.core.lines import LineSettings
 from im_actors.core.model import Event, EventKind, make_key, slot_of
 from im_actors.core.names import SessionKind, batch_session, notice_session, session_kind
 from im_actors.core.rule_settings import RuleSettings
@@ -155,6 +156,8 @@ class FakeShard:
         self.batches = Batches(f"shard{number}", self, cluster.now_ms, SETTINGS)
         self.results: list[tuple[int, int, int]] = []
         self.relayed = 0
+        self.turn_sizes: list[int] = []
+        """How many sends each turn let go."""
         self.flushes = False
         self.lossy = 0.0
 
@@ -190,7 +193,8 @@ class FakeShard:
         results, self.results = self.results, []
         self.batches.answered(results, self.cluster.now_ms)
         self.flushes = False
-        self.batches.flush()
+        self.batches.flush(self.cluster.now_ms)
+        self.turn_sizes.append(len(self.results))
 
 
 def received(cluster: Cluster, users: list[str]) -> list[int]:
@@ -215,6 +219,26 @@ def test_all_of_several_batches_get_it_through_both_shards() -> None:
     assert all(shard.relayed for shard in cluster.shards)
     assert [cluster.progress(session).sent for session in sessions] == [120, 120]
     assert [shard.batches.status()["batches_active"] for shard in cluster.shards] == [0, 0]
+
+
+def test_while_clients_send_a_batch_keeps_to_its_share() -> None:
+    cluster = Cluster(3, shards=1)
+    (shard,) = cluster.shards
+    users = [f"user{number}" for number in range(400)]
+    shard.batches = Batches(
+        "shard0", shard, cluster.now_ms, SETTINGS, LineSettings(direct=9, batch=1, rows=100)
+    )
+    for slot in range(SLOTS):
+        shard.batches.activated(slot)
+    session = cluster.order("a", users, "high")
+    for _ in range(20):
+        shard.batches.others_send("direct:ann/bob", cluster.now_ms)
+        cluster.step()
+    assert max(shard.turn_sizes) == 10
+    cluster.now_ms += 1_001
+    cluster.run(session)
+    assert max(shard.turn_sizes) > 100
+    assert received(cluster, users) == [1] * len(users)
 
 
 @pytest.mark.parametrize("seed", range(20))

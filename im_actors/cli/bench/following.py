@@ -147,10 +147,10 @@ class Timelines:
 
 
 class Follower(Wire):
-    """Follows some sessions, 1,000 at most."""
+    """Follows some sessions that one user may read, 1,000 at most."""
 
     def __init__(self, run: Generator, device: str, sessions: list[str]) -> None:
-        super().__init__(device, run.load.user, run.load.token)
+        super().__init__(device, run.load.reader(sessions[0]), run.load.token)
         self.run = run
         self.cursors = dict.fromkeys(sessions, 0)
         """Up to these seqs everything was read."""

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from typing import Any, ClassVar
 
 from im_actors.cli.bench.following import FOLLOW_SESSIONS_MAX, Follower, Timelines
@@ -189,8 +190,9 @@ class Generator:
             names = sorted({name for sender in self.senders for name in sender.sent})
         self.copies = followers
         parts = [
-            names[start : start + FOLLOW_SESSIONS_MAX]
-            for start in range(0, len(names), FOLLOW_SESSIONS_MAX)
+            part
+            for _, several in groupby(names, load.reader)
+            for part in batched(list(several), FOLLOW_SESSIONS_MAX)
         ]
         wires: list[tuple[Any, tuple[str, int]]] = []
         for copy in range(followers):
@@ -280,6 +282,10 @@ class Generator:
             task.cancel()
         for wire in (*self.senders, *self.followers):
             wire.close()
+
+
+def batched(names: list[str], size: int) -> list[list[str]]:
+    return [names[start : start + size] for start in range(0, len(names), size)]
 
 
 async def until(at: int) -> None:

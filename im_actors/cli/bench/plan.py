@@ -9,6 +9,7 @@ from itertools import accumulate, chain, cycle
 from typing import Any
 
 from im_actors.core.model import BODY_BYTES_MAX
+from im_actors.core.names import direct_session, notice_session, users_of
 from im_actors.errors import SetupError
 
 STAMP_BYTES = 8
@@ -22,6 +23,7 @@ CONNECTIONS_MAX = 20_000
 SESSIONS_MAX = 1_000_000
 FOLLOWERS_MAX = 10_000
 PROCESSES_MAX = 64
+KINDS = ("open", "direct", "notice")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +46,8 @@ class Load:
     processes: int = 1
     number: int = 0
     """Of the generator."""
+    kind: str = "open"
+    """Of the sessions: open; direct: the sender's with others; notice: of others, who read them."""
     sends: bool = True
     """False: this generator reads only, what others send."""
 
@@ -59,6 +63,8 @@ class Load:
         ):
             if not lowest <= getattr(self, name) <= highest:
                 raise SetupError(f"--{name} must be {lowest} to {highest}")
+        if self.kind not in KINDS:
+            raise SetupError(f"sessions are {', '.join(KINDS)}, not {self.kind!r}")
         if self.zipf is not None and not 0 < self.zipf <= 10:
             raise SetupError("--zipf must be above 0 and at most 10")
         for name in () if sessions_shared else ("connections", "sessions"):
@@ -93,7 +99,14 @@ class Load:
         )
 
     def session(self, number: int) -> str:
-        return f"bench-{self.run}-{number}"
+        name = f"bench-{self.run}-{number}"
+        if self.kind == "direct":
+            return direct_session(self.user, name)
+        return notice_session("service", name) if self.kind == "notice" else name
+
+    def reader(self, session: str) -> str:
+        """Who may read it."""
+        return users_of(session)[0] if self.kind == "notice" else self.user
 
     def device(self, number: int) -> str:
         return f"{self.run}-{number}"
