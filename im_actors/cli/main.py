@@ -23,6 +23,7 @@ from im_actors.cli import (
     cluster_commands,
     conversation_commands,
     group_commands,
+    months_commands,
     replay_commands,
     torture_commands,
 )
@@ -112,7 +113,7 @@ def build_parser() -> argparse.ArgumentParser:
         )
 
     modules = (
-        cluster_commands, client_commands, conversation_commands, group_commands,
+        cluster_commands, months_commands, client_commands, conversation_commands, group_commands,
         broadcast_commands, chat,
         replay_commands, torture_commands, bench_commands,
     )  # fmt: skip

@@ -32,6 +32,9 @@ def show_status(status: dict[str, Any]) -> None:
     if status.get("degraded_placement"):
         count = len(status["degraded_placement"])
         console.print(f"[yellow]{count} slots have two of their copies on one host[/]")
+    for name, replica in sorted(status["replicas"].items()):
+        for path in replica.get("months_away", ()):
+            console.print(f"[red]away[/] {_plain(name)}: {_plain(path)} is not there: mount it")
     if slots["unhealthy"]:
         console.print(_unhealthy(slots["unhealthy"]))
         hidden = len(slots["unhealthy"]) - UNHEALTHY_SHOWN

@@ -284,7 +284,7 @@ def make_record(slot: int, lsn: int, epoch: int, events: list[bytes]) -> Record:
     found = [decode_event(data) for data in events]
     entries = [(e.session, e.seq, e.device, e.n, body_checksum(e.kind, e.body)) for e in found]
     keys = (found[0].key, found[-1].key) if found else (0, 0)
-    changes = [at for at, event in enumerate(found) if event.kind >= STATE_KINDS_FROM]
+    changes = [at for at, e in enumerate(found) if e.kind >= STATE_KINDS_FROM and not e.dropped]
     return sealed_record(slot, lsn, epoch, pack_record(entries, keys, events, changes))
 
 

@@ -144,7 +144,8 @@ class GatewayNode:
 
     def directory(self, directory: Directory) -> None:
         """Route by ``directory`` from now on, unless it is older than the present one."""
-        self.peers.follow(directory)
+        if self.peers.follow(directory) and self.user_side is not None:
+            self.user_side.months_dropped(directory.dropped)
 
     async def drain(self) -> None:
         """Leave in order: no new connections, no new sends; say BYE, deliver the answers that are

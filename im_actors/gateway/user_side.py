@@ -8,7 +8,7 @@ Queries ┬─ Mailboxes ───── the lists, in memory, Redis, a file, an
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -53,7 +53,7 @@ class UserSide:
     ) -> None:
         now_ms = clock.monotonic_ms
         replicas = ReplicaFacts(reads, now_ms)
-        form = MailboxRows()
+        self._form = form = MailboxRows()
         cold = FactTier(replicas, form)
         self._followers = followers
         self._config = config
@@ -71,6 +71,12 @@ class UserSide:
         self.queries = Queries(
             self.mailboxes, self.live, self.access, self.online, replicas, config, at_least
         )
+
+    def months_dropped(self, months: Iterable[int]) -> None:
+        """The content of these months is gone, also where only its beginning was shown."""
+        if self._form.dropped != frozenset(months):
+            self._form.dropped = frozenset(months)
+            self.mailboxes.views.encode_anew()
 
     def signal(self, sender: Client, signal: Signal, now_ms: int) -> None:
         """Tell it to the other users' connections here that follow the session, if it is the

@@ -51,6 +51,12 @@ def month_of(key: int) -> MonthSpan:
     )
 
 
+def month_at(time_ms: int) -> int:
+    """The UTC month of a time in milliseconds since 1970, as year * 100 + month."""
+    at = datetime.fromtimestamp(time_ms / 1000, UTC)
+    return at.year * 100 + at.month
+
+
 def _first_key(year: int, month: int) -> int:
     return make_key(int(datetime(year, month, 1, tzinfo=UTC).timestamp()) * 1000, 0, 0)
 

@@ -161,6 +161,13 @@ class PlaceTable:
             connection.execute("DELETE FROM rewriting WHERE month=?", (month,))
         self.rewriting.pop(month, None)
 
+    def note_dropped(self, month: int) -> None:
+        """Of a month that there is no file of: if one comes, it will be without content."""
+        job = Rewriting(month, Place(), Place(dropped=True))
+        with self._db.transaction() as connection:
+            self.switch(connection, job)
+        self.switched(job)
+
     def leave_over(self, month: int, slot: int) -> None:
         """The slot is to be deleted from the month's file before that is used again."""
         with self._db.transaction() as connection:

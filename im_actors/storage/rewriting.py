@@ -47,6 +47,7 @@ def move_month(
 ) -> Iterator[None]:
     """Move a month to a directory, which is made if its parent is there; to the history's own
     directory: back."""
+    history.write()
     home = directory.resolve() == history.path.resolve()
     source = history.index.places.of(month)
     target = source._replace(directory="" if home else str(directory.resolve()))
@@ -55,6 +56,11 @@ def move_month(
 
 def drop_month(history: History, month: int, reached: Reached = nothing) -> Iterator[None]:
     """Delete the content of a month's events and leave the rest of them."""
+    history.write()
+    if month not in history.index.months:
+        # What backfill may still bring to it has no content either.
+        history.index.places.note_dropped(month)
+        return
     target = history.index.places.of(month)._replace(dropped=True)
     yield from _rewrite(history, month, target, reached)
 
@@ -69,8 +75,8 @@ def _rewrite(history: History, month: int, target: Place, reached: Reached) -> I
     places.begin(job)
     reached("begun")
     history.month(month)
-    # From here on what backfill brings to a month that is dropped has no content.
-    history.write()
+    # From here on what backfill brings to a month that is dropped has no content; what was staged
+    # before has been written.
     remove_file(places.path_at(month, target))
     copy = MonthFile(places.path_at(month, target), create=True, removable=bool(target.directory))
     history.copies[month] = copy

@@ -130,7 +130,7 @@ def test_what_cannot_be_moved_is_refused(stored: Path, tmp_path: Path) -> None:
     with pytest.raises(BadRequest, match="no directory on this host"):
         run(history.move(OLD, tmp_path / "nowhere" / "replica-1"))
     with pytest.raises(BadRequest, match="no month 2022-01"):
-        run(history.drop_content(202201))
+        run(history.move(202201, tmp_path))
     assert history.index.places.rewriting == {}
     history.close()
 
@@ -175,6 +175,20 @@ def test_what_backfill_brings_to_a_dropped_month_has_no_content(
     assert whole.records(1, 1, 10, 1 << 20) == told.records(1, 1, 10, 1 << 20)
     for history in (whole, told):
         history.close()
+
+
+def test_a_month_may_be_dropped_before_there_is_any_of_it(path: Path, log: Any) -> None:
+    fill(log)
+    history = History(path)
+    run(history.drop_content(OLD))
+    history.apply(log.batch(1, 8), {1: 10})
+    history.apply(log.batch(1, 1, 7), {})
+    for _ in range(2):
+        assert read(history, "s1") == expected(log, "s1", True)
+        assert sound(history) == 13
+        history.close()
+        history = History(path)
+    history.close()
 
 
 def test_what_is_committed_late_to_a_dropped_month_is_kept(stored: Path, log: Any) -> None:
