@@ -25,10 +25,11 @@ def register(add: AddCommand) -> None:
         "  im-actors months list\n"
         "  im-actors months move 2026-09 /mnt/slow\n"
         "  im-actors months move 2026-09 --back --replica replica-2\n"
-        "  im-actors months drop 2026-08                # what would be dropped\n"
+        "  im-actors months drop 2026-08\n"
         "  im-actors months drop 2026-08 --yes\n\n"
-        "The cluster goes on serving. list and move work on the directories of one that is down,\n"
-        "too. Months are those of UTC; only months that are over can be moved or dropped. What is\n"
+        "Without --yes drop only tells what would be dropped. The cluster goes on serving. list\n"
+        "and move work on the directories of one that is down, too. Months are those of UTC; only\n"
+        "months that are over can be moved or dropped. What is\n"
         "dropped is the content of messages and edits, on all replicas and for good: that there\n"
         "were messages, by whom and when, stays, and no resend is ever taken for a new one.",
     )
