@@ -42,8 +42,9 @@ CHUNK_BYTES_MAX = 28_000
 """The names of a chunk have to fit into a fact, and twice into an event."""
 CHUNKS_MAX = 65_536
 CONTENT_BYTES_MAX = 32_000
-COPIED_BYTES_MAX = 4_096
-"""A content up to this is copied into each recipient's event."""
+COPIED_BYTES_MAX = 512
+"""A content up to this is copied into each recipient's event. Of a longer one three disks would
+keep a copy for each; gateways put it in when somebody reads."""
 HEAD_BYTES_MAX = 400
 ELLIPSIS = "…"
 NAME_BYTES_MAX = 64
