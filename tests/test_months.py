@@ -13,7 +13,7 @@ import pytest
 from im_actors.client import Client
 from im_actors.core.model import Event, EventKind
 from im_actors.core.owner import OwnerSettings
-from im_actors.errors import BadRequest, MonthAway, NotFound
+from im_actors.errors import BadRequest, MonthAway, NotFound, TooLate
 from im_actors.server import clock
 from im_actors.testing import LocalCluster
 
@@ -119,6 +119,9 @@ async def test_a_month_is_dropped(
             row = await bob.conversation(TALK)
             assert row is not None
             assert (row.unread, row.preview) == (7, "and on")
+        with pytest.raises(TooLate):
+            # What was dropped is still found, and judged as the message that it was.
+            await (await alice.recall(TALK, 1)).acked(timeout=30)
         cluster.release(down)
         async with asyncio.timeout(30):
             while True:

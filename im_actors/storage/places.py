@@ -22,7 +22,7 @@ SCHEMA = (
     " source_dropped INTEGER NOT NULL, target TEXT NOT NULL, target_dropped INTEGER NOT NULL,"
     " guard INTEGER NOT NULL)",
     "CREATE TABLE left_over(month INTEGER NOT NULL, slot INTEGER NOT NULL,"
-    " PRIMARY KEY(month, slot)) WITHOUT ROWID",
+    " guard INTEGER NOT NULL, PRIMARY KEY(month, slot)) WITHOUT ROWID",
 )
 
 
@@ -83,10 +83,8 @@ class PlaceTable:
         self._places = self._load_places()
         self.rewriting = self._load_rewriting()
         """By month."""
-        self.left_over: dict[int, set[int]] = defaultdict(set)
+        self.left_over = self._load_left_over()
         """month -> slots that were deleted while the month was away."""
-        for month, slot in db.int_rows("SELECT month, slot FROM left_over"):
-            self.left_over[month].add(slot)
 
     def _load_places(self) -> dict[int, Place]:
         found = {}
@@ -104,6 +102,14 @@ class PlaceTable:
             month, source, source_dropped, target, target_dropped = fields
             places = Place(source, bool(source_dropped)), Place(target, bool(target_dropped))
             found[month] = Rewriting(month, *places)
+        return found
+
+    def _load_left_over(self) -> dict[int, set[int]]:
+        found: dict[int, set[int]] = defaultdict(set)
+        for month, slot, guard in self._rows("left_over"):
+            if guard != _guard(month, slot):
+                raise CorruptData(f"{self._db.path}: what is to be deleted is damaged")
+            found[month].add(slot)
         return found
 
     def _rows(self, table: str) -> list[tuple[Any, ...]]:
@@ -171,7 +177,8 @@ class PlaceTable:
     def leave_over(self, month: int, slot: int) -> None:
         """The slot is to be deleted from the month's file before that is used again."""
         with self._db.transaction() as connection:
-            connection.execute("INSERT OR IGNORE INTO left_over VALUES(?,?)", (month, slot))
+            insert = "INSERT OR IGNORE INTO left_over VALUES(?,?,?)"
+            connection.execute(insert, (month, slot, _guard(month, slot)))
         self.left_over[month].add(slot)
 
     def no_left_over(self, month: int) -> None:
