@@ -20,6 +20,8 @@ from im_actors.core.model import (
     decode_event,
     encode_event,
     pack,
+    record_events,
+    record_index,
     sealed_record,
 )
 from im_actors.core.overlays import Overlay, event_overlay
@@ -61,8 +63,10 @@ def dropped_record(slot: int, record: Record) -> Record:
 
 
 def edits_of(record: Record) -> list[Event]:
-    """The edits of a record."""
-    events = [decode_event(data) for data in msgpack.unpackb(record.payload)[1:]]
+    """The edits of a record. Costs next to nothing for one without state events."""
+    changes = record_index(record.payload).changes
+    entries = record_events(record.payload) if changes else []
+    events = [decode_event(entries[position]) for position in changes]
     return [event for event in events if event.kind == EventKind.EDIT]
 
 

@@ -32,6 +32,8 @@ from im_actors.storage.places import Place, Rewriting, month_text, remove_file
 if TYPE_CHECKING:
     from im_actors.storage.history import History
 
+WAL_BYTES_MAX = 8 << 20
+"""A copy's WAL that has grown to this is checkpointed."""
 FACTS_STEP = 1_000
 """Texts of edits that are removed from the state in one transaction."""
 
@@ -153,6 +155,9 @@ def _copy(history: History, job: Rewriting, copy: MonthFile, reached: Reached) -
         if job.target.dropped:
             rows = [_without_content(copy, row) for row in rows]
         copy.add(rows)
+        if copy.db.wal_bytes() > WAL_BYTES_MAX:
+            # All of it at the end would hold up the thread for as long as the month is large.
+            copy.db.checkpoint(truncate=True)
         reached("copied")
         yield None
 
