@@ -18,7 +18,8 @@
     │   ├── SlotMoving          202
     │   ├── Unknown             203  outcome unknown: ask again with the same key
     │   ├── NotReachable        204
-    │   └── ShuttingDown        205
+    │   ├── ShuttingDown        205
+    │   └── MonthAway           206
     └── FatalError              3xx  ours: an operator has to act
         ├── CorruptData         300
         ├── WrongDirectory      301
@@ -167,6 +168,13 @@ class ShuttingDown(RetryableError):
     """The server is stopping; reconnect."""
 
     code = 205
+
+
+class MonthAway(RetryableError):
+    """The directory that a month of history was moved to is not there, on any copy that was asked:
+    an operator has to mount it."""
+
+    code = 206
 
 
 class FatalError(ImError):

@@ -195,6 +195,20 @@ class ReplicaActor(Actor):
     async def repair(self) -> None:
         await self._running().repair()
 
+    async def months(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = await self._running().months()
+        return found
+
+    async def move_month(self, month: str, directory: str) -> None:
+        await self._running().move_month(month, directory)
+
+    async def drop_month(self, month: str) -> None:
+        await self._running().drop_month(month)
+
+    async def dropped_months(self) -> list[int]:
+        found: list[int] = await self._running().dropped_months()
+        return found
+
     async def story(self, slot: int) -> list[str]:
         story: list[str] = self._running().story(slot)
         return story

@@ -357,6 +357,8 @@ def sound(found: dict[str, Any]) -> bool:
 
 def show_verdict(found: dict[str, Any]) -> None:
     print(f"{found['events']:,} events in {found['records']:,} records of {found['slots']} slots")
+    if found.get("dropped"):
+        print(f"of {found['dropped']:,} of them the content was dropped with its month")
     for problem in found["problems"]:
         print(f"  {printable(problem)}")
     counts = ", ".join(f"{found[name]} {name}" for name in ("divergent", "corrupt", "missing"))

@@ -182,7 +182,8 @@ def conversation_line(found: Conversation) -> str:
         [f"{found.pending} pending"] if found.pending else []
     )
     told = f" [{', '.join(marks)}]" if marks else ""
-    last = ": recalled" if found.kind.name == "RECALL" else f": {found.preview}"
+    gone = {"RECALL": ": recalled", "DROPPED": ": (content was dropped)"}
+    last = gone.get(found.kind.name, f": {found.preview}")
     says = f"  {found.sender}{last}" if found.sender else ""
     return f"{unread} {at}  {printable(found.title)}  ({printable(found.session)}){told}" + (
         printable(says).replace("\n    ", " ")

@@ -23,6 +23,7 @@ from im_actors.cli import (
     cluster_commands,
     conversation_commands,
     group_commands,
+    months_commands,
     replay_commands,
     top,
     torture_commands,
@@ -113,7 +114,8 @@ def build_parser() -> argparse.ArgumentParser:
         )
 
     modules = (
-        cluster_commands, top, client_commands, conversation_commands, group_commands,
+        cluster_commands, top, months_commands, client_commands, conversation_commands,
+        group_commands,
         broadcast_commands, chat,
         replay_commands, torture_commands, bench_commands,
     )  # fmt: skip

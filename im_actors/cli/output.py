@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import unicodedata
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from im_actors.core.model import Event, EventKind
@@ -55,6 +55,13 @@ def said(event: Event) -> str:
     """What the sender said or did, to follow his name."""
     if event.recalled:
         return ": (recalled)"
+    if event.dropped:
+        if event.target is not None:
+            return f" — edited #{event.target} (the new text was dropped)"
+        if event.edited:
+            return ": (edited, and the new text was dropped)"
+        month = datetime.fromtimestamp(event.time_ms / 1000, UTC)
+        return f": (the content of {month:%Y-%m} was dropped)"
     if event.change is not None:
         what, args, users = event.change
         words = [str(arg) for arg in args if isinstance(arg, (str, bool, int))]
@@ -70,9 +77,10 @@ def said(event: Event) -> str:
 def _beside(event: Event) -> dict[str, Any]:
     """What there is to say of an event that is no plain message."""
     if event.kind == EventKind.MESSAGE:
-        flags = {"recalled": event.recalled, "edited": event.edited}
+        flags = {"recalled": event.recalled, "edited": event.edited, "dropped": event.dropped}
         return {name: True for name, value in flags.items() if value}
     fields: dict[str, Any] = {"kind": _kind_name(event.kind)}
+    fields |= {name: True for name in ("recalled", "edited", "dropped") if getattr(event, name)}
     if event.target is not None:
         fields["target"] = event.target
     if event.change is not None:

@@ -37,6 +37,9 @@ def status_parts(status: dict[str, Any], paths: bool = True) -> Iterator[Any]:
     if status.get("degraded_placement"):
         count = len(status["degraded_placement"])
         yield f"[yellow]{count} slots have two of their copies on one host[/]"
+    for name, replica in sorted(status["replicas"].items()):
+        for path in replica.get("months_away", ()):
+            yield f"[red]away[/] {_plain(name)}: {_plain(path)} is not there: mount it"
     if slots["unhealthy"]:
         yield _unhealthy(slots["unhealthy"])
         hidden = len(slots["unhealthy"]) - UNHEALTHY_SHOWN

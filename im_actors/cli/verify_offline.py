@@ -18,7 +18,10 @@ from im_actors.errors import CorruptData
 from im_actors.storage.directory import DataDirectory, open_existing
 from im_actors.storage.verify import compare, directory_checksums, scan_directory
 
-COUNTS = ("slots", "records", "events", "divergent", "corrupt", "missing", "uncompared")
+COUNTS = (
+    *("slots", "records", "events", "divergent", "corrupt", "missing", "uncompared"),
+    "dropped",
+)
 
 
 def verify_directories(data: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from im_actors.client.user_calls import UserCalls
 from im_actors.core.model import Event, check_name
 from im_actors.core.names import check_session
 from im_actors.core.outbox_words import Key, RowView, SendState
-from im_actors.errors import BadRequest, ImError, NotReachable, RetryableError, error_for
+from im_actors.errors import BadRequest, ImError, MonthAway, NotReachable, RetryableError, error_for
 from im_actors.storage.client_store import open_store
 
 LIVE = "head"
@@ -181,7 +181,8 @@ class Client(UserCalls):
         """The newest ``limit`` events below seq ``before``, or the newest of all.
 
         From the server, or from the local store when no server answers: the page says which.
-        ``local``: from the store in any case, at once.
+        ``local``: from the store in any case, at once. MonthAway when a month was moved to a disk
+        that is not there now, and neither the server nor the store has anything newer to show.
         """
         check_session(session)
         if before is not None and before < 1:
@@ -193,14 +194,19 @@ class Client(UserCalls):
         try:
             async with asyncio.timeout(self._engine.patience_s):
                 return await self._server_page(session, before, limit)
-        except (TimeoutError, RetryableError):
-            return await self._local_page(session, before, limit)
+        except (TimeoutError, RetryableError) as error:
+            page = await self._local_page(session, before, limit)
+            if isinstance(error, MonthAway) and not page.events:
+                raise
+            return page
 
     async def _server_page(self, session: str, before: int | None, limit: int) -> Page:
         """VOIDs are not shown and pages of the server are bounded: pull until there are enough."""
         found: list[Event] = []
         while True:
             page = await self._engine.requests.pull(session, before, limit - len(found))
+            if page.code == MonthAway.code and found:
+                return Page(found, before, offline=False, complete=True)
             if page.code:
                 raise error_for(page.code, f"history of {session!r} was refused: {page.code}")
             await self._engine.user.learn_overlays(page.events)

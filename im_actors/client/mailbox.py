@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import msgpack
 
-from im_actors.core.model import Event, EventKind, pack
+from im_actors.core.model import MESSAGE_KINDS, Event, pack
 from im_actors.core.names import SessionKind, session_kind
 from im_actors.core.outbox_words import SendState
 from im_actors.core.spans import PREVIEW_CHARS_MAX
@@ -191,7 +191,7 @@ class Mailbox:
 
 def row_of_event(event: Event, text: str) -> ConversationRow:
     """All that a device knows of a conversation of which nobody told it but its last event."""
-    is_message = event.kind == EventKind.MESSAGE
+    is_message = event.kind in MESSAGE_KINDS
     return ConversationRow(
         session=event.session,
         version=0,
@@ -246,7 +246,7 @@ def followed(row: ConversationRow, event: Event, user: str) -> ConversationRow:
         time_ms=event.time_ms,
         flags=int(row.flags & ~RowFlag.HIDDEN),
     )
-    is_message = event.kind == EventKind.MESSAGE
+    is_message = event.kind in MESSAGE_KINDS
     if is_message:
         preview = event.text[:PREVIEW_CHARS_MAX]
         row = row._replace(kind=int(event.kind), sender=event.sender, preview=preview)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import msgpack
 
 from im_actors.core.facts import read_state
-from im_actors.core.model import Change, Event, EventKind, pack
+from im_actors.core.model import MESSAGE_KINDS, Change, Event, EventKind, pack
 
 OVERLAYS_MAX = 4_000
 """Most messages of which it is kept what became of them; the oldest news are forgotten first, and
@@ -39,6 +39,7 @@ class Said(NamedTuple):
     seq: int
     kind: int
     text: bytes | None
+    """None when it was recalled, and of an edit when its text was dropped with its month."""
 
 
 class Shown(Event):
@@ -53,6 +54,15 @@ class Shown(Event):
     @property
     def edited(self) -> bool:
         return self._said is not None and self._said.kind == _EDIT
+
+    @property
+    def dropped(self) -> bool:
+        said = self._said
+        if said is None and self.kind == _EDIT and (found := read_said(self)):
+            said = found[1]
+        if said is not None:
+            return said.kind == _EDIT and said.text is None
+        return super().dropped
 
     @property
     def text(self) -> str:
@@ -98,7 +108,9 @@ def read_said(event: Event) -> tuple[int, Said] | None:
             target, text = fields[0], fields[1] if event.kind == _EDIT else None
     except Exception:
         return None
-    if type(target) is not int or type(text) is not (bytes if event.kind == _EDIT else type(None)):
+    if type(target) is not int or not (text is None or type(text) is bytes):
+        return None
+    if event.kind == _RECALL and text is not None:
         return None
     return target, Said(event.seq, event.kind, text)
 
@@ -168,8 +180,8 @@ class Overlays:
         place = (event.session, event.seq)
         if event.kind in _INTERNAL or place in self._deleted:
             return None
-        said = self._said.get(place) if event.kind == _MESSAGE else None
-        if said is None and event.kind == _MESSAGE:
+        said = self._said.get(place) if event.kind in MESSAGE_KINDS else None
+        if said is None and event.kind in MESSAGE_KINDS:
             return event
         shown = Shown._make(event)
         shown._said = said

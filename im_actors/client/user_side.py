@@ -29,7 +29,7 @@ from im_actors.client.results import Sent
 from im_actors.client.shown import Overlays, Said
 from im_actors.core.backoff import full_jitter_ms
 from im_actors.core.facts import pack_request, read_request, read_state
-from im_actors.core.model import Event, EventKind, pack
+from im_actors.core.model import MESSAGE_KINDS, Event, EventKind, pack
 from im_actors.core.names import mailbox_of
 from im_actors.errors import BadRequest, ImError, NotReachable, RequestError, RetryableError
 from im_actors.wire.limits import QUERY_ROWS_MAX
@@ -158,7 +158,7 @@ class UserSide:
 
     async def learn_overlays(self, events: Sequence[Event]) -> None:
         """What became of these messages, when a server says so."""
-        seqs = [event.seq for event in events if event.kind == EventKind.MESSAGE]
+        seqs = [event.seq for event in events if event.kind in MESSAGE_KINDS]
         if not seqs or not self.requests.can_query:
             return
         try:

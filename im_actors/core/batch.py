@@ -13,9 +13,9 @@ and its recall with n = 2. So the key of each is fixed by the job and the recipi
 tells it again, after whatever crash, cannot make a second one.
 
 **Content and copies.** A short content is the body of each event. Of a longer one each event has
-the head, which ends with an ellipsis, and the whole lies in "c", once: a reader who cannot resolve
-it, and every preview, shows the head. A copy is written six times, in three journals and three
-histories: one of 4 kB costs a recipient 25 kB of disk, a reference 3 kB.
+the head, which ends with an ellipsis, and the whole lies in "c", once: gateways put it in the place
+of the head when somebody reads, and only previews show the head. A copy is written six times, in
+three journals and three histories: one of 4 kB costs a recipient 25 kB of disk, a reference 3 kB.
 """
 
 from __future__ import annotations
@@ -42,8 +42,9 @@ CHUNK_BYTES_MAX = 28_000
 """The names of a chunk have to fit into a fact, and twice into an event."""
 CHUNKS_MAX = 65_536
 CONTENT_BYTES_MAX = 32_000
-COPIED_BYTES_MAX = 4_096
-"""A content up to this is copied into each recipient's event."""
+COPIED_BYTES_MAX = 512
+"""A content up to this is copied into each recipient's event. Of a longer one three disks would
+keep a copy for each; gateways put it in when somebody reads."""
 HEAD_BYTES_MAX = 400
 ELLIPSIS = "…"
 NAME_BYTES_MAX = 64

@@ -36,13 +36,17 @@ class ShardAddress(NamedTuple):
 
 
 class Directory(NamedTuple):
-    """One state of the cluster. ``version`` grows; an actor ignores an older one."""
+    """One state of the cluster. ``version`` grows; an actor ignores an older one.
+
+    ``dropped`` are the months (year * 100 + month) whose content is dropped, on every replica: one
+    that was down meanwhile learns of it here."""
 
     version: int
     slots: int
     replicas: tuple[ReplicaAddress, ...]
     shards: tuple[ShardAddress, ...]
     views: tuple[View, ...]
+    dropped: tuple[int, ...] = ()
 
     def owner_of(self, slot: int) -> ShardAddress | None:
         """The shard that the slot's view names, if that incarnation runs."""

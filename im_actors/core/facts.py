@@ -13,12 +13,20 @@ from typing import Any, NamedTuple
 
 import msgpack
 
-from im_actors.core.model import STATE_KINDS_FROM, Event, decode_event, pack, record_index
+from im_actors.core.model import (
+    STATE_KINDS_FROM,
+    Event,
+    EventKind,
+    decode_event,
+    pack,
+    record_index,
+)
 from im_actors.errors import BadRequest, TooLarge
 
 FACT_KEY_BYTES_MAX = 400
 FACT_VALUE_BYTES_MAX = 32_768
 RANK_MAX = (1 << 63) - 1
+_DROPPED = int(EventKind.DROPPED)
 
 
 class Fact(NamedTuple):
@@ -43,7 +51,7 @@ class StateBody(NamedTuple):
 
 def is_state(kind: int) -> bool:
     """Whether events of this kind carry facts."""
-    return kind >= STATE_KINDS_FROM
+    return kind >= STATE_KINDS_FROM and kind != _DROPPED
 
 
 def pack_request(what: str, *args: Any) -> bytes:

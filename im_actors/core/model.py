@@ -58,10 +58,15 @@ class EventKind(IntEnum):
     """A server wrote down what follows from events elsewhere."""
     BATCH = 7
     """A batch message was ordered, or went on, or was stopped."""
+    DROPPED = 8
+    """A message whose content an operator has dropped with its month; its body is empty. No state
+    event, and nobody sends one: it is what became of a MESSAGE (``core.dropping``)."""
 
 
 STATE_KINDS_FROM = EventKind.RECALL
-"""Events of this kind and above carry facts."""
+"""Events of this kind and above carry facts, but for DROPPED."""
+MESSAGE_KINDS = frozenset((int(EventKind.MESSAGE), int(EventKind.DROPPED)))
+"""What is a message, whether or not its content is still there."""
 
 
 class Change(NamedTuple):
@@ -105,6 +110,11 @@ class Event(NamedTuple):
     @property
     def edited(self) -> bool:
         return False
+
+    @property
+    def dropped(self) -> bool:
+        """Whether its content was dropped with its month."""
+        return self.kind == EventKind.DROPPED
 
     @property
     def target(self) -> int | None:
@@ -274,7 +284,7 @@ def make_record(slot: int, lsn: int, epoch: int, events: list[bytes]) -> Record:
     found = [decode_event(data) for data in events]
     entries = [(e.session, e.seq, e.device, e.n, body_checksum(e.kind, e.body)) for e in found]
     keys = (found[0].key, found[-1].key) if found else (0, 0)
-    changes = [at for at, event in enumerate(found) if event.kind >= STATE_KINDS_FROM]
+    changes = [at for at, e in enumerate(found) if e.kind >= STATE_KINDS_FROM and not e.dropped]
     return sealed_record(slot, lsn, epoch, pack_record(entries, keys, events, changes))
 
 

@@ -16,7 +16,7 @@ import msgpack
 from im_actors.core.batch import is_batch_device
 from im_actors.core.facts import FACT_VALUE_BYTES_MAX, event_facts, pack_state
 from im_actors.core.lookup import Lookup
-from im_actors.core.model import Event, EventKind, pack
+from im_actors.core.model import MESSAGE_KINDS, Event, EventKind, pack
 from im_actors.core.operations import NUMBER_MAX
 from im_actors.core.rows import pack_row, unpack_row
 from im_actors.core.rule_settings import RuleSettings
@@ -38,12 +38,17 @@ class Target(NamedTuple):
 
 
 class Overlay(NamedTuple):
-    """What happened last to a message: ``kind`` is RECALL or EDIT, ``text`` None when recalled.
-    The seq of its fact is that of the event which did it."""
+    """What happened last to a message: ``kind`` is RECALL or EDIT, ``text`` None when recalled, and
+    of an edit when it was dropped with its month. The seq of its fact is that of the event which
+    did it."""
 
     kind: int
     user: str
     text: bytes | None
+
+    @property
+    def dropped(self) -> bool:
+        return self.kind == EventKind.EDIT and self.text is None
 
     def to_bytes(self) -> bytes:
         return pack_row(self)
@@ -113,7 +118,7 @@ def decide_overlay(
         raise NotFound(f"there is no event {seq} in {lookup.session!r} to {verb}")
     lookup.want(key, events=(seq,))
     head, known = lookup.head(seq), lookup.value(key)
-    if head is None or head.kind != EventKind.MESSAGE:
+    if head is None or head.kind not in MESSAGE_KINDS:
         raise NotFound(f"event {seq} of {lookup.session!r} is no message: name one to {verb}")
     if known is not None and Overlay.from_bytes(known).kind == EventKind.RECALL:
         raise TooLate(f"message {seq} has been recalled already; nothing is left to {verb}")

@@ -98,6 +98,13 @@ class HistoryStored:
 
 
 @dataclass(frozen=True, slots=True)
+class HistoryWaits:
+    """Backfilled records could not be written: their month was moved to where nothing is now."""
+
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
 class HistoryDropped:
     """History has forgotten the slot, on disk."""
 
@@ -110,7 +117,14 @@ class Tick:
 
 
 ReplicaEvent = (
-    Asked | Applied | PeersChanged | BackfillArrived | HistoryStored | HistoryDropped | Tick
+    Asked
+    | Applied
+    | PeersChanged
+    | BackfillArrived
+    | HistoryStored
+    | HistoryWaits
+    | HistoryDropped
+    | Tick
 )
 
 
@@ -420,6 +434,8 @@ class Replica:
                 self._backfill_arrived(answer)
             case HistoryStored(slot, first_lsn, last_lsn):
                 self._history_stored(slot, first_lsn, last_lsn)
+            case HistoryWaits(slot):
+                self._history_waits(slot)
             case HistoryDropped(slot):
                 self._history_dropped(slot)
             case Tick():
@@ -759,6 +775,12 @@ class Replica:
             self._join_stretches(slot, log)
         else:
             self._store_meta(slot, log)
+
+    def _history_waits(self, slot: int) -> None:
+        log = self.logs.get(slot)
+        if log is not None:
+            log.backfill_storing = False
+            log.backfill_due_ms = self._now_ms + BACKFILL_RETRY_MS
 
     def _join_stretches(self, slot: int, log: SlotLog) -> None:
         first = log.held.pop(0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from im_actors.core.model import Event, EventKind
+from im_actors.core.model import MESSAGE_KINDS, Event, EventKind
 from im_actors.core.overlays import event_overlay
 
 PREVIEW_CHARS_MAX = 100
@@ -26,7 +26,7 @@ class Preview(NamedTuple):
     by: int
     kind: int
     """MESSAGE, EDIT when it was edited, RECALL when it was recalled, VOID when this user deleted
-    it for himself."""
+    it for himself, DROPPED when its content was dropped with its month."""
     sender: str
     text: str
 
@@ -60,7 +60,7 @@ def span_of(user: str, events: Sequence[Event]) -> Span:
         for event in events
         if event.kind == EventKind.RECALL and event.sender != user
     )
-    skips = _ranges(e.seq for e in events if e.kind != EventKind.MESSAGE or e.sender == user)
+    skips = _ranges(e.seq for e in events if e.kind not in MESSAGE_KINDS or e.sender == user)
     newest = max((preview for event in events for preview in preview_of(event)), default=None)
     return Span(first.seq, last.seq, last.key, newest, skips, recalled)
 
@@ -91,12 +91,13 @@ def spans_of(user: str, events: Sequence[Event]) -> list[Span]:
 
 def preview_of(event: Event) -> list[Preview]:
     """What an event says of how a message is shown; nothing of most kinds."""
-    if event.kind == EventKind.MESSAGE:
+    if event.kind in MESSAGE_KINDS:
         return [Preview(event.seq, event.seq, event.kind, event.sender, _cut(event.body))]
     if event.kind not in (EventKind.RECALL, EventKind.EDIT):
         return []
     target, overlay = event_overlay(event)
-    return [Preview(target, event.seq, event.kind, event.sender, _cut(overlay.text or b""))]
+    kind = EventKind.DROPPED if overlay.dropped else event.kind
+    return [Preview(target, event.seq, int(kind), event.sender, _cut(overlay.text or b""))]
 
 
 def _cut(text: bytes) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 
 from im_actors.core.conversation import Unread
-from im_actors.core.model import Event, EventKind
+from im_actors.core.model import MESSAGE_KINDS, Event, EventKind
 from im_actors.core.overlays import event_overlay
 
 EVENTS_MAX = 2_000
@@ -49,7 +49,7 @@ class Window:
         if event.seq != self.last_seq + 1:
             self._restart(event.seq - 1)
         self.last_seq = event.seq
-        if event.kind == EventKind.MESSAGE:
+        if event.kind in MESSAGE_KINDS:
             self._all.append(event.seq)
             self._by_sender.setdefault(event.sender, []).append(event.seq)
             self._senders[event.seq] = event.sender

@@ -8,10 +8,13 @@ all followers: they pull what they lack. So pushes may be lost, and events are n
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
-from im_actors.errors import Overloaded, TooLarge
+from im_actors.errors import ImError, Overloaded, TooLarge
+from im_actors.gateway.batch_reads import Contents
 from im_actors.gateway.config import GatewayConfig
 from im_actors.gateway.peers import Peers, RouteChange, ShardPeer
 from im_actors.wire.codec import encode_frame
@@ -58,10 +61,21 @@ class Listener(Protocol):
 class Watch:
     """A session that is followed by at least one connection, or listened to."""
 
-    __slots__ = ("followers", "head", "listener", "renewed", "session", "slot", "waiting")
+    __slots__ = (
+        "followers",
+        "has_heads",
+        "head",
+        "listener",
+        "renewed",
+        "session",
+        "slot",
+        "waiting",
+    )
 
     def __init__(self, session: str) -> None:
         self.session = session
+        self.has_heads = Contents.concerned(session)
+        """Whether its events may have but the head of a content."""
         self.slot = -1
         self.followers: dict[Follower, None] = {}
         """A set that keeps its order."""
@@ -77,9 +91,12 @@ class Watch:
 class Followers:
     """All watches of a gateway."""
 
-    def __init__(self, peers: Peers, config: GatewayConfig) -> None:
+    def __init__(self, peers: Peers, contents: Contents, config: GatewayConfig) -> None:
         self._peers = peers
+        self._contents = contents
         self._config = config
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        """By session: reads of contents that have to be there before its events go out."""
         self._watches: dict[str, Watch] = {}
         self._by_slot: list[dict[str, Watch]] = []
         self._homeless: dict[str, Watch] = {}
@@ -214,6 +231,13 @@ class Followers:
             if watch.listener is not None and not watch.listener.pushed(watch.session, events):
                 self.dropped += len(events) * len(watch.followers)
                 continue
+            if watch.has_heads:
+                whole = self._contents.ready(events)
+                if whole is None:
+                    self.dropped += len(events) * len(watch.followers)
+                    self._read_contents(watch.session, events)
+                    continue
+                events = whole
             if len(watch.followers) != 1:
                 if watch.followers:
                     self._push_to_many(watch, events)
@@ -280,7 +304,26 @@ class Followers:
         if due:
             self._ask(due, now_ms)
 
+    async def close(self) -> None:
+        """Return when nothing runs any more."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
     # ---- inside
+
+    def _read_contents(self, session: str, events: list[bytes]) -> None:
+        """Tell the head once the contents of these are here, or cannot be: followers pull then."""
+
+        async def read() -> None:
+            with contextlib.suppress(ImError):
+                await self._contents.whole(events, self._config.limits.frame_bytes)
+            self.tell_head(session)
+
+        if session not in self._tasks:
+            task = self._tasks[session] = asyncio.get_running_loop().create_task(read())
+            task.add_done_callback(lambda _: self._tasks.pop(session, None))
 
     def _new_watch(self, session: str) -> Watch:
         watch = self._watches[session] = Watch(session)

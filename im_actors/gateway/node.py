@@ -18,12 +18,14 @@ import ipaddress
 import logging
 import socket
 from collections import Counter
+from collections.abc import Sequence
 from random import Random
 from ssl import SSLContext
 from typing import Any
 
 from im_actors.core.directory import Directory
 from im_actors.errors import BadRequest, Overloaded, SetupError, Unauthenticated
+from im_actors.gateway.batch_reads import Contents
 from im_actors.gateway.client_connection import ClientConnection
 from im_actors.gateway.config import Clock, GatewayConfig
 from im_actors.gateway.followers import Followers
@@ -31,9 +33,11 @@ from im_actors.gateway.peers import Peers, ReplicaPeer, RouteChange, ShardPeer
 from im_actors.gateway.pulls import Pulls
 from im_actors.gateway.reads import Reads
 from im_actors.gateway.relays import Relays
+from im_actors.gateway.replica_facts import ReplicaFacts
 from im_actors.gateway.router import Router
 from im_actors.gateway.tokens import check_token, require_jwt
 from im_actors.gateway.user_side import UserSide
+from im_actors.mailbox.tier_facts import FactPage
 from im_actors.net.link import LinkConfig, PeerInfo
 from im_actors.net.listener import Listener, listen
 from im_actors.wire.codec import Message, encode_frame
@@ -104,9 +108,10 @@ class GatewayNode:
         self.router = Router(self.peers, config, self._call_soon)
         self.relays = Relays(self.peers)
         self.send_relays = Relays(self.peers, InsideType.RELAY_SENDS, InsideType.SENDS_RELAYED)
-        self.followers = Followers(self.peers, config)
         self.reads = Reads(self.peers, config)
-        self.pulls = Pulls(self.reads, config, self._known_head)
+        self.contents = Contents(self._batch_facts)
+        self.followers = Followers(self.peers, self.contents, config)
+        self.pulls = Pulls(self.reads, self.contents, config, self._known_head)
         self.user_side: UserSide | None = None
         if config.limits.queries:
             self.user_side = UserSide(
@@ -158,7 +163,8 @@ class GatewayNode:
 
     def directory(self, directory: Directory) -> None:
         """Route by ``directory`` from now on, unless it is older than the present one."""
-        self.peers.follow(directory)
+        if self.peers.follow(directory) and self.user_side is not None:
+            self.user_side.months_dropped(directory.dropped)
 
     async def drain(self) -> None:
         """Leave in order: no new connections, no new sends; say BYE, deliver the answers that are
@@ -185,7 +191,7 @@ class GatewayNode:
         await self.drain()
         for timer in self._timers:
             timer.cancel()
-        await self._close_user_side()
+        await self._close_reading()
         self.peers.close()
         await self.peers.wait_closed()
 
@@ -198,7 +204,7 @@ class GatewayNode:
             listener.close()
             listener.abort_connections()
             await listener.wait_closed()
-        await self._close_user_side()
+        await self._close_reading()
         self.peers.close()
         await self.peers.wait_closed()
 
@@ -399,7 +405,12 @@ class GatewayNode:
                 " 127.0.0.1"
             )
 
-    async def _close_user_side(self) -> None:
+    async def _batch_facts(self, batch: str, keys: Sequence[str]) -> FactPage:
+        facts = ReplicaFacts(self.reads, self.now_ms)
+        return await facts.of_keys(batch, keys, self._known_head(batch))
+
+    async def _close_reading(self) -> None:
+        await asyncio.gather(self.pulls.close(), self.followers.close(), self.contents.close())
         if self.user_side is not None:
             await self.user_side.close()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from im_actors.errors import ImError, NotReachable, Overloaded
+from im_actors.errors import ImError, MonthAway, NotReachable, Overloaded
 from im_actors.gateway.config import GatewayConfig
 from im_actors.gateway.peers import Peers, ReplicaPeer
 from im_actors.wire.codec import Message
@@ -26,7 +26,17 @@ class Found(NamedTuple):
 class Read:
     """One question on its way."""
 
-    __slots__ = ("asked", "best", "deadline_ms", "done", "frame", "needed", "replica", "slot")
+    __slots__ = (
+        "asked",
+        "away",
+        "best",
+        "deadline_ms",
+        "done",
+        "frame",
+        "needed",
+        "replica",
+        "slot",
+    )
 
     def __init__(
         self,
@@ -46,6 +56,8 @@ class Read:
         """The one that is being asked."""
         self.deadline_ms = 0
         self.best: Found | None = None
+        self.away = False
+        """Whether one has said that what is asked for lies where it cannot be reached."""
 
 
 class Reads:
@@ -91,6 +103,7 @@ class Reads:
             if found.last_seq >= read.needed:
                 read.done(found)
                 return
+        read.away |= message[2] == MonthAway.code
         self._ask(read, now_ms)
 
     def replica_down(self, replica: ReplicaPeer, now_ms: int) -> None:
@@ -140,6 +153,8 @@ class Reads:
                 return
         if read.best is not None:
             read.done(read.best)
+        elif read.away:
+            read.done(MonthAway("these events were moved to a disk that is not there now"))
         else:
             read.done(NotReachable(f"none of {len(read.asked)} replicas asked could answer"))
 

@@ -17,6 +17,7 @@ from im_actors.core.spans import Range
 from im_actors.errors import ImError, NotReachable
 from im_actors.gateway.live import LiveSession, LiveSessions
 from im_actors.mailbox.rows import Entry, Flag, Head, live_rank
+from im_actors.storage.months import month_at
 from im_actors.wire.limits import SKIPS_MAX
 from im_actors.wire.queries import RowFlag
 
@@ -35,6 +36,11 @@ def base_of(row: Conversation) -> int:
 
 class MailboxRows:
     """The ``RowFormat`` of mailboxes."""
+
+    def __init__(self) -> None:
+        self.dropped: frozenset[int] = frozenset()
+        """Months whose content was dropped. The beginning of a last message is a part of the
+        mailbox's state, and is not shown any more."""
 
     def entry(self, fact: Fact) -> Entry:
         session = conversation_of(fact.key)
@@ -71,6 +77,8 @@ class MailboxRows:
             said = [time_ms, *shown, "", inputs]
             last_seq, unread = row.last_seq, entry.unread
         time_ms, kind, sender, text, title, inputs = said
+        if self.dropped and text and month_at(time_ms) in self.dropped:
+            kind, text = int(EventKind.DROPPED), ""
         hidden = row.hidden_at(last_seq)
         flags = (
             (RowFlag.PINNED if row.pinned else 0)

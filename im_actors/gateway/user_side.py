@@ -10,7 +10,7 @@ Signals ───────────────── typing and presence,
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ class UserSide:
     ) -> None:
         now_ms = clock.monotonic_ms
         replicas = ReplicaFacts(reads, now_ms)
-        form = MailboxRows()
+        self._form = form = MailboxRows()
         cold = FactTier(replicas, form)
         self.live = LiveSessions(followers, replicas, config, now_ms)
         self.mailboxes = Mailboxes(
@@ -75,6 +75,12 @@ class UserSide:
             config,
             at_least,
         )
+
+    def months_dropped(self, months: Iterable[int]) -> None:
+        """The content of these months is gone, also where only its beginning was shown."""
+        if self._form.dropped != frozenset(months):
+            self._form.dropped = frozenset(months)
+            self.mailboxes.views.encode_anew()
 
     def shard_up(self, shard: ShardPeer) -> None:
         self.presence.renew(shard.slots)

@@ -61,6 +61,11 @@ class Views:
             self.rows -= self._sizes.pop(user)
             self.on_drop(user)
 
+    def encode_anew(self) -> None:
+        """What the rows look like has changed, though nothing of them has."""
+        for view in self._views.values():
+            view.encode_anew()
+
     def _make_room(self, asker: str) -> None:
         for user in list(self._views):
             if self.rows <= self._rows_max:

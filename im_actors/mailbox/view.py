@@ -449,6 +449,11 @@ class MailboxView:
                     if session not in self._live:
                         yield self._rows[session].entry
 
+    def encode_anew(self) -> None:
+        """Forget what the rows look like."""
+        for row in self._rows.values():
+            row.encoded = None
+
     def _encode(self, row: _Row) -> bytes:
         row.encoded = self._form.encode(row.entry, row.head)
         return row.encoded

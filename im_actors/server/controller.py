@@ -113,6 +113,8 @@ class ControllerNode:
         self._told: dict[str, tuple[Any, int]] = {}
         self._moving: dict[int, float] = {}
         self._taking: set[str] = set()
+        self._dropped: set[int] = set()
+        """Months whose content any replica has dropped, so that all others do it too."""
         self._tasks: set[asyncio.Task[Any]] = set()
         self._started = time.monotonic()
         self._stopping = False
@@ -171,11 +173,32 @@ class ControllerNode:
             self._troubles.pop(desired.name, None)
             self._observed[desired.name] = Observed(desired.kind, address, time.monotonic())
             self._changed.set()
+            learning = None
+            if desired.kind == "replica":
+                learning = self._spawn(self._learn_dropped(desired.name))
             reason = await self._until_gone(desired.name)
+            if learning is not None:
+                learning.cancel()
             logger.warning("%s is gone: %s", desired.name, reason)
             self._observed.pop(desired.name, None)
             self._told.pop(desired.name, None)
             self._troubles[desired.name] = reason
+            self._changed.set()
+
+    async def _learn_dropped(self, name: str) -> None:
+        """What one replica has dropped is dropped, whatever the others knew when they went down."""
+        while True:
+            try:
+                self.dropped(await self.call(name, "dropped_months") or ())
+                return
+            except Exception as error:
+                logger.debug("%s does not tell its dropped months: %r", name, error)
+            await asyncio.sleep(self._config.ping_every_ms / 1000)
+
+    def dropped(self, months: Iterable[int]) -> None:
+        """The content of these months is dropped: every replica has to hear of it."""
+        if not self._dropped.issuperset(months):
+            self._dropped.update(months)
             self._changed.set()
 
     async def _until_gone(self, name: str) -> str:
@@ -271,7 +294,8 @@ class ControllerNode:
         replicas: list[ReplicaAddress] = sorted(self.running("replica"))
         shards: list[ShardAddress] = sorted(self.running("shard"))
         views = tuple(self._views[slot] for slot in sorted(self._views))
-        return Directory(self._version, self.slots, tuple(replicas), tuple(shards), views)
+        dropped = tuple(sorted(self._dropped))
+        return Directory(self._version, self.slots, tuple(replicas), tuple(shards), views, dropped)
 
     def _push_directory(self) -> None:
         """Tell every actor that has not heard the present state; one call at a time to each."""
@@ -365,9 +389,9 @@ class ControllerNode:
 
     # -- looking in ----------------------------------------------------------------------------
 
-    async def call(self, name: str, method: str, *args: Any) -> Any:
+    async def call(self, name: str, method: str, *args: Any, timeout_s: float | None = None) -> Any:
         """Call a method of one actor; any error means that the outcome is unknown."""
-        async with asyncio.timeout(self._config.call_ms / 1000):
+        async with asyncio.timeout(timeout_s or self._config.call_ms / 1000):
             return await self._platform.call(name, method, *args)
 
     def running_names(self) -> dict[str, list[str]]:
@@ -375,6 +399,11 @@ class ControllerNode:
         for name, observed in sorted(self._observed.items()):
             names[observed.kind].append(name)
         return names
+
+    def absent(self, kind: str) -> list[str]:
+        """Those that should run and do not."""
+        wanted = [desired.name for desired in self._desired if desired.kind == kind]
+        return [name for name in wanted if name not in self._observed]
 
     async def call_all(
         self, kind: str, method: str, *args: Any, timeout_s: float | None = None

@@ -11,13 +11,17 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from im_actors.core.model import slot_of
-from im_actors.errors import BadRequest, NotReachable
+from im_actors.errors import BadRequest, NotFound, NotReachable
 from im_actors.server.controller import ControllerNode
+from im_actors.server.months import read_past_month
 from im_actors.storage.verify import ReplicaReport, VerifyReport, compare
 
 logger = logging.getLogger(__name__)
 
 VERIFY_TIMEOUT_S = 600.0
+MONTHS_TIMEOUT_S = 30.0
+REWRITE_TIMEOUT_S = 3600.0
+"""What is still under way then goes on, and ``months`` tells how it stands."""
 FAULTS = ("kill", "pause")
 
 
@@ -41,6 +45,9 @@ class Operations:
             "fault": self.fault,
             "names": self.names,
             "gateways": self.gateways,
+            "months": self.months,
+            "move_month": self.move_month,
+            "drop_month": self.drop_month,
             "stop": self.stop,
         }
 
@@ -126,6 +133,63 @@ class Operations:
             for _, address, port in self._controller.running("gateway")
         ]
 
+    # -- months --------------------------------------------------------------------------------
+
+    async def months(self) -> dict[str, Any]:
+        """The months of every replica, by its name; an error stands in for one that does not
+        answer."""
+        return await self._controller.call_all("replica", "months", timeout_s=MONTHS_TIMEOUT_S)
+
+    async def move_month(self, month: str, directory: str, replica: str = "") -> dict[str, Any]:
+        """Move a month to a directory of the replicas' hosts, or of that of one replica; an empty
+        one: back. What became of it, by replica: None, or an error."""
+        read_past_month(month)
+        names = await self._replicas(replica)
+        return await self._on_each(names, "move_month", month, directory)
+
+    async def drop_month(self, month: str, dry: bool) -> dict[str, Any]:
+        """Drop the content of a month on all replicas, for good: those that are down hear of it
+        when they come back. ``dry``: only tell what would be dropped. Both tell the month as it was
+        on each replica, and ``results`` what became of it."""
+        number = read_past_month(month)
+        told = await self.months()
+        rows = {
+            name: next((row for row in rows if row["month"] == month), None)
+            for name, rows in told.items()
+            if isinstance(rows, list)
+        }
+        if not any(rows.values()):
+            raise NotFound(f"no replica that answers has anything of {month}")
+        answer: dict[str, Any] = {"month": month, "dry": dry, "replicas": rows, "results": {}}
+        if not dry:
+            names = self._controller.running_names()["replica"]
+            answer["results"] = await self._on_each(names, "drop_month", month)
+            answer["absent"] = self._controller.absent("replica")
+            if None in answer["results"].values():
+                # One has written down that it is dropped, so it will be on all.
+                self._controller.dropped([number])
+        return answer
+
+    async def _replicas(self, only: str) -> list[str]:
+        names = self._controller.running_names()["replica"]
+        if only and only not in names:
+            raise BadRequest(f"no replica {only!r} is running, only {', '.join(names)}")
+        return [only] if only else names
+
+    async def _on_each(self, names: list[str], method: str, *args: Any) -> dict[str, Any]:
+        """What a method of each answers: None, or its error as text."""
+
+        async def one(name: str) -> str | None:
+            try:
+                await self._controller.call(name, method, *args, timeout_s=REWRITE_TIMEOUT_S)
+                return None
+            except TimeoutError:
+                return "it goes on: im-actors months list tells when it is done"
+            except Exception as error:
+                return str(error) or repr(error)
+
+        return dict(zip(names, await asyncio.gather(*map(one, names)), strict=True))
+
     async def stop(self) -> None:
         """End all actors in order: gateways, shards, replicas. Files are closed when it returns."""
         if self._stop is not None:
@@ -141,6 +205,7 @@ def _verdict(verdict: VerifyReport, errors: list[str]) -> dict[str, Any]:
         "corrupt": verdict.corrupt,
         "missing": verdict.missing,
         "uncompared": verdict.uncompared,
+        "dropped": verdict.dropped,
         "problems": [*verdict.problems, *errors],
         "ok": verdict.ok and not errors,
     }

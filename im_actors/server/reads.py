@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 from im_actors.core.model import slot_of
 from im_actors.core.replica import SlotLog
-from im_actors.errors import NotReachable, Overloaded
+from im_actors.errors import MonthAway, NotReachable, Overloaded
 from im_actors.net.link_connection import LinkConnection
 from im_actors.server.storage import ReplicaStorage
 from im_actors.server.turns import in_turns
@@ -88,9 +88,13 @@ class Reads:
             log = self._door.log(slot)
             found: Found | None = None
             # Unknown is not absent: with a hole, or deleted here, others know more.
+            code = NotReachable.code
             if log is not None and log.answers_reads:
-                found = await self._find(slot, question)
-            _send(connection, question, NotReachable.code if found is None else 0, found)
+                try:
+                    found = await self._find(slot, question)
+                except MonthAway:
+                    code = MonthAway.code
+            _send(connection, question, code if found is None else 0, found)
         finally:
             self._under_way -= 1
 

@@ -30,12 +30,13 @@ from im_actors.core.messages import (
 )
 from im_actors.core.model import Record
 from im_actors.core.storage_ops import StorageOp, StoreMeta, StoreRecords
-from im_actors.errors import CorruptData, ImError
+from im_actors.errors import CorruptData, ImError, MonthAway
 from im_actors.net.link import Link, LinkConfig, PeerInfo
 from im_actors.net.link_connection import LinkConnection
 from im_actors.net.link_server import LinkCallbacks, LinkServer
 from im_actors.server.apply import ApplyQueue, Batch
 from im_actors.server.clock import now_ms
+from im_actors.server.months import Months
 from im_actors.server.reads import Door, Reads
 from im_actors.server.storage import ReplicaStorage
 from im_actors.server.turns import in_turns
@@ -180,6 +181,7 @@ class ReplicaNode:
         """Up to where the journal may delete, the next step first."""
         door = Door(slots, self._log, self._storage, self._stage_and, self._start)
         self._reads = Reads(door, self._config)
+        self.month_work = Months(self._storage, name, self._stage_all)
         self._tasks: set[asyncio.Task[None]] = set()
         self._facts_asked: list[tuple[LinkConnection, LoadFacts]] = []
         self._failed: ImError | None = None
@@ -209,6 +211,7 @@ class ReplicaNode:
         self._address = address
         self._tick()
         self._apply_soon()
+        self.month_work.start()
         return self.address
 
     @property
@@ -219,6 +222,7 @@ class ReplicaNode:
         """Finish what is being written and close the files."""
         self._stopping = True
         self._stop_timers()
+        self.month_work.stop()
         for link in self._peers.values():
             link.close()
         self._server.close()
@@ -250,6 +254,7 @@ class ReplicaNode:
         """Stop as a killed process would, for tests: nothing is finished, nothing answered."""
         self._stopping = True
         self._stop_timers()
+        self.month_work.stop()
         for link in self._peers.values():
             link.close()
         for connection in self._server.links:
@@ -293,6 +298,7 @@ class ReplicaNode:
             link.retarget(others[name].address, others[name].port)
         self._handle(rep.PeersChanged(tuple(others)))
         self._addresses = others
+        self.month_work.told(directory.dropped)
 
     def _peer(self, name: str) -> Link:
         """The link to another replica, made when backfill first needs it."""
@@ -472,9 +478,9 @@ class ReplicaNode:
         slot, first, last, size = effect.slot, effect.first_lsn, effect.last_lsn, effect.bytes_max
         records = self._queue.records(slot, first, last, size)
         if not records:
-            records = await self._storage.in_history(
-                self._storage.history.records, slot, first, last, size
-            )
+            read = self._storage.history.records
+            # No records: who asks will ask another one.
+            records = await self._if_there(read, slot, first, last, size) or []
         answer = Fetched(slot, effect.epoch, first, tuple(records))
         effect.peer.send(pack_inside(InsideType.ANSWERS, [answer]))
 
@@ -489,13 +495,13 @@ class ReplicaNode:
         peer.send(pack_inside(InsideType.ANSWERS, [answer]))
 
     async def _send_key(self, peer: LinkConnection, request: FindKey) -> None:
-        found = await self._storage.in_history(
-            self._storage.history.find, request.session, request.device, request.n
-        )
-        slot, epoch, number = request.slot, request.epoch, request.request
-        answer = KeyFound(slot, epoch, number, True, 0, 0, 0)
-        if found is not None:
-            answer = KeyFound(slot, epoch, number, True, *found)
+        find, slot, epoch, number = self._storage.history.find, *request[:3]
+        try:
+            found = await self._storage.in_history(find, request.session, request.device, request.n)
+            answer = KeyFound(slot, epoch, number, True, *(found or (0, 0, 0)))
+        except MonthAway:
+            # Unknown, never absent: the owner asks another member.
+            answer = KeyFound(slot, epoch, number, False, 0, 0, 0)
         peer.send(pack_inside(InsideType.ANSWERS, [answer]))
 
     async def _send_facts(self, peer: LinkConnection, request: LoadFacts) -> None:
@@ -518,12 +524,14 @@ class ReplicaNode:
 
     async def _send_event(self, peer: LinkConnection, request: FindEvent) -> None:
         slot, epoch, number, _, session, seq = request
-        event, last_seq = await self._storage.in_history(self._storage.history.event, session, seq)
+        read = self._storage.history.event
+        found = await self._if_there(read, session, seq)
+        event, last_seq = found or (None, seq)
         answer = EventFound(slot, epoch, number, not 0 < seq <= last_seq, 0, 0, 0, "")
         if event is not None:
             key, kind, device = event.key, event.kind, event.device
             answer = EventFound(slot, epoch, number, True, seq, key, kind, device)
-        elif not answer.ready:
+        elif found is not None and not answer.ready:
             # Unknown, never absent: the owner asks another member.
             text = "ALARM replica %s slot %d: seq %d of %s is lost"
             logger.error(text, self.name, slot, seq, session)
@@ -535,8 +543,20 @@ class ReplicaNode:
 
     async def _store_history(self, slot: int, records: tuple[Record, ...]) -> None:
         batch = [(slot, record) for record in records]
-        await self._storage.in_history(self._storage.history.apply, batch, {})
+        try:
+            await self._storage.in_history(self._storage.history.apply, batch, {})
+        except MonthAway as error:
+            logger.warning("replica %s slot %d: backfill waits: %s", self.name, slot, error)
+            self._handle(rep.HistoryWaits(slot))
+            return
         self._handle(rep.HistoryStored(slot, records[0].lsn, records[-1].lsn))
+
+    async def _if_there(self, read: Callable[..., T], *args: Any) -> T | None:
+        """What history says; None when it would be in a month that is away."""
+        try:
+            return await self._storage.in_history(read, *args)
+        except MonthAway:
+            return None
 
     # -- history -------------------------------------------------------------------------------
 
@@ -651,6 +671,13 @@ class ReplicaNode:
         self._apply_soon()
         return found
 
+    async def _stage_all(self) -> None:
+        """Give history everything that is committed."""
+        while batch := self._queue.take(self._config.apply_bytes_max):
+            self._note_staged(batch)
+            await self._storage.in_history(self._storage.history.stage, batch, self._marks(batch))
+        self._apply_soon()
+
     def _staged_read(self, batch: Batch, marks: dict[int, int], read: Callable[[], T]) -> T:
         if batch:
             self._storage.history.stage(batch, marks)
@@ -682,6 +709,19 @@ class ReplicaNode:
         """Put this disk's data aside and come back as a new one, to be filled by the others."""
         self._fatal(CorruptData(f"{self.name}: verify found damage on its disk"))
 
+    async def months(self) -> list[dict[str, Any]]:
+        """What ``im-actors months list`` shows of a replica."""
+        return await self.month_work.told_all()
+
+    async def move_month(self, month: str, directory: str) -> None:
+        await self.month_work.move(month, directory)
+
+    async def drop_month(self, month: str) -> None:
+        await self.month_work.drop(month)
+
+    async def dropped_months(self) -> list[int]:
+        return await self.month_work.dropped()
+
     def story(self, slot: int) -> list[str]:
         return self.machine.story.story(slot)
 
@@ -701,4 +741,5 @@ class ReplicaNode:
             "journal_commit": self._commit_times.to_dict(),
             "records": self.records,
             "free_bytes": self._storage.data.free_bytes(),
+            "months_away": self.month_work.away,
         }

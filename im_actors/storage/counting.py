@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgpack
 
-from im_actors.core.model import EventKind
+from im_actors.core.model import MESSAGE_KINDS, EventKind
 
 if TYPE_CHECKING:
     from im_actors.storage.history import History
 
 STEP_EVENTS = 256
-_MESSAGE, _RECALL = int(EventKind.MESSAGE), int(EventKind.RECALL)
+_RECALL = int(EventKind.RECALL)
 
 
 class Count(NamedTuple):
@@ -43,7 +43,7 @@ def count_messages(
             break
         for data in page:
             _, seen, _, kind, device, _, body = msgpack.unpackb(data)
-            if kind == _MESSAGE and seen <= upto:
+            if kind in MESSAGE_KINDS and seen <= upto:
                 counts[seen - after - 1] = device.partition("/")[0] != user
             elif kind == _RECALL and seen <= last_seq:
                 target = recalled_seq(body)

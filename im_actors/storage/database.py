@@ -15,7 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from im_actors.errors import CorruptData, DiskFailed, ImError, NewerFormat, WrongDirectory
+from im_actors.errors import (
+    CorruptData,
+    DiskFailed,
+    ImError,
+    MonthAway,
+    NewerFormat,
+    WrongDirectory,
+)
 from im_actors.storage.wal_check import check_wal
 
 log = logging.getLogger(__name__)
@@ -54,8 +61,11 @@ class Database:
     so the second try succeeds without having written anything. The process has to end.
     """
 
-    def __init__(self, path: Path, form: Format, create: bool) -> None:
+    def __init__(self, path: Path, form: Format, create: bool, removable: bool = False) -> None:
+        """``removable``: it lies on a disk that this replica does not depend on; what fails there
+        is MonthAway and not DiskFailed."""
         self.path = path
+        self._failure: type[ImError] = MonthAway if removable else DiskFailed
         self.wal_path = path.with_name(path.name + "-wal")
         self._form = form
         self._dead: ImError | None = None
@@ -252,6 +262,10 @@ class Database:
 
     # -- failure ---------------------------------------------------------------------------------
 
+    @property
+    def alive(self) -> bool:
+        return self._dead is None
+
     def check_alive(self) -> None:
         if self._dead is not None:
             raise DiskFailed(f"{self.path} is not used again after: {self._dead}")
@@ -274,7 +288,7 @@ class Database:
         if primary in _BUSY:
             return WrongDirectory(f"{self.path} is in use by another process: {error}")
         hint = "free some space" if primary == sqlite3.SQLITE_FULL else "check the disk"
-        return DiskFailed(f"{self.path}: {error}; {hint}, then start this replica again")
+        return self._failure(f"{self.path}: {error}; {hint}, then start this replica again")
 
 
 def _lenient_text(data: bytes) -> str:

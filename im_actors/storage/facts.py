@@ -261,6 +261,17 @@ class FactTable:
         return (in_all, by_seq), (int(ranked), in_ranked)
 
     @staticmethod
+    def replace(connection: sqlite3.Connection, facts: list[tuple[int, Fact]]) -> None:
+        """Put in each session other values of facts that are as old, as a part of the transaction
+        that is under way. What a newer event has said stays."""
+        update = "UPDATE facts SET rank=?, value=?, guard=? WHERE session=? AND key=? AND seq=?"
+        rows = [
+            (fact.rank, fact.value, fact_guard(session, fact), session, fact.key, fact.seq)
+            for session, fact in facts
+        ]
+        connection.executemany(update, rows)
+
+    @staticmethod
     def drop(connection: sqlite3.Connection, sessions: list[tuple[int]]) -> None:
         """Delete the rows of sessions, as a part of the transaction that is under way."""
         connection.executemany("DELETE FROM facts WHERE session=?", sessions)

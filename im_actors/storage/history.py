@@ -1,9 +1,10 @@
 """History: every committed record of a replica, for ever, and what is read from it (design 6).
 
-The directory ``history/`` has one file per month with the records as they came, and ``index.db``:
-where each session's events are in them, what a new owner must know, and how far history goes. A
-record lies in the month of its first message key; the key of an EpochStart is in its payload. Keys
-never decrease along a log, so neither do months.
+The directory ``history/`` has one file per month with the records as they came (``storage.places``
+says which of them lie elsewhere, and which have no content any more), and ``index.db``: where each
+session's events are in them, what a new owner must know, and how far history goes. A record lies in
+the month of its first message key; the key of an EpochStart is in its payload. Keys never decrease
+along a log, so neither do months.
 
 Several files cannot change in one transaction, so they change in this order: months, then the index
 with ``applied``. After a crash in between the months hold more than ``applied`` says; the journal
@@ -18,6 +19,7 @@ from typing import NamedTuple
 
 import msgpack
 
+from im_actors.core.dropping import dropped_record
 from im_actors.core.fact_lists import FactPage, FactQuery
 from im_actors.core.facts import Fact, record_facts
 from im_actors.core.messages import SessionImage
@@ -30,12 +32,13 @@ from im_actors.core.model import (
     record_events,
     record_index,
 )
-from im_actors.errors import CorruptData, InvariantBroken
+from im_actors.errors import CorruptData, ImError, InvariantBroken, MonthAway
 from im_actors.storage.database import fsync_directory
 from im_actors.storage.facts import STAGED_COUNT_MAX, STAGED_READ_MAX
 from im_actors.storage.index import IndexFile, SessionEntry
 from im_actors.storage.journal import LSN_BITS, LSN_MAX, row_id
-from im_actors.storage.months import MonthFile, MonthSpan, month_name, month_of
+from im_actors.storage.months import MonthFile, MonthSpan, month_of
+from im_actors.storage.rewriting import Reached, drop_month, move_month, nothing
 from im_actors.storage.runs import Place
 from im_actors.storage.scan import SlotScan, scan_history
 from im_actors.storage.steps import Rest, in_steps, no_rest
@@ -78,6 +81,8 @@ class History:
             raise CorruptData(f"{path} is missing although this replica has written it")
         self.index = IndexFile(path / "index.db", create)
         self._open: dict[int, MonthFile] = {}
+        self.copies: dict[int, MonthFile] = {}
+        """New files of months that are being written anew: what comes to them goes there too."""
         self._last_month: dict[int, int] = {}
         """slot -> the month that its last read record was in: where to look first."""
         self._staged: dict[int, dict[int, Record]] = {}
@@ -88,9 +93,10 @@ class History:
         """Slots that get records at or below what is applied, or that nothing was applied of."""
         self._span = MonthSpan(0, 1, 0)
         try:
+            self.index.places.tidy()
             for month in self.index.months:
-                if not (path / month_name(month)).exists():
-                    raise CorruptData(f"{path / month_name(month)} is missing")
+                if not self.index.places.of(month).directory:
+                    self._check_exists(month)
             for slot in self.index.dropping():
                 self.drop(slot)
         except BaseException:
@@ -108,11 +114,15 @@ class History:
         self.write()
 
     def stage(self, batch: list[tuple[int, Record]], applied: dict[int, int]) -> None:
-        """Like ``apply``, in memory only: what is staged is read, and durable after ``write``."""
+        """Like ``apply``, in memory only: what is staged is read, and durable after ``write``.
+        MonthAway, before anything changes, when a month of it cannot be written to."""
         self.index.db.check_alive()
         indexes: list[RecordIndex] = []
         for step in in_steps(batch, self.rest):
             indexes += [self._index_of(slot, record) for slot, record in step]
+        if self.index.places.moved:
+            for month in {month_of(index.first_key).month for index in indexes}:
+                self.month(month)
         try:
             for pairs in in_steps(list(zip(batch, indexes, strict=True)), self.rest):
                 for (slot, record), index in pairs:
@@ -128,12 +138,16 @@ class History:
         if not self._span.first_key <= index.first_key < self._span.end_key:
             self._span = month_of(index.first_key)
         month = self._span.month
+        if record.lsn <= self.index.applied.get(slot, LSN_MAX):
+            self._filling.add(slot)
+            if self.index.places.drops(month):
+                # What is committed only now stays whole: somebody waits for it, and it is no old
+                # content but that of an owner whose clock is wrong.
+                record = dropped_record(slot, record)
         self._staged.setdefault(month, {})[row_id(slot, record.lsn)] = record
         self.index.stage(slot, record.lsn, month, index.parts)
         if index.changes:
             self.index.stage_facts(_facts_of(slot, record))
-        if record.lsn <= self.index.applied.get(slot, LSN_MAX):
-            self._filling.add(slot)
 
     def write(self) -> None:
         """Make durable what is staged."""
@@ -145,6 +159,7 @@ class History:
             for month, records in self._staged.items():
                 rows = [(i, r.epoch, r.checksum, r.payload) for i, r in records.items()]
                 self.month(month).write(rows, self.rest)
+                self._write_copy(month, rows)
             self.index.write(self._marks, self._filling, self.rest)
             for staged in (self._staged, self._marks, self._filling):
                 staged.clear()
@@ -153,6 +168,15 @@ class History:
             # Memory may now hold what the disk does not.
             self.index.db.died(error)
             raise
+
+    def _write_copy(self, month: int, rows: list[tuple[int, int, int, bytes]]) -> None:
+        copy = self.copies.get(month)
+        if copy is not None:
+            try:
+                copy.add(rows)
+            except ImError:
+                # The file is dead, and whoever makes it finds that at the next step.
+                del self.copies[month]
 
     @staticmethod
     def _index_of(slot: int, record: Record) -> RecordIndex:
@@ -165,7 +189,7 @@ class History:
             raise InvariantBroken(f"slot {slot} lsn {lsn} is intact and no record") from error
 
     def _checkpoint_if_due(self) -> None:
-        for db in (self.index.db, *(file.db for file in self._open.values())):
+        for db in (self.index.db, *(file.db for file in self._open.values() if file.db.alive)):
             if db.wal_bytes() > WAL_BYTES_MAX:
                 db.checkpoint(truncate=True)
 
@@ -180,15 +204,51 @@ class History:
         return sorted(self.index.months)
 
     def month(self, month: int) -> MonthFile:
-        """The file of a month, opened if need be; the one not used for longest is closed for it."""
+        """The file of a month, opened if need be; the one not used for longest is closed for it.
+        MonthAway when it was moved to where nothing is now."""
+        places = self.index.places
+        moved = bool(places.of(month).directory)
         file = self._open.pop(month, None)
-        if file is None:
+        if moved and not places.path(month).exists():
+            if file is not None:
+                file.db.abandon()
+            raise MonthAway(f"{places.path(month)} is not there: is its directory mounted?")
+        if file is None or (moved and not file.db.alive):
             while len(self._open) >= MONTHS_OPEN_MAX:
-                self._open.pop(next(iter(self._open))).db.close()
+                _close(self._open.pop(next(iter(self._open))))
             known = month in self.index.months
-            file = MonthFile(self.path / month_name(month), create=not known)
+            file = MonthFile(places.path(month), create=not known, removable=moved)
+            for slot in places.left_over.get(month, ()):
+                file.drop(slot)
+            if month in places.left_over:
+                places.no_left_over(month)
         self._open[month] = file
         return file
+
+    def move(self, month: int, directory: Path, reached: Reached = nothing) -> Iterator[None]:
+        """Move a month to another directory, in steps; ``reached`` is told of each."""
+        return move_month(self, month, directory, reached)
+
+    def drop_content(self, month: int, reached: Reached = nothing) -> Iterator[None]:
+        """Delete the content of a month's events, in steps; the rest of them stays."""
+        return drop_month(self, month, reached)
+
+    def forget_month(self, month: int) -> None:
+        """Close the month's file: it is another one now."""
+        file = self._open.pop(month, None)
+        if file is not None:
+            _close(file)
+
+    def _check_exists(self, month: int) -> None:
+        path = self.index.places.path(month)
+        if not path.exists():
+            raise CorruptData(f"{path} is missing")
+
+    def away(self) -> list[str]:
+        """The files of months that cannot be reached."""
+        places = self.index.places
+        moved = [places.path(month) for month in self.months() if places.of(month).directory]
+        return [str(path) for path in moved if not path.exists()]
 
     # -- records ---------------------------------------------------------------------------------
 
@@ -198,7 +258,12 @@ class History:
         found: list[Record] = []
         size = 0
         while first_lsn <= last_lsn and (size < bytes_max or not found):
-            month = self._month_with(slot, first_lsn)
+            try:
+                month = self._month_with(slot, first_lsn)
+            except MonthAway:
+                if not found:
+                    raise
+                break
             if month is None:
                 break
             run = self.month(month).run(slot, first_lsn, last_lsn, bytes_max - size)
@@ -213,13 +278,19 @@ class History:
         return self._month_with(slot, lsn) is not None
 
     def _month_with(self, slot: int, lsn: int) -> int | None:
+        """The month that a record is in; MonthAway when it may be in one that is away."""
         hint = self._last_month.get(slot)
-        if hint is not None and self.month(hint).has(slot, lsn):
-            return hint
-        for month in reversed(self.months()):
-            if month != hint and self.month(month).has(slot, lsn):
-                self._last_month[slot] = month
-                return month
+        months = [month for month in reversed(self.months()) if month != hint]
+        away: MonthAway | None = None
+        for month in months if hint is None else (hint, *months):
+            try:
+                if self.month(month).has(slot, lsn):
+                    self._last_month[slot] = month
+                    return month
+            except MonthAway as error:
+                away = error
+        if away is not None:
+            raise away
         return None
 
     # -- events ----------------------------------------------------------------------------------
@@ -231,7 +302,8 @@ class History:
         ``limit`` of them, without it the oldest; after=-1 and before=0: the newest page.
 
         The page is the part without a hole at the side asked for: empty when the very next event is
-        not here (backfill is under way). At most about ``bytes_max``, at least one event.
+        not here (backfill is under way). At most about ``bytes_max``, at least one event. MonthAway
+        when the month of that event is away.
         """
         known = self._session(session)
         if known is None or limit <= 0:
@@ -271,7 +343,12 @@ class History:
         loaded: tuple[int, list[bytes]] = (-1, [])
         for place in places:
             if loaded[0] != place.lsn:
-                loaded = (place.lsn, self._events_of(session.slot, place))
+                try:
+                    loaded = (place.lsn, self._events_of(session.slot, place))
+                except MonthAway:
+                    if not events:
+                        raise
+                    break
             event = self._checked_event(session.name, place, loaded[1])
             size += len(event)
             if events and size > bytes_max:
@@ -386,22 +463,31 @@ class History:
             for place in [place for place in records if place >> LSN_BITS == slot]:
                 del records[place]
         for month in self.months():
-            self.month(month).drop(slot)
+            try:
+                self.month(month).drop(slot)
+            except MonthAway:
+                self.index.places.leave_over(month, slot)
+            if month in self.copies:
+                self.copies[month].drop(slot)
         self.index.finish_drop(slot)
 
     def forget_pages(self) -> None:
         """Make the next reads see the disk and not a cache."""
         self.index.db.forget_pages()
         for file in self._open.values():
-            file.db.forget_pages()
+            if file.db.alive:
+                file.db.forget_pages()
 
     def bytes_on_disk(self) -> int:
-        return sum(file.stat().st_size for file in self.path.iterdir())
+        places = self.index.places
+        moved = [places.path(month) for month in self.months() if places.of(month).directory]
+        files = [*self.path.iterdir(), *(path for path in moved if path.exists())]
+        return sum(file.stat().st_size for file in files)
 
     def close(self) -> None:
         """Checkpoint and close all files; failed ones are only released."""
         while self._open:
-            self._open.popitem()[1].db.close()
+            _close(self._open.popitem()[1])
         self.index.db.close()
 
     def abandon(self) -> None:
@@ -409,6 +495,14 @@ class History:
         while self._open:
             self._open.popitem()[1].db.abandon()
         self.index.db.abandon()
+
+
+def _close(file: MonthFile) -> None:
+    """Checkpoint and close; of a moved month that is away there is nothing to be checkpointed."""
+    try:
+        file.db.close()
+    except MonthAway:
+        file.db.abandon()
 
 
 def _facts_of(slot: int, record: Record) -> list[tuple[str, list[Fact]]]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import sqlite3
 import struct
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
@@ -27,13 +28,16 @@ from im_actors.core.facts import Fact
 from im_actors.core.messages import DeviceImage, SessionImage
 from im_actors.core.model import DEVICE_WINDOW, Part
 from im_actors.errors import CorruptData, InvariantBroken
-from im_actors.storage import facts
+from im_actors.storage import facts, places
 from im_actors.storage.database import Database, Format
 from im_actors.storage.facts import FactTable
+from im_actors.storage.places import PlaceTable
 from im_actors.storage.runs import RUN_EVENTS_MAX, Run
 from im_actors.storage.steps import Rest, in_steps, no_rest
 
 SESSIONS_CACHED_MAX = 32_768
+COUNT_SESSIONS = 1_024
+"""Sessions whose events are counted in one step."""
 FOLD_EVENTS = 512
 """So many events of a session may be in runs only, as far as its devices' last n go. With fewer of
 them loading a session costs less; but where many devices share a session, and each has a row, it
@@ -46,7 +50,7 @@ resend of anything older is looked up by its key."""
 
 FORMAT = Format(
     name="history index",
-    version=2,
+    version=3,
     # ``guard`` is a checksum of its row: SQLite's pages have none, and a wrong counter served to an
     # owner is a seq given twice. Small pages: in the long run each session has a leaf of its own,
     # and a transaction that touches 2,000 sessions writes 2,000 of them.
@@ -67,8 +71,9 @@ FORMAT = Format(
         "CREATE TABLE filling(slot INTEGER PRIMARY KEY)",
         "CREATE TABLE dropping(slot INTEGER PRIMARY KEY)",
         *facts.SCHEMA,
+        *places.SCHEMA,
     ),
-    migrations={1: facts.create},
+    migrations={1: facts.create, 2: places.create},
     page_bytes=4_096,
     cache_kib=32_768,
 )
@@ -158,6 +163,7 @@ class IndexFile:
             """Slots of which the months may have records that the index does not, at or below what
             is applied: a crash in the middle of backfill. It will bring them again."""
             self._next_id = self.db.row("SELECT coalesce(max(id), 0) + 1 FROM sessions")[0]
+            self.places = PlaceTable(self.db, path.parent)
         except BaseException:
             self.db.abandon()
             raise
@@ -205,6 +211,24 @@ class IndexFile:
         for name, said in stated:
             entry = self._staged[name]
             self.facts.stage(entry.id, entry.stored_seq, said)
+
+    def replace_facts(self, facts: Sequence[tuple[str, Fact]]) -> None:
+        """Write these (session, fact) in the place of what the same events have said before."""
+        sessions = {name: entry.id for name, _ in facts if (entry := self.session(name))}
+        with self.db.transaction() as connection:
+            known = [(sessions[name], fact) for name, fact in facts if name in sessions]
+            self.facts.replace(connection, known)
+
+    def events_by_month(self) -> Iterator[Counter[int] | None]:
+        """How many events of each month there are, in parts that are to be added up; between them
+        None, where other work may be done."""
+        select = (
+            "SELECT month, sum(last_seq - first_seq + 1) FROM runs"
+            " WHERE session BETWEEN ? AND ? GROUP BY month"
+        )
+        for first in range(1, self._next_id, COUNT_SESSIONS):
+            yield Counter(dict(self.db.int_rows(select, (first, first + COUNT_SESSIONS - 1))))
+            yield None
 
     def _enter(self, name: str, slot: int, first_seq: int) -> SessionEntry:
         """The session's entry, loaded, or made if it is new."""

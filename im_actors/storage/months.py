@@ -26,6 +26,8 @@ FORMAT = Format(
 
 WRITE_BYTES_MAX = 512 * 1024
 """Payload bytes of one transaction, and one record more."""
+ROWS_MAX = 1_024
+"""Most rows that are copied in one step."""
 
 RecordRow = tuple[int, int, int, bytes]
 
@@ -49,20 +51,21 @@ def month_of(key: int) -> MonthSpan:
     )
 
 
+def month_at(time_ms: int) -> int:
+    """The UTC month of a time in milliseconds since 1970, as year * 100 + month."""
+    at = datetime.fromtimestamp(time_ms / 1000, UTC)
+    return at.year * 100 + at.month
+
+
 def _first_key(year: int, month: int) -> int:
     return make_key(int(datetime(year, month, 1, tzinfo=UTC).timestamp()) * 1000, 0, 0)
-
-
-def month_name(month: int) -> str:
-    """The name of a month's file."""
-    return f"{month // 100:04}-{month % 100:02}.db"
 
 
 class MonthFile:
     """The file of one month. Rows are only ever added, but for ``drop``."""
 
-    def __init__(self, path: Path, create: bool) -> None:
-        self.db = Database(path, FORMAT, create)
+    def __init__(self, path: Path, create: bool, removable: bool = False) -> None:
+        self.db = Database(path, FORMAT, create, removable)
 
     def write(self, records: list[RecordRow], rest: Rest = no_rest) -> None:
         """Add records; the same ones again are fine. On disk when this returns, but not in one
@@ -113,6 +116,35 @@ class MonthFile:
             "SELECT id, epoch, checksum, payload FROM records WHERE id BETWEEN ? AND ? ORDER BY id",
             (row_id(slot, first_lsn), row_id(slot, min(last_lsn, LSN_MAX))),
         )
+
+    def rows_after(self, place: int) -> list[RecordRow]:
+        """The next rows behind a place, of whatever slot, not verified; none at the end."""
+        found: list[RecordRow] = []
+        size = 0
+        select = "SELECT id, epoch, checksum, payload FROM records WHERE id>? ORDER BY id LIMIT ?"
+        for row in self.db.rows(select, (place, ROWS_MAX)):
+            found.append(row)
+            size += len(row[3])
+            if size >= WRITE_BYTES_MAX:
+                break
+        return found
+
+    def rows_between(self, first: int, last: int) -> Iterator[RecordRow]:
+        """The rows from one place to another, not verified."""
+        select = "SELECT id, epoch, checksum, payload FROM records WHERE id BETWEEN ? AND ?"
+        return self.db.rows(select, (first, last))
+
+    def add(self, rows: list[RecordRow]) -> None:
+        """Add rows that are not here yet; what is here stays."""
+        with self.db.transaction() as connection:
+            connection.executemany("INSERT OR IGNORE INTO records VALUES(?,?,?,?)", rows)
+
+    def ends(self, slot: int) -> tuple[RecordRow, RecordRow]:
+        """The first and the last row of a slot that has some."""
+        select = "SELECT id, epoch, checksum, payload FROM records WHERE id BETWEEN ? AND ?"
+        span = (row_id(slot, 0), row_id(slot, LSN_MAX))
+        first = self.db.row(f"{select} ORDER BY id LIMIT 1", span)
+        return first, self.db.row(f"{select} ORDER BY id DESC LIMIT 1", span)
 
     def next_lsn(self, slot: int, from_lsn: int) -> int | None:
         """The lowest lsn of the slot at or above ``from_lsn`` that is here."""

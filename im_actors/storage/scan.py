@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+from im_actors.core.dropping import is_dropped
 from im_actors.core.facts import is_state
 from im_actors.core.model import (
     Event,
@@ -21,7 +22,7 @@ from im_actors.core.model import (
     record_index,
     unpack_sends,
 )
-from im_actors.errors import CorruptData
+from im_actors.errors import CorruptData, MonthAway
 from im_actors.storage.index import SessionEntry
 from im_actors.storage.journal import LSN_MAX, Journal, checked_record
 from im_actors.storage.months import MonthFile
@@ -36,13 +37,13 @@ SESSIONS_CHUNK = 256
 PROBLEMS_MAX = 100
 """Problems told per slot; the rest is only counted."""
 
-CORRUPT, ORDER, TABLES, FACTS = "corrupt", "order", "tables", "facts"
+CORRUPT, ORDER, TABLES, FACTS, AWAY = "corrupt", "order", "tables", "facts", "away"
 
 
 class Problem(NamedTuple):
     """Something that is wrong. ``kind``: "corrupt" (bytes have changed), "order" (the log says what
-    it may not say), "tables" (the index disagrees with the records), "facts" (so do the facts).
-    lsn 0: no one record.
+    it may not say), "tables" (the index disagrees with the records), "facts" (so do the facts),
+    "away" (a month was not looked at). lsn 0: no one record.
     """
 
     kind: str
@@ -65,6 +66,11 @@ class SlotScan:
     problems_untold: int = 0
     divergent: int = 0
     """Facts that are not what the events say."""
+    dropped: dict[int, int] = field(default_factory=dict)
+    """lsn -> how many of its events have lost their content with their month: only of those records
+    that have such ones."""
+    away: list[str] = field(default_factory=list)
+    """Months that could not be looked at: they were moved to where nothing is now."""
 
     def problem(self, kind: str, lsn: int, text: str) -> None:
         if len(self.problems) < PROBLEMS_MAX:
@@ -113,7 +119,7 @@ def _slots_of(history: History) -> list[int]:
     for month in history.months():
         try:
             slots.update(history.month(month).slots())
-        except CorruptData:
+        except (CorruptData, MonthAway):
             # The scan of the slots that are known will meet it and tell.
             continue
     return sorted(slots)
@@ -131,7 +137,7 @@ class _SlotScanner:
         self._stretch = 0
         self._month = 0
         self._unreadable: set[int] = set()
-        self._facts = FactCheck()
+        self._facts = FactCheck(lenient=bool(history.index.places.unfinished()))
         self._differences: Iterator[Difference | None] | None = None
         """What comparing them finds, when everything else has been read."""
         self._told: set[str] = set()
@@ -148,10 +154,13 @@ class _SlotScanner:
             try:
                 if self._read_chunk(self._history.month(month), month, upto):
                     return True
-            except CorruptData as error:
+            except (CorruptData, MonthAway) as error:
                 self._unreadable.add(month)
                 self._stretch += 1
-                self.found.problem(CORRUPT, 0, str(error))
+                if type(error) is MonthAway:
+                    self.found.away.append(str(error))
+                else:
+                    self.found.problem(CORRUPT, 0, str(error))
         if not self._finish(upto):
             return False
         seen = {name: session.last_seq for name, session in self._sessions.items()}
@@ -185,13 +194,15 @@ class _SlotScanner:
         elif record.epoch > self._last_epoch:
             self.found.epochs.append((record.epoch, record.lsn))
         self._last_epoch = max(self._last_epoch, record.epoch)
-        sent = _sent_checksums(record)
-        for position, data in enumerate(record_events(record.payload)):
-            event = decode_event(data)
+        events = list(map(decode_event, record_events(record.payload)))
+        sent = _sent_checksums(record, events)
+        for position, event in enumerate(events):
             self.found.events += 1
             session = self._take_event(record.lsn, event)
             if is_state(event.kind):
                 self._take_facts(record.lsn, event)
+            if is_dropped(event):
+                self.found.dropped[record.lsn] = self.found.dropped.get(record.lsn, 0) + 1
             checksum = sent.get(position, body_checksum(event.kind, event.body))
             self._check_place(session, event, (month, record.lsn, position), checksum)
 
@@ -282,7 +293,12 @@ class _SlotScanner:
         """Compare the tables with the records, in one step: nothing is applied meanwhile. Whether
         all records and all rows could be read."""
         complete = len(self.found.runs) == 1 and self.found.runs[0][0] == 1
-        complete = complete and upto < LSN_MAX and self._slot not in self._history.index.filling
+        complete = (
+            complete
+            and not self.found.away
+            and upto < LSN_MAX
+            and self._slot not in self._history.index.filling
+        )
         unchecked = set(self._sessions) if complete else set()
         after = 0
         try:
@@ -339,14 +355,15 @@ class _SlotScanner:
                 self.found.problem(TABLES, 0, text)
 
 
-def _sent_checksums(record: Record) -> dict[int, int]:
-    """The checksums of the bodies of which the owner has made those of the state events here, by
-    position: only the record itself says them."""
-    _, _, changes, parts = record_index(record.payload)
-    if not changes:
+def _sent_checksums(record: Record, events: list[Event]) -> dict[int, int]:
+    """The checksums of the bodies that are not here as they were sent, by position: of state events
+    the owner has made others, and what was dropped is gone. Only the record itself says them."""
+    others = [at for at, e in enumerate(events) if is_state(e.kind) or e.dropped]
+    if not others:
         return {}
+    parts = record_index(record.payload).parts
     found = {s.position: s.checksum for part in parts for s in unpack_sends(part[3])}
-    return {position: found.get(position, 0) for position in changes}
+    return {position: found.get(position, 0) for position in others}
 
 
 # -- the journal -----------------------------------------------------------------------------------

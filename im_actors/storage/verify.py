@@ -19,6 +19,7 @@ from im_actors.storage.directory import DataDirectory, open_existing
 from im_actors.storage.history import History
 from im_actors.storage.journal import Journal
 from im_actors.storage.scan import (
+    AWAY,
     CORRUPT,
     TABLES,
     JournalScan,
@@ -59,6 +60,9 @@ class SlotReport:
     events: int = 0
     blocks: list[Block] = field(default_factory=list)
     missing: list[tuple[int, int]] = field(default_factory=list)
+    dropped: int = 0
+    """Events whose content was dropped with their month. Their records are not in ``blocks``: a
+    replica that has not heard of the drop yet may have them as they were."""
 
 
 @dataclass(slots=True)
@@ -73,6 +77,8 @@ class ReplicaReport:
     bytes_on_disk: int = 0
     divergent: int = 0
     """Facts that are not what the events here say."""
+    away: list[str] = field(default_factory=list)
+    """Months that could not be looked at: they were moved to where nothing is now."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types only."""
@@ -92,6 +98,7 @@ class ReplicaReport:
             fields["bytes_on_disk"],
             # The releases before there were facts do not say it.
             fields.get("divergent", 0),
+            fields.get("away", []),
         )
 
 
@@ -107,7 +114,8 @@ class VerifyReport:
 
     ``divergent`` committed lsns differ between replicas, or facts from what their events say.
     ``corrupt`` things on disk have changed bytes, ``missing`` records are not where a view says
-    they are. ``uncompared`` records could not be compared, because only digests of different
+    they are. ``dropped`` events have lost their content with their month, which is as it should be.
+    ``uncompared`` records could not be compared, because only digests of different
     stretches were at hand.
     """
 
@@ -118,6 +126,7 @@ class VerifyReport:
     corrupt: int = 0
     missing: int = 0
     uncompared: int = 0
+    dropped: int = 0
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -178,12 +187,17 @@ def join_scans(
             text = f"slot {slot}: {past.problems_untold} more problems"
             report.problems.append(Problem(TABLES, slot, 0, text))
         sums = _committed(report, past, tail, commit_lsn)
-        slot_report = SlotReport(slot, commit_lsn, len(sums), past.events, blocks_of(sums))
+        whole = {lsn: checksum for lsn, checksum in sums.items() if lsn not in past.dropped}
+        slot_report = SlotReport(slot, commit_lsn, len(sums), past.events, blocks_of(whole))
+        slot_report.dropped = sum(past.dropped.values())
         last = max(past.runs[-1][0] + len(past.runs[-1][1]) - 1 if past.runs else 0, 0)
         slot_report.events += sum(r.events for r in tail.records if last < r.lsn <= commit_lsn)
         bad = {p.lsn for p in (*past.problems, *tail.problems) if p.kind == CORRUPT}
-        slot_report.missing = _missing((held or {}).get(slot, ()), {*sums, *bad}, commit_lsn)
+        if not past.away:
+            slot_report.missing = _missing((held or {}).get(slot, ()), {*sums, *bad}, commit_lsn)
         report.slots.append(slot_report)
+    report.away = sorted({text for found in of_history.values() for text in found.away})
+    report.problems += [Problem(AWAY, -1, 0, text) for text in report.away]
     return report
 
 
@@ -200,7 +214,8 @@ def _committed(
     for lsn, checksum, _ in tail.records:
         if lsn > commit_lsn:
             break
-        if sums.setdefault(lsn, checksum) != checksum:
+        # Of what was dropped the journal may still have the whole, until it is trimmed.
+        if sums.setdefault(lsn, checksum) != checksum and lsn not in past.dropped:
             text = f"slot {past.slot}: lsn {lsn} differs between journal and history"
             report.problems.append(Problem(CORRUPT, past.slot, lsn, text))
             report.corrupt += 1
@@ -321,6 +336,7 @@ def compare(
         verdict.slots += any(copy.records for _, copy in copies)
         verdict.records += max(copy.records for _, copy in copies)
         verdict.events += max(copy.events for _, copy in copies)
+        verdict.dropped += max(copy.dropped for _, copy in copies)
         _compare_slot(verdict, slot_number, copies, checksums)
     return verdict
 

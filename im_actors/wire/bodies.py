@@ -14,7 +14,8 @@ from im_actors.core.model import EventKind, check_text, pack
 from im_actors.errors import BadRequest
 from im_actors.wire.limits import QUERY_NAME_BYTES_MAX
 
-SENT_KINDS = tuple(int(kind) for kind in EventKind if kind is not EventKind.NOTE)
+_NOT_SENT = (EventKind.NOTE, EventKind.DROPPED)
+SENT_KINDS = tuple(int(kind) for kind in EventKind if kind not in _NOT_SENT)
 """What clients may send; NOTEs are for servers to make."""
 GROUP_CHANGES = (
     "create", "add", "join", "leave", "remove", "role", "mute", "title", "joining", "dissolve",

@@ -139,3 +139,21 @@ def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(kept) == 8
     recalled = [e.seq for e in overlays.shown([event(n) for n in range(1, 20)]) if e.recalled]
     assert recalled == [15, 16, 17, 18, 19]
+
+
+def test_what_was_dropped_is_shown_as_such() -> None:
+    """And as it reads now, when a later month has an edit of it."""
+    gone = event(1, EventKind.DROPPED, b"")
+    overlays = Overlays(Kept().keep)
+    (found,) = overlays.shown([gone])
+    assert (found.dropped, found.edited, found.text) == (True, False, "")
+    row = pack((1, int(EDIT), "alice", None))
+    textless = event(2, EDIT, pack_state("edit", [1], [("x/1", 1, row)]))
+    overlays.saw([textless])
+    assert [(e.dropped, e.edited, e.text) for e in overlays.shown([gone, textless])] == [
+        (True, True, ""),
+        (True, False, ""),
+    ]
+    overlays.saw([said(3, EDIT, 1, b"again")])
+    (found,) = overlays.shown([gone])
+    assert (found.dropped, found.edited, found.text) == (False, True, "again")

@@ -80,7 +80,7 @@ def test_a_record_tells_the_facts_of_its_state_events() -> None:
 
 @pytest.mark.parametrize("kind", EventKind)
 def test_recalls_and_edits_change_the_state_and_messages_do_not(kind: EventKind) -> None:
-    stateless = (EventKind.VOID, EventKind.MESSAGE)
+    stateless = (EventKind.VOID, EventKind.MESSAGE, EventKind.DROPPED)
     assert is_state(kind) == (kind not in stateless)
     event = state_event(1, ("x/01", 1, b"row"))._replace(kind=int(kind))
     record = make_record(3, 9, 2, [encode_event(event)])

@@ -545,6 +545,21 @@ def test_backfill_closes_the_hole_from_below_and_then_the_log_is_complete() -> N
     assert there.log.complete
 
 
+def test_backfill_that_cannot_be_written_is_asked_for_again_later() -> None:
+    """Its month was moved to a disk that is not there."""
+    there = backfilling(keep=5, start=9)
+    tick(there)
+    answer = Fetched(SLOT, 3, 6, (record(6),))
+    (store,) = there.machine.handle(rep.BackfillArrived("r2", answer), START_MS)
+    assert isinstance(store, rep.StoreHistory)
+    assert there.machine.handle(rep.HistoryWaits(SLOT), START_MS) == []
+    assert there.machine.handle(rep.Tick(), START_MS + 10) == []
+    later = START_MS + rep.BACKFILL_RETRY_MS
+    (asked,) = there.machine.handle(rep.Tick(), later)
+    assert isinstance(asked, rep.FetchFromPeer)
+    assert asked.request[2:4] == (6, 8)
+
+
 def test_several_holes_are_closed_one_after_the_other() -> None:
     there = backfilling(keep=2, start=5, last=6)
     there.apply()

@@ -140,9 +140,9 @@ class SimNode(GatewayNode):
         self.peers = SimPeers(gateway, self)
         self.router = Router(self.peers, CONFIG, gateway.soon)
         self.relays = Relays(self.peers)
-        self.followers = Followers(self.peers, CONFIG)
+        self.followers = Followers(self.peers, self.contents, CONFIG)
         self.reads = Reads(self.peers, CONFIG)
-        self.pulls = Pulls(self.reads, CONFIG, self._known_head)
+        self.pulls = Pulls(self.reads, self.contents, CONFIG, self._known_head)
 
 
 class SimTimer:

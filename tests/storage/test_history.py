@@ -21,7 +21,8 @@ from im_actors.errors import CorruptData, DiskFailed, InvariantBroken, NewerForm
 from im_actors.storage import history as history_module
 from im_actors.storage.history import History
 from im_actors.storage.index import SessionEntry, _run_rows
-from im_actors.storage.months import MonthFile, month_name, month_of
+from im_actors.storage.months import MonthFile, month_of
+from im_actors.storage.places import month_name
 from im_actors.storage.runs import Run
 from im_actors.storage.scan import SlotScan
 

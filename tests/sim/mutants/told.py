@@ -58,8 +58,8 @@ TOLD = (
         "9: unread counts the messages of others only",
         Edit(
             "im_actors.core.spans",
-            "if e.kind != EventKind.MESSAGE or e.sender == user)",
-            "if e.kind != EventKind.MESSAGE)",
+            "if e.kind not in MESSAGE_KINDS or e.sender == user)",
+            "if e.kind not in MESSAGE_KINDS)",
         ),
     ),
     mutant(
