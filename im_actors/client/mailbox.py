@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import msgpack
 
+from im_actors.client.shown import read_said
 from im_actors.core.model import Event, EventKind, pack
 from im_actors.core.names import SessionKind, session_kind
 from im_actors.core.outbox_words import SendState
@@ -253,14 +254,30 @@ def followed(row: ConversationRow, event: Event, user: str) -> ConversationRow:
     if row.inputs is None:
         return row
     base, _, skipped, ranges = row.inputs[:4]
-    if not is_message or event.sender == user:
-        skipped += 1
-        if ranges and ranges[-1][1] == event.seq - 1:
-            ranges = [*ranges[:-1], [ranges[-1][0], event.seq]]
-        else:
-            ranges = [*ranges, [event.seq, event.seq]][-SKIPS_MAX:]
+    uncounted = [] if is_message and event.sender != user else [event.seq]
+    if event.kind == EventKind.RECALL and (found := read_said(event)):
+        uncounted.append(found[0])
+    for seq in uncounted:
+        skipped, ranges = _skipping(base, skipped, ranges, seq)
     unread = max(0, event.seq - base - skipped)
     return row._replace(unread=unread, inputs=[base, event.seq, skipped, ranges])
+
+
+def _skipping(
+    base: int, skipped: int, ranges: list[list[int]], seq: int
+) -> tuple[int, list[list[int]]]:
+    """How many events do not count and which, with this one too, unless it does not already; or it
+    is older than those of which it is told whether they do: that is for the next row to say."""
+    told = sum(last - first + 1 for first, last in ranges) == skipped or seq > ranges[0][0]
+    if seq <= base or not told or any(first <= seq <= last for first, last in ranges):
+        return skipped, ranges
+    joined: list[list[int]] = []
+    for first, last in sorted([*ranges, [seq, seq]]):
+        if joined and joined[-1][1] == first - 1:
+            joined[-1] = [joined[-1][0], last]
+        else:
+            joined.append([first, last])
+    return skipped + 1, joined[-SKIPS_MAX:]
 
 
 def _flagged(row: ConversationRow, flag: RowFlag, on: bool) -> ConversationRow:
