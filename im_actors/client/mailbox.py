@@ -104,6 +104,7 @@ class Mailbox:
             row = self._rows.get(event.session)
             if (
                 row is not None
+                and _is_known(row)
                 and event.seq == row.last_seq + 1
                 and session_kind(event.session) in (SessionKind.GROUP, SessionKind.OPEN)
             ):
@@ -236,6 +237,12 @@ def apply(row: ConversationRow, what: str, args: list[Any]) -> ConversationRow:
             return row._replace(label=label)
         case _:
             return row
+
+
+def _is_known(row: ConversationRow) -> bool:
+    """Whether it says where the conversation ends. That of a group whose member the user is no
+    more does not: it must not come back when the old events are read again."""
+    return not row.flags & RowFlag.LEFT and bool(row.last_seq or row.inputs)
 
 
 def followed(row: ConversationRow, event: Event, user: str) -> ConversationRow:

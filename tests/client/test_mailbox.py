@@ -173,3 +173,12 @@ def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     box.begin([ROW._replace(session="new")])
     assert [row.session for row in box.rows()] == ["new"]
     assert [name for area, name in kept if area == "conversation"] == ["new"]
+
+
+def test_a_group_that_was_left_does_not_come_back_when_its_events_are_read_again() -> None:
+    left = ROW._replace(
+        session="group:g", version=9, rank=0, last_seq=0, inputs=None, flags=int(RowFlag.LEFT)
+    )
+    box, _ = mailbox(left)
+    box.saw([Event("group:g", 1, 1 << 22, EventKind.MESSAGE, "bob/x", 1, b"x")], "me")
+    assert box.rows() == []

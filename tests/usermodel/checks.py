@@ -33,7 +33,7 @@ async def check_all(town: Town) -> None:
 async def _check_device(town: Town, device: Device) -> None:
     model, user = town.model, device.user
     expected = model.list_of(user)
-    local = [_without_preview(seen) for seen in expected]
+    local = _as_local(expected)
     await _agree(town, device, "its own list", lambda: _local(device, expected), local)
     await _agree(town, device, "the list", lambda: _paged(town, device), expected)
     await _agree(town, device, "the total", lambda: _total(device), model.unread(user))
@@ -116,15 +116,19 @@ async def _local(device: Device, expected: list[Seen]) -> list[Seen]:
     found: list[Conversation] = []
     for label in sorted({"", *(seen.label for seen in expected)}):
         found += (await device.im.conversations(LIST_MAX, label=label, local=True)).conversations
-    return _ordered([_without_preview(seen_of(row)) for row in found], expected)
+    return _as_local(_ordered([seen_of(row) for row in found], expected))
 
 
-def _without_preview(seen: Seen) -> Seen:
-    """A device that follows a group need not know what became of a message that it was not told of
-    by itself."""
-    if session_kind(seen.session) in (SessionKind.GROUP, SessionKind.OPEN):
-        return seen._replace(sender="", preview="", kind=0)
-    return seen
+def _as_local(rows: list[Seen]) -> list[Seen]:
+    """Where groups end a device knows as far as it was told of by itself: only the groups of the
+    user, behind the others."""
+    live = (SessionKind.GROUP, SessionKind.OPEN)
+    noted = [row for row in rows if session_kind(row.session) not in live]
+    groups = [r for r in rows if session_kind(r.session) is SessionKind.GROUP]
+    return [*noted, *sorted(_NOTHING._replace(session=row.session) for row in groups)]
+
+
+_NOTHING = Seen("", "", 0, 0, "", "", 0, 0, 0, 0, False, False, "")
 
 
 def _ordered(found: list[Seen], expected: list[Seen]) -> list[Seen]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
+from im_actors.core.model import EventKind
 from im_actors.core.names import (
     NOTICE_CHANNELS,
     SessionKind,
@@ -196,8 +197,11 @@ class Days:
             return
         device = self.device()
         if (session := self.session_of(device.user)) is not None:
-            seq = self.rng.randint(1, self.town.model.timeline(session).last)
-            await self.town.change(device, "delete", session, seq)
+            lines = self.town.model.timeline(session).lines
+            messages = [line.seq for line in lines if line.kind == EventKind.MESSAGE]
+            if messages:
+                seq = self.rng.choice((messages[-1], self.rng.choice(messages)))
+                await self.town.change(device, "delete", session, seq)
 
     async def _set(self, what: str, value: object) -> None:
         device = self.device()

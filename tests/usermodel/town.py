@@ -272,7 +272,8 @@ def _acked(op: Op) -> int:
 
 
 async def _idle(device: Device) -> bool:
-    return not device.im.outbox()
+    # Not ``outbox()``, which does not tell of what only keeps its counter without a gap.
+    return not len(device.im._engine.outbox)
 
 
 async def _send(device: Device, session: str, what: str, args: tuple[Any, ...]) -> Any:
