@@ -274,16 +274,20 @@ class UserSide:
         self._keep("mailbox", "registered", b"")
 
     def _heed(self, events: Sequence[Event]) -> None:
-        """What the mailbox says and no row does: messages that were deleted on another device."""
+        """What the mailbox says and no row does: messages that were deleted on another device, and
+        that the user is a member of a group, perhaps of one that he has left and still follows."""
         for event in events:
-            if event.kind == EventKind.MAILBOX:
-                try:
-                    what, args, _ = read_state(event.body)
-                except Exception:
-                    continue  # a form of a later version
-                match what, args:
-                    case "delete", [str(session), int(seq)]:
-                        self.overlays.delete(session, seq)
+            if event.kind not in (EventKind.MAILBOX, EventKind.NOTE):
+                continue
+            try:
+                what, args, _ = read_state(event.body)
+            except Exception:
+                continue  # a form of a later version
+            match what, args:
+                case "delete", [str(session), int(seq)] if event.kind == EventKind.MAILBOX:
+                    self.overlays.delete(session, seq)
+                case "joined", [str(session)] if event.kind == EventKind.NOTE:
+                    self._engine.let_in(session)
 
     # -- signals ---------------------------------------------------------------------------------
 
