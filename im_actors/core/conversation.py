@@ -83,7 +83,7 @@ class Conversation(NamedTuple):
         return self._replace(
             last_seq=span.to_seq,
             last_key=max(self.last_key, span.last_key),
-            preview=max(filter(None, (self.preview, span.preview)), default=None),
+            preview=_newer(self.preview, span.preview),
             skips=self.skips.adding(above(span.skips, max(self.last_seq, self.read_seq))),
             recalled=recalled,
         )
@@ -130,10 +130,14 @@ class Conversation(NamedTuple):
 
     def delete(self, seq: int) -> Conversation:
         """Show the message ``seq`` to this user no more; that it is deleted is kept elsewhere
-        (``core.deleted``). It counts as unread until it is read."""
-        if self.preview is None or self.preview.seq != seq:
-            return self
-        return self._replace(preview=self.preview.deleted())
+        (``core.deleted``). It counts as unread until it is read. What has not been noted, or never
+        is, is remembered here by its seq, the greatest one."""
+        preview = self.preview
+        if preview is None or preview.seq < seq:
+            if seq <= self.last_seq:
+                return self
+            preview = Preview(seq, seq, 0, "", "")
+        return self if preview.seq > seq else self._replace(preview=preview.deleted())
 
     def begun(self, key: int) -> Conversation:
         """With a place in the list, which a conversation that is never noted lacks."""
@@ -194,6 +198,14 @@ class Conversation(NamedTuple):
             )
         except (TypeError, ValueError):
             raise CorruptData("a conversation: the row has fields of a wrong form") from None
+
+
+def _newer(one: Preview | None, other: Preview | None) -> Preview | None:
+    if one is None or other is None:
+        return one or other
+    newest = max(one, other)
+    # Who deletes a message before it is noted does not say whose it is.
+    return newest._replace(sender=other.sender) if one.seq == other.seq else newest
 
 
 def conversation_key(session: str) -> str:

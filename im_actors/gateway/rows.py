@@ -146,6 +146,8 @@ class UserHeads:
         if preview is None or preview.seq < row.joined_seq:
             # What was said before he came is not his to read.
             preview = _NOTHING
+        elif row.preview is not None and row.preview.seq == preview.seq:
+            preview = preview.deleted()
         shown = preview[2:]
         inputs = None
         if live.upto - base <= INPUTS_EVENTS_MAX:

@@ -327,7 +327,7 @@ class Model:
                 row.label = value
             case "delete":
                 row.deleted.add(value)
-        row.begun = row.begun or row.state() != before
+        row.begun = row.begun or what == "delete" or row.state() != before
 
     # ---- lists
 
