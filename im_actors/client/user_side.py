@@ -235,25 +235,28 @@ class UserSide:
                 if found < upto:
                     raise NotReachable("the copy that answered lags behind")
                 return
-        version, page = await self._page(None, QUERY_ROWS_MAX, False, "")
+        # Also what is folded: otherwise nobody here would know of it.
+        version, page = await self._page(None, QUERY_ROWS_MAX, False, None)
         if version < upto:
             raise NotReachable("the copy that answered lags behind")
         self.mailbox.begin(page.rows)
         self.mailbox.learned(version, now_ms())
 
-    async def page(self, cursor: str | None, limit: int, unread_only: bool, label: str) -> RowPage:
+    async def page(self, cursor: str | None, limit: int, unread_only: bool, label: str | None) -> RowPage:
         """A page of the list from the server; NotReachable also when it knows less than we do."""
         version, page = await self._page(cursor, limit, unread_only, label)
         if version < self.mailbox.known.version:
             raise NotReachable("the copy that answered lags behind")
         self.mailbox.take(page.rows)
-        # It says nothing of what changed below it, so the version stays, unless there was none.
-        if not self.mailbox.known.version and cursor is None and not unread_only and not label:
+        # It says nothing of what changed below it, so the version stays, unless there was none and
+        # nobody goes to read all that there is.
+        first = cursor is None and not unread_only and not label
+        if first and not self.mailbox.known.version and not self._follows:
             self.mailbox.learned(version, now_ms())
         return page
 
     async def _page(
-        self, cursor: str | None, limit: int, unread_only: bool, label: str
+        self, cursor: str | None, limit: int, unread_only: bool, label: str | None
     ) -> tuple[int, RowPage]:
         answer = await self.ask("conversations", cursor, limit, unread_only, label)
         types = (int, list, (str, type(None)), int)

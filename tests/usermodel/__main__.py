@@ -13,6 +13,7 @@ import time
 import traceback
 from pathlib import Path
 
+from tests.usermodel.replay import ReplayPlan, replay
 from tests.usermodel.runs import Outcome, Plan, run
 
 
@@ -20,12 +21,11 @@ def main() -> int:
     options = _options()
     logging.disable(logging.WARNING)
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(10**6)
-    faults = tuple(filter(None, options.faults.split(",")))
     deadline = time.monotonic() + 60 * options.minutes if options.minutes else None
     runs, failed = 0, 0
     totals = Outcome()
     while runs == 0 or (deadline is not None and time.monotonic() < deadline):
-        plan = Plan(seed, options.steps, options.quiet, options.users, options.devices, faults)
+        plan = _plan(options, seed)
         print(f"seed {seed}: {plan.command()}", file=sys.stderr, flush=True)
         outcome = _run(plan)
         totals = totals + outcome
@@ -37,9 +37,18 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def _run(plan: Plan) -> Outcome:
-    with tempfile.TemporaryDirectory(prefix="usermodel-") as directory:
-        outcome = asyncio.run(run(plan, Path(directory)))
+def _plan(options: argparse.Namespace, seed: int) -> Plan | ReplayPlan:
+    if options.replay:
+        return ReplayPlan(seed, options.replay, options.events, options.quiet or 400)
+    faults = tuple(filter(None, options.faults.split(",")))
+    return Plan(seed, options.steps, options.quiet or 60, options.users, options.devices, faults)
+
+
+def _run(plan: Plan | ReplayPlan) -> Outcome:
+    with tempfile.TemporaryDirectory(prefix="usermodel-") as name:
+        directory = Path(name)
+        work = replay(plan, directory) if isinstance(plan, ReplayPlan) else run(plan, directory)
+        outcome = asyncio.run(work)
     if outcome.failure:
         print("\n".join(outcome.story), file=sys.stderr)
         print(f"FAILED: {outcome.failure}\n{plan.command()}", file=sys.stderr, flush=True)
@@ -51,10 +60,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=2_000, help="steps of a run")
     parser.add_argument("--seed", type=int, help="the (first) seed; default: a random one")
     parser.add_argument("--minutes", type=float, help="further seeds for so long")
-    parser.add_argument("--quiet", type=int, default=60, help="steps between two quiet points")
+    parser.add_argument("--quiet", type=int, help="steps between two quiet points")
     parser.add_argument("--users", type=int, default=5)
     parser.add_argument("--devices", type=int, default=2, help="of each user, to begin with")
     parser.add_argument("--faults", default="kill,kill,redis,warm,forget", metavar="LIST")
+    parser.add_argument("--replay", metavar="FILE", help="play this chat file, by path or name")
+    parser.add_argument("--events", type=int, metavar="N", help="only its first N messages")
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()
 

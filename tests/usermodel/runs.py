@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -74,7 +75,6 @@ class Outcome:
 
 
 async def run(plan: Plan, directory: Path) -> Outcome:
-    outcome, began = Outcome(), time.monotonic()
     rng = Random(plan.seed)
     stores = directory / "stores" if plan.stores else None
     if stores is not None:
@@ -82,7 +82,8 @@ async def run(plan: Plan, directory: Path) -> Outcome:
     async with Faulty(directory, Random(rng.random())) as cluster:
         town = Town(cluster, NAMES[: plan.users], Random(rng.random()), stores)
         days = Days(town, Random(rng.random()), plan.faults)
-        try:
+
+        async def live(outcome: Outcome) -> None:
             await days.begin(plan.devices)
             while outcome.steps < plan.steps:
                 steps = min(plan.quiet, plan.steps - outcome.steps)
@@ -90,19 +91,28 @@ async def run(plan: Plan, directory: Path) -> Outcome:
                 await town.rest()
                 outcome.steps += steps
                 outcome.quiet_points += 1
-        except Exception as error:  # whatever it is, with the seed and the story
-            outcome.failure = f"{type(error).__name__}: {error}"
-            if not isinstance(error, AssertionError):
-                outcome.failure += "\n" + traceback.format_exc()
-            outcome.story = list(town.story)
-        finally:
-            for device in town.devices:
-                if device.mode != "closed":
-                    await device.close(crash=True)
+
+        return await carefully(town, live)
+
+
+async def carefully(town: Town, live: Callable[[Outcome], Awaitable[None]]) -> Outcome:
+    """To the end or to the first difference, with what led to it."""
+    outcome, began = Outcome(), time.monotonic()
+    try:
+        await live(outcome)
+    except Exception as error:  # whatever it is, its seed and its story are wanted
+        outcome.failure = f"{type(error).__name__}: {error}"
+        if not isinstance(error, AssertionError):
+            outcome.failure += "\n" + traceback.format_exc()
+        outcome.story = list(town.story)
+    finally:
+        for device in town.devices:
+            if device.mode != "closed":
+                await device.close(crash=True)
     outcome.asked = town.asked
     outcome.events = sum(
         line.kind != EventKind.NOTE for t in town.model.timelines.values() for line in t.lines
     )
-    outcome.faults = Counter(" ".join(text.split()[:2]) for text in cluster.done)
+    outcome.faults = Counter(" ".join(text.split()[:2]) for text in town.cluster.done)
     outcome.elapsed_s = time.monotonic() - began
     return outcome
