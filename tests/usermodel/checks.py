@@ -207,7 +207,8 @@ async def _check_timelines(town: Town, device: Device) -> None:
         first, last = town.model.timeline(session).readable(device.user)
         if last < first:
             continue
-        await _check_followed(town, device, session)
+        if device.follows:
+            await _check_followed(town, device, session)
         expected = town.model.shown(device.user, session)[-HISTORY_EVENTS:]
         await _agree(
             town, device, f"history of {session}", lambda s=session: _history(device, s), expected

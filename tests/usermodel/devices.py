@@ -29,6 +29,8 @@ class Device:
         self.address = ""
         self.mode = "closed"
         """closed, tunnel (open, and no server in reach), online."""
+        self.follows = True
+        """Otherwise it only opens lists and histories."""
         self.gone = False
         self.crashed = False
         """It may be handed its last events again."""
@@ -81,6 +83,8 @@ class Device:
         return any(op.key[::2] == (sent.session, sent.n) for sent in self.im.outbox())
 
     def follow(self, session: str) -> None:
+        if not self.follows:
+            return
         task = self._following.get(session)
         if task is None or task.done():
             self._following[session] = asyncio.create_task(self._collect(session))

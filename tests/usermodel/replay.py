@@ -8,6 +8,7 @@ say comes when they are back, some come late; actors are killed in between.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby, zip_longest
@@ -70,9 +71,6 @@ class Stage(Town):
         """and what was said last in each."""
 
     def sessions_of(self, user: str) -> list[str]:
-        """Every second participant follows; the others open their lists and histories."""
-        if int(user.partition("-")[0]) % 2:
-            return []
         return [s for s in self.talks.values() if user in self.members[s] and user not in self.late]
 
     def user(self, sender: str) -> str:
@@ -96,6 +94,7 @@ class Stage(Town):
                 await self._all_online()
                 await self.rest()
                 outcome.quiet_points += 1
+                print(f"  {outcome.steps} said", file=sys.stderr, flush=True)
         for device in self.devices:
             await self.close(device)
         self.devices.clear()
@@ -110,8 +109,9 @@ class Stage(Town):
         self.talks = {talk: self._session(talk, users) for talk, users in talks.items()}
         self.members = {self.talks[talk]: users for talk, users in talks.items()}
         self.late, self.last = set(), {}
-        for user in self.users:
-            await self.new_device(user)
+        for number, user in enumerate(self.users):
+            device = await self.new_device(user, stored=number % 4 < 2)
+            device.follows = number % 2 == 0
         if self.is_group:
             for talk, users in talks.items():
                 await self._make_group(talk, users)
@@ -161,7 +161,9 @@ class Stage(Town):
             if op.what == "message" and self._has_connection(op.user) and await self.answer(op):
                 await self.ask(self.device(op.user), op.session, "recall", op.sent.ack.seq)
         if rng.random() < GOES:
-            await self._connect(self.device(rng.choice(self.users)), False)
+            device = self.device(rng.choice(self.users))
+            if device.store is not None:
+                await self._connect(device, False)
         if rng.random() < COMES and (away := [d for d in self.devices if d.mode == "tunnel"]):
             await self._connect(rng.choice(away), True)
         if rng.random() < FAULTS:

@@ -81,9 +81,10 @@ class Town:
 
     # ---- devices
 
-    async def new_device(self, user: str) -> Device:
+    async def new_device(self, user: str, stored: bool = True) -> Device:
         name = f"d{len(self.devices)}"
-        store = self._stores / f"{user}-{name}.db" if self._stores is not None else None
+        keeps = stored and self._stores is not None
+        store = self._stores / f"{user}-{name}.db" if self._stores and keeps else None
         device = Device(user, name, store, self.rng.randrange(1 << 30))
         self.devices.append(device)
         await self.open(device)
