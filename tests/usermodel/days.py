@@ -221,9 +221,9 @@ class Days:
         device = self.device()
         if (session := self.session_of(device.user)) is not None:
             last = self.town.model.timeline(session).last
-            await self.town.change(
-                device, "hide", session, self.rng.choice((last, last, last, last + 1, 0))
-            )
+            # Not further than that: a device that follows a group cannot know of it.
+            seq = self.rng.choice((last, last, last, 0))
+            await self.town.change(device, "hide", session, seq)
 
     # ---- groups
 
