@@ -18,7 +18,7 @@ from tests.usermodel.settling import Difference
 if TYPE_CHECKING:
     from tests.usermodel.town import Town
 
-AGREE_S = 20.0
+AGREE_S = 60.0
 """In so long a device has to see what it should, once everything is at rest."""
 HISTORY_EVENTS = 40
 LIST_MAX = 100

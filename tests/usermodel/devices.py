@@ -16,7 +16,7 @@ from tests.usermodel.settling import Difference
 
 NOWHERE = "im://127.0.0.1:1"
 """Nobody listens there."""
-QUICK = ClientConfig(reconnect_base_ms=20, reconnect_cap_ms=400, history_timeout_ms=4_000)
+QUICK = ClientConfig(reconnect_base_ms=20, reconnect_cap_ms=400, history_timeout_ms=15_000)
 
 
 class Device:

@@ -39,6 +39,7 @@ def settle(
     refused += [op for op, event in taken.items() if event.kind == EventKind.VOID]
     by_event = {event.seq: op for op, event in taken.items()}
     unexplained = set(refused)
+    _fill_before_creation(timeline, events)
     for event in events:
         _explain(model, timeline, unexplained)
         _take(model, timeline, event, by_event.get(event.seq), batch_text)
@@ -49,6 +50,13 @@ def settle(
         (op, *_) = unexplained
         raise Difference(f"{op} was refused with {_error(op)}, and should not have been")
     return [op for op in asked.values() if waiting(op)]
+
+
+def _fill_before_creation(timeline: Timeline, events: list[Event]) -> None:
+    """What was refused before there was a group is in its timeline, and before all members."""
+    group = session_kind(timeline.session) is SessionKind.GROUP
+    while group and timeline.title is None and events and timeline.last + 1 < events[0].seq:
+        timeline.lines.append(Line(timeline.last + 1, 0, 0, EventKind.VOID, ""))
 
 
 def _verdict(model: Model, timeline: Timeline, op: Op) -> str:
