@@ -140,7 +140,7 @@ class Conversation(NamedTuple):
         return self if preview.seq > seq else self._replace(preview=preview.deleted())
 
     def begun(self, key: int) -> Conversation:
-        """With a place in the list, which a conversation that is never noted lacks."""
+        """With a place in the list, which an open session lacks."""
         return self if self.last_key else self._replace(last_key=key)
 
     # ---- what there is to see
@@ -170,9 +170,10 @@ class Conversation(NamedTuple):
         return Skips().adding(above(ranges, floor)).ranges
 
     def rank(self) -> int:
-        """The place in the list, the greatest first; 0: not in it. A hidden group keeps its place:
+        """The place in the list, the greatest first; 0: not in it. What has no event is not, nor a
+        group that never let the user in, whatever he says of it. A hidden group keeps its place:
         whoever reads the list looks at the group's head."""
-        if self.out or self.hidden_at(self.last_seq):
+        if self.out or self.hidden_at(self.last_seq) or not self.last_key:
             return 0
         return self.last_key | PINNED_RANK if self.pinned else self.last_key
 

@@ -28,6 +28,8 @@ RECENT = 12
 GROUPS_AT_ONCE = 4
 DEVICES_MAX = 4
 OPEN_SESSION = "square"
+NOSY = 0.02
+"""So often somebody turns to what is not his to see."""
 STEPS = {
     "talk": 22,
     "chat": 20,
@@ -106,7 +108,7 @@ class Days:
             for session, timeline in self.town.model.timelines.items()
             if session_kind(session) is not SessionKind.MAILBOX
             and timeline.lines
-            and timeline.readable(user)[1] > 0
+            and (timeline.readable(user)[1] > 0 or self.rng.random() < NOSY)
         ]
         return self.rng.choice(known) if known else None
 
