@@ -58,8 +58,8 @@ class UserCalls:
         local: bool = False,
     ) -> ConversationList:
         """The user's conversations, newest first; ``after`` is ``next`` of the page before.
-        ``label``: what is folded under it; empty: what is not folded; None: all of it. ``local``: what this device
-        knows, at once; ``list_changed`` tells when that is more."""
+        ``label``: what is folded under it; empty: what is not folded; None: all of it.
+        ``local``: what this device knows, at once; ``list_changed`` tells when that is more."""
         if not 1 <= limit <= QUERY_ROWS_MAX:
             raise BadRequest(f"limit is {limit}, it must be 1 to {QUERY_ROWS_MAX}")
         behind, cursor = _read_next(after)

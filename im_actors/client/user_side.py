@@ -242,7 +242,9 @@ class UserSide:
         self.mailbox.begin(page.rows)
         self.mailbox.learned(version, now_ms())
 
-    async def page(self, cursor: str | None, limit: int, unread_only: bool, label: str | None) -> RowPage:
+    async def page(
+        self, cursor: str | None, limit: int, unread_only: bool, label: str | None
+    ) -> RowPage:
         """A page of the list from the server; NotReachable also when it knows less than we do."""
         version, page = await self._page(cursor, limit, unread_only, label)
         if version < self.mailbox.known.version:

@@ -307,7 +307,7 @@ class Inbox:
             self._close(stream.id, now_ms, effects)
 
     def _let_in(self, name: str, now_ms: int, effects: list[InboxEffect]) -> None:
-        """Who follows a group that he has left is pushed nothing, until he follows it as a member."""
+        """Who follows a group that he has left is pushed nothing until he follows it anew."""
         session = self._sessions.get(name)
         if session is not None and self._connected:
             self._follow([session], now_ms, effects)

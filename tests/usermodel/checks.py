@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from im_actors.client.conversations import Conversation, ConversationList
@@ -103,7 +104,7 @@ def check_inputs(row: Conversation) -> None:
     assert row.inputs is not None
     base, last, skipped, ranges = row.inputs
     known = sum(end - first + 1 for first, end in ranges)
-    ascending = all(one[1] < two[0] for one, two in zip(ranges, ranges[1:], strict=False))
+    ascending = all(one[1] < two[0] for one, two in pairwise(ranges))
     if row.unread != max(0, last - base) - skipped or known > skipped or not ascending:
         raise Difference(f"the inputs do not add up: {row}")
     if any(first <= base or end > last for first, end in ranges):

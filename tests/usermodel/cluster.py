@@ -124,7 +124,9 @@ class Faulty:
         if self._redis_is != "up" or self._end_slowness("redis"):
             await self._heal_redis()
             return "redis is there again"
-        what = self._rng.choice(("kill", "pause", "empty", "wipe", "slow", "stale", "stale", "torn"))
+        what = self._rng.choice(
+            ("kill", "pause", "empty", "wipe", "slow", "stale", "stale", "torn")
+        )
         return await getattr(self, f"_redis_{what}")(self.redis)
 
     async def _redis_kill(self, redis: RedisServer) -> str:

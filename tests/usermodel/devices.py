@@ -1,4 +1,4 @@
-"""Devices of users: clients that come and go over one store, and what their followers were shown."""
+"""Devices of users: clients that come and go over one store, and what followers were shown."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Device:
         self.mode = "tunnel" if url == NOWHERE else "online"
         pending = {(sent.session, self.address, sent.n): sent for sent in self._client.outbox()}
         for key, op in self.open_ops.items():
-            if op.sent is None or op.sent.ack is None and op.sent.error is None:
+            if op.sent is None or (op.sent.ack is None and op.sent.error is None):
                 op.sent = pending.get(key)
 
     async def close(self, crash: bool = False) -> None:

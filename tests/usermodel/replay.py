@@ -1,5 +1,5 @@
-"""Chat files as groups and direct sessions: real clients say what the file says, in its order, and at
-quiet points everybody's list, unread counts and timelines are those of the model.
+"""Chat files as groups and direct sessions: real clients say what the file says, in its order, and
+at quiet points everybody's list, unread counts and timelines are those of the model.
 
 Some of the participants read on the way, some are without a connection for a while and what they
 say comes when they are back, some come late; actors are killed in between.
@@ -28,8 +28,8 @@ DATA = Path(__file__).parents[4] / "shared" / "data"
 PARTICIPANTS_AT_ONCE = 60
 """Conversations are played together up to so many; a larger one is played alone."""
 READS, GOES, COMES, FAULTS, RECALLS = 0.08, 0.01, 0.05, 0.002, 0.01
-"""After each line: somebody reads, loses his connection, has it again; something is killed; what was said last is
-recalled."""
+"""After each line: somebody reads, loses his connection, has it again; something is killed; what was
+said last is recalled."""
 
 
 @dataclass(frozen=True, slots=True)

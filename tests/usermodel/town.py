@@ -1,8 +1,8 @@
 """Users and their devices on a cluster, what they asked for, and what the model makes of it.
 
-Asking does not wait for answers: what came of it is found out at quiet points (``Town.rest``). There
-everything has come to rest, the model takes what the timelines have, and every device is asked what
-it sees (``checks``).
+Asking does not wait for answers: what came of it is found out at quiet points (``Town.rest``).
+There everything has come to rest, the model takes what the timelines have, and every device is
+asked what it sees (``checks``).
 """
 
 from __future__ import annotations
@@ -264,8 +264,6 @@ class Town:
             if time.monotonic() > deadline:
                 raise Difference(f"it takes too long until {what}")
             await asyncio.sleep(0.01)
-
-
 
 
 def _acked(op: Op) -> int:
