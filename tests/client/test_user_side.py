@@ -125,7 +125,7 @@ async def test_a_new_device_knows_what_is_folded_also_when_a_list_is_asked_for_f
     async with client(gateway.url) as im:
         await (await im.send(TALK, "hi")).acked(10)
         await (await im.fold(TALK, "later")).acked(10)
-    async with client(gateway.url, device="pad") as pad:
+    async with client(gateway.url) as pad:
         await pad.connected(10)
         assert (await pad.conversations()).conversations == []
         await until(lambda: pad.labels() == ["later"])

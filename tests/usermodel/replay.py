@@ -28,8 +28,8 @@ DATA = Path(__file__).parents[4] / "shared" / "data"
 PARTICIPANTS_AT_ONCE = 60
 """Conversations are played together up to so many; a larger one is played alone."""
 READS, GOES, COMES, FAULTS, RECALLS = 0.08, 0.01, 0.05, 0.002, 0.01
-"""After each line: somebody reads, loses his connection, has it again; something is killed; the last
-message is recalled."""
+"""After each line: somebody reads, loses his connection, has it again; something is killed; what
+was said last is recalled."""
 
 
 @dataclass(frozen=True, slots=True)
