@@ -110,6 +110,50 @@ async def test_only_members_read_a_group_and_only_from_when_they_joined(
         assert [event.seq for event in followed] == [back, back + 1]
 
 
+async def test_who_follows_a_group_that_he_left_is_pushed_to_when_he_is_back(
+    cluster: LocalCluster,
+) -> None:
+    async with (
+        Client(cluster.url, user="alice") as alice,
+        Client(cluster.url, user="bob") as bob,
+    ):
+        await acked(alice.groups.create("climbers", "Climbers", ["bob"]))
+        await bob.conversations()
+        left = await acked(bob.groups.leave("climbers"))
+        async with bob.follow(GROUP, after=0) as follower:
+            while (await follower.next(20)).seq < left:
+                pass
+            await acked(alice.groups.add("climbers", "bob"))
+            said = await talk(alice, GROUP, 1)
+            while (await follower.next(20)).seq < said:
+                pass
+
+
+async def test_a_list_says_nothing_of_a_group_from_before_or_without_being_in_it(
+    cluster: LocalCluster,
+) -> None:
+    async with (
+        Client(cluster.url, user="alice") as alice,
+        Client(cluster.url, user="bob") as bob,
+        Client(cluster.url, user="carol") as carol,
+    ):
+        await acked(alice.groups.create("climbers", "Climbers", []))
+        await talk(alice, GROUP, 1)
+        await acked(alice.groups.add("climbers", "bob"))
+        await acked(carol.pin(GROUP))
+        await unread_of(bob, GROUP, 0)
+        row = await bob.conversation(GROUP)
+        assert row is not None
+        assert (row.sender, row.preview) == ("", "")
+        assert (await carol.conversations()).conversations == []
+        seq = await talk(alice, GROUP, 1)
+        await acked(bob.delete(GROUP, seq))
+        await unread_of(bob, GROUP, 1)
+        row = await bob.conversation(GROUP)
+        assert row is not None
+        assert (row.sender, row.preview) == ("alice", "")
+
+
 async def test_a_direct_session_is_read_by_its_two_users_only(cluster: LocalCluster) -> None:
     async with (
         Client(cluster.url, user="alice") as alice,

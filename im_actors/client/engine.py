@@ -235,6 +235,10 @@ class Engine:
             feed.wake()
             self._inbox(i.StreamClosed(feed.id))
 
+    def let_in(self, session: str) -> None:
+        """The user is in this group again: what is said there is to be pushed from now on."""
+        self._inbox(i.LetIn(session))
+
     def drop_feed(self, feed: Feed) -> None:
         """The reader was garbage; the collector may run in any thread."""
         if self._loop is not None and not self._loop.is_closed():

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 import msgpack
 
-from im_actors.core.model import MESSAGE_KINDS, Event, pack
+from im_actors.client.shown import read_said
+from im_actors.core.model import MESSAGE_KINDS, Event, EventKind, pack
 from im_actors.core.names import SessionKind, session_kind
 from im_actors.core.outbox_words import SendState
 from im_actors.core.spans import PREVIEW_CHARS_MAX
@@ -103,6 +104,7 @@ class Mailbox:
             row = self._rows.get(event.session)
             if (
                 row is not None
+                and _is_known(row)
                 and event.seq == row.last_seq + 1
                 and session_kind(event.session) in (SessionKind.GROUP, SessionKind.OPEN)
             ):
@@ -237,6 +239,12 @@ def apply(row: ConversationRow, what: str, args: list[Any]) -> ConversationRow:
             return row
 
 
+def _is_known(row: ConversationRow) -> bool:
+    """Whether it says where the conversation ends. That of a group whose member the user is no
+    more does not: it must not come back when the old events are read again."""
+    return not row.flags & RowFlag.LEFT and bool(row.last_seq or row.inputs)
+
+
 def followed(row: ConversationRow, event: Event, user: str) -> ConversationRow:
     """The row with the event that follows its last one."""
     rank = event.key | PINNED_RANK if row.flags & RowFlag.PINNED else event.key
@@ -253,14 +261,30 @@ def followed(row: ConversationRow, event: Event, user: str) -> ConversationRow:
     if row.inputs is None:
         return row
     base, _, skipped, ranges = row.inputs[:4]
-    if not is_message or event.sender == user:
-        skipped += 1
-        if ranges and ranges[-1][1] == event.seq - 1:
-            ranges = [*ranges[:-1], [ranges[-1][0], event.seq]]
-        else:
-            ranges = [*ranges, [event.seq, event.seq]][-SKIPS_MAX:]
+    uncounted = [] if is_message and event.sender != user else [event.seq]
+    if event.kind == EventKind.RECALL and (found := read_said(event)):
+        uncounted.append(found[0])
+    for seq in uncounted:
+        skipped, ranges = _skipping(base, skipped, ranges, seq)
     unread = max(0, event.seq - base - skipped)
     return row._replace(unread=unread, inputs=[base, event.seq, skipped, ranges])
+
+
+def _skipping(
+    base: int, skipped: int, ranges: list[list[int]], seq: int
+) -> tuple[int, list[list[int]]]:
+    """How many events do not count and which, with this one too, unless it does not already; or it
+    is older than those of which it is told whether they do: that is for the next row to say."""
+    told = sum(last - first + 1 for first, last in ranges) == skipped or seq > ranges[0][0]
+    if seq <= base or not told or any(first <= seq <= last for first, last in ranges):
+        return skipped, ranges
+    joined: list[list[int]] = []
+    for first, last in sorted([*ranges, [seq, seq]]):
+        if joined and joined[-1][1] == first - 1:
+            joined[-1] = [joined[-1][0], last]
+        else:
+            joined.append([first, last])
+    return skipped + 1, joined[-SKIPS_MAX:]
 
 
 def _flagged(row: ConversationRow, flag: RowFlag, on: bool) -> ConversationRow:

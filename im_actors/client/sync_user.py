@@ -48,7 +48,7 @@ class UserCalls(Generic[SentT]):
         after: str | None = None,
         *,
         unread_only: bool = False,
-        label: str = "",
+        label: str | None = "",
         local: bool = False,
     ) -> ConversationList:
         """The user's conversations, newest first; ``after`` is ``next`` of the page before.

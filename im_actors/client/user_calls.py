@@ -54,12 +54,12 @@ class UserCalls:
         after: str | None = None,
         *,
         unread_only: bool = False,
-        label: str = "",
+        label: str | None = "",
         local: bool = False,
     ) -> ConversationList:
         """The user's conversations, newest first; ``after`` is ``next`` of the page before.
-        ``label``: what is folded under it; empty: what is not folded. ``local``: what this device
-        knows, at once; ``list_changed`` tells when that is more."""
+        ``label``: what is folded under it; empty: what is not folded; None: all of it.
+        ``local``: what this device knows, at once; ``list_changed`` tells when that is more."""
         if not 1 <= limit <= QUERY_ROWS_MAX:
             raise BadRequest(f"limit is {limit}, it must be 1 to {QUERY_ROWS_MAX}")
         behind, cursor = _read_next(after)
@@ -97,14 +97,14 @@ class UserCalls:
         limit: int,
         behind: tuple[int, str] | None,
         unread_only: bool,
-        label: str,
+        label: str | None,
         offline: bool,
     ) -> ConversationList:
         mailbox = self._engine.user.mailbox
         rows = [
             row
             for row in (mailbox.rows() if len(mailbox) else await self._rows_of_timelines())
-            if row.label == label
+            if label in (None, row.label)
             and (row.unread or not unread_only)
             and (behind is None or place(row) > behind)
         ]

@@ -254,25 +254,30 @@ class UserSide:
                 if found < upto:
                     raise NotReachable("the copy that answered lags behind")
                 return
-        version, page = await self._page(None, QUERY_ROWS_MAX, False, "")
+        # Also what is folded: otherwise nobody here would know of it.
+        version, page = await self._page(None, QUERY_ROWS_MAX, False, None)
         if version < upto:
             raise NotReachable("the copy that answered lags behind")
         self.mailbox.begin(page.rows)
         self.mailbox.learned(version, now_ms())
 
-    async def page(self, cursor: str | None, limit: int, unread_only: bool, label: str) -> RowPage:
+    async def page(
+        self, cursor: str | None, limit: int, unread_only: bool, label: str | None
+    ) -> RowPage:
         """A page of the list from the server; NotReachable also when it knows less than we do."""
         version, page = await self._page(cursor, limit, unread_only, label)
         if version < self.mailbox.known.version:
             raise NotReachable("the copy that answered lags behind")
         self.mailbox.take(page.rows)
-        # It says nothing of what changed below it, so the version stays, unless there was none.
-        if not self.mailbox.known.version and cursor is None and not unread_only and not label:
+        # It says nothing of what changed below it, so the version stays, unless there was none and
+        # nobody goes to read all that there is.
+        first = cursor is None and not unread_only and not label
+        if first and not self.mailbox.known.version and not self._follows:
             self.mailbox.learned(version, now_ms())
         return page
 
     async def _page(
-        self, cursor: str | None, limit: int, unread_only: bool, label: str
+        self, cursor: str | None, limit: int, unread_only: bool, label: str | None
     ) -> tuple[int, RowPage]:
         answer = await self.ask("conversations", cursor, limit, unread_only, label)
         types = (int, list, (str, type(None)), int)
@@ -294,18 +299,22 @@ class UserSide:
 
     def _heed(self, events: Sequence[Event]) -> None:
         """What the mailbox says and no row does: messages that were deleted, or came, on another
-        device."""
+        device, and that the user is a member of a group, perhaps of one that he has left and still
+        follows."""
         for event in events:
-            if event.kind == EventKind.MAILBOX:
-                try:
-                    what, args, _ = read_state(event.body)
-                except Exception:
-                    continue  # a form of a later version
-                match what, args:
-                    case "delete", [str(session), int(seq)]:
-                        self.overlays.delete(session, seq)
-                    case "received", [list(positions)]:
-                        self._received.told(positions)
+            if event.kind not in (EventKind.MAILBOX, EventKind.NOTE):
+                continue
+            try:
+                what, args, _ = read_state(event.body)
+            except Exception:
+                continue  # a form of a later version
+            match what, args:
+                case "delete", [str(session), int(seq)] if event.kind == EventKind.MAILBOX:
+                    self.overlays.delete(session, seq)
+                case "received", [list(positions)] if event.kind == EventKind.MAILBOX:
+                    self._received.told(positions)
+                case "joined", [str(session)] if event.kind == EventKind.NOTE:
+                    self._engine.let_in(session)
 
     # -- signals ---------------------------------------------------------------------------------
 

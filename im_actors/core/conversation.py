@@ -83,7 +83,7 @@ class Conversation(NamedTuple):
         return self._replace(
             last_seq=span.to_seq,
             last_key=max(self.last_key, span.last_key),
-            preview=max(filter(None, (self.preview, span.preview)), default=None),
+            preview=_newer(self.preview, span.preview),
             skips=self.skips.adding(above(span.skips, max(self.last_seq, self.read_seq))),
             recalled=recalled,
         )
@@ -130,13 +130,17 @@ class Conversation(NamedTuple):
 
     def delete(self, seq: int) -> Conversation:
         """Show the message ``seq`` to this user no more; that it is deleted is kept elsewhere
-        (``core.deleted``). It counts as unread until it is read."""
-        if self.preview is None or self.preview.seq != seq:
-            return self
-        return self._replace(preview=self.preview.deleted())
+        (``core.deleted``). It counts as unread until it is read. What has not been noted, or never
+        is, is remembered here by its seq, the greatest one."""
+        preview = self.preview
+        if preview is None or preview.seq < seq:
+            if seq <= self.last_seq:
+                return self
+            preview = Preview(seq, seq, 0, "", "")
+        return self if preview.seq > seq else self._replace(preview=preview.deleted())
 
     def begun(self, key: int) -> Conversation:
-        """With a place in the list, which a conversation that is never noted lacks."""
+        """With a place in the list, which an open session lacks."""
         return self if self.last_key else self._replace(last_key=key)
 
     # ---- what there is to see
@@ -166,9 +170,10 @@ class Conversation(NamedTuple):
         return Skips().adding(above(ranges, floor)).ranges
 
     def rank(self) -> int:
-        """The place in the list, the greatest first; 0: not in it. A hidden group keeps its place:
+        """The place in the list, the greatest first; 0: not in it. What has no event is not, nor a
+        group that never let the user in, whatever he says of it. A hidden group keeps its place:
         whoever reads the list looks at the group's head."""
-        if self.out or self.hidden_at(self.last_seq):
+        if self.out or self.hidden_at(self.last_seq) or not self.last_key:
             return 0
         return self.last_key | PINNED_RANK if self.pinned else self.last_key
 
@@ -194,6 +199,14 @@ class Conversation(NamedTuple):
             )
         except (TypeError, ValueError):
             raise CorruptData("a conversation: the row has fields of a wrong form") from None
+
+
+def _newer(one: Preview | None, other: Preview | None) -> Preview | None:
+    if one is None or other is None:
+        return one or other
+    newest = max(one, other)
+    # Who deletes a message before it is noted does not say whose it is.
+    return newest._replace(sender=other.sender) if one.seq == other.seq else newest
 
 
 def conversation_key(session: str) -> str:

@@ -31,6 +31,7 @@ from im_actors.core.inbox_words import (
     HeadsReceived,
     InboxEffect,
     InboxEvent,
+    LetIn,
     Paged,
     Pull,
     Pushed,
@@ -179,6 +180,8 @@ class Inbox:
                 self._opened(event, now_ms, effects)
             case StreamClosed():
                 self._close(event.stream, now_ms, effects)
+            case LetIn():
+                self._let_in(event.session, now_ms, effects)
             case Connected():
                 self._link_up(event, now_ms, effects)
             case Disconnected():
@@ -302,6 +305,12 @@ class Inbox:
         for stream in list(session.streams) if session else ():
             effects.append(FailStream(stream.id, event.error))
             self._close(stream.id, now_ms, effects)
+
+    def _let_in(self, name: str, now_ms: int, effects: list[InboxEffect]) -> None:
+        """Who follows a group that he has left is pushed nothing until he follows it anew."""
+        session = self._sessions.get(name)
+        if session is not None and self._connected:
+            self._follow([session], now_ms, effects)
 
     def _check_head(self, session: _Session, head: int, effects: list[InboxEffect]) -> None:
         read = max(stream.cursor for stream in session.streams)

@@ -29,6 +29,13 @@ class StreamClosed:
 
 
 @dataclass(frozen=True, slots=True)
+class LetIn:
+    """The user is a member of this group again, as his mailbox says."""
+
+    session: str
+
+
+@dataclass(frozen=True, slots=True)
 class CacheRead:
     """The answer to ReadCache: ascending, VOIDs included."""
 
@@ -94,7 +101,7 @@ class Ticked:
 
 
 InboxEvent = (
-    StreamOpened | StreamClosed | CacheRead | Taken | Connected | Disconnected
+    StreamOpened | StreamClosed | LetIn | CacheRead | Taken | Connected | Disconnected
     | HeadsReceived | FollowRefused | Pushed | Paged | Ticked
 )  # fmt: skip
 

@@ -19,7 +19,7 @@ from im_actors.core.rules import Accept, Request
 from im_actors.errors import BadRequest, Forbidden
 
 _LISTED = (SessionKind.OPEN, SessionKind.DIRECT, SessionKind.GROUP, SessionKind.NOTICE)
-_NEVER_NOTED = (SessionKind.OPEN, SessionKind.GROUP)
+_BEGUN_BY_USERS = (SessionKind.OPEN,)
 
 
 def read_request(session: str, seq: int) -> bytes:
@@ -120,7 +120,8 @@ def _row_facts(lookup: Lookup, request: Request, what: str, session: str, value:
     changed: Conversation = getattr(row, what)(value)
     if changed == row:
         return []
-    if session_kind(session) in _NEVER_NOTED:
+    # A group begins when it lets the user in: nothing of it is for him to see before.
+    if session_kind(session) in _BEGUN_BY_USERS:
         changed = changed.begun(make_key(request.now_ms, 0, 0))
     return [(key, changed.rank(), changed.to_bytes())]
 

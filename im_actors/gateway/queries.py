@@ -209,7 +209,7 @@ class Queries:
     # ---- lists
 
     async def _conversations(
-        self, user: str, cursor: str | None, limit: int, unread_only: bool, label: str
+        self, user: str, cursor: str | None, limit: int, unread_only: bool, label: str | None
     ) -> bytes:
         at_least = await self._heard(user)
         query = ListQuery(label, unread_only, limit=limit)

@@ -13,7 +13,7 @@ from im_actors.core.conversation import Conversation, conversation_of
 from im_actors.core.facts import Fact
 from im_actors.core.model import EventKind, key_time_ms, pack
 from im_actors.core.names import SessionKind, session_kind
-from im_actors.core.spans import Range
+from im_actors.core.spans import Preview, Range
 from im_actors.errors import ImError, NotReachable
 from im_actors.gateway.live import LiveSession, LiveSessions
 from im_actors.mailbox.rows import Entry, Flag, Head, live_rank
@@ -25,6 +25,7 @@ INPUTS_EVENTS_MAX = 512
 """A live session's unread count is explained when it is about at most so many events."""
 _ROWS_KNOWN_MAX = 16_384
 _LIVE = (SessionKind.GROUP, SessionKind.OPEN)
+_NOTHING = Preview(0, 0, int(EventKind.VOID), "", "")
 
 read_conversation = lru_cache(_ROWS_KNOWN_MAX)(Conversation.from_bytes)
 
@@ -127,11 +128,11 @@ class UserHeads:
         live = self._live.get(entry.session)
         if live is None or entry.value is None:
             return None
-        base = base_of(read_conversation(entry.value))
-        unread = live.unread(self._user, base)
+        row = read_conversation(entry.value)
+        unread = live.unread(self._user, base_of(row))
         if unread is None:
             return None
-        return Head(live.upto, live.last_key, unread, pack(self._said(live, base)))
+        return Head(live.upto, live.last_key, unread, pack(self._said(live, row)))
 
     async def load(self, entries: Sequence[Entry]) -> None:
         """NotReachable, in the end, when one of them cannot be known now."""
@@ -148,9 +149,14 @@ class UserHeads:
         if entry.value is not None:
             await self._live.count(live, self._user, base_of(read_conversation(entry.value)))
 
-    def _said(self, live: LiveSession, base: int) -> list[Any]:
-        preview, group = live.preview, live.group
-        shown = preview[2:] if preview is not None else (int(EventKind.VOID), "", "")
+    def _said(self, live: LiveSession, row: Conversation) -> list[Any]:
+        preview, group, base = live.preview, live.group, base_of(row)
+        if preview is None or preview.seq < row.joined_seq:
+            # What was said before he came is not his to read.
+            preview = _NOTHING
+        elif row.preview is not None and row.preview.seq == preview.seq:
+            preview = preview.deleted()
+        shown = preview[2:]
         inputs = None
         if live.upto - base <= INPUTS_EVENTS_MAX:
             inputs = live_inputs(live, self._user, base)

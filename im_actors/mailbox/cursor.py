@@ -22,9 +22,10 @@ _VERSION = 1
 
 
 class Query(NamedTuple):
-    """What to list. ``label`` "" is the list itself, without what is folded under a label."""
+    """What to list. ``label`` "" is the list itself, without what is folded under a label; None is
+    all of it."""
 
-    label: str = ""
+    label: str | None = ""
     unread_only: bool = False
     after: Place = TOP
     limit: int = 25

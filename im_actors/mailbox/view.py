@@ -427,11 +427,13 @@ class MailboxView:
 
     def _places(self, query: Query, bound: Place) -> list[Place]:
         """At most one more than were asked for, none of them behind ``bound``."""
-        places = self._lists.get((query.label, query.unread_only))
-        if places is None:
-            return []
-        found = places.irange(query.after, bound, inclusive=(False, True))
-        return list(islice(found, query.limit + 1))
+        labels = (query.label,) if query.label is not None else {label for label, _ in self._lists}
+        found = [
+            places.irange(query.after, bound, inclusive=(False, True))
+            for label in labels
+            if (places := self._lists.get((label, query.unread_only))) is not None
+        ]
+        return list(islice(merge_sorted(*found), query.limit + 1))
 
     def _static(self, bound: Place) -> Iterator[Entry]:
         """The listed rows that are not live, down to ``bound``, in their order."""

@@ -7,6 +7,7 @@ seq that it has heard of; the replica waits a moment for it and then answers wit
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -39,6 +40,10 @@ class Limits(Protocol):
     def head_wait_ms(self) -> int:
         """How long a read waits for a seq that is known elsewhere."""
 
+    @property
+    def turn_wait_ms(self) -> int:
+        """After so long nobody waits for a read whose turn in history's thread has not come."""
+
 
 class Door(NamedTuple):
     """What this module needs of its replica."""
@@ -64,6 +69,10 @@ _ANSWERS: dict[type[Question], _Answer] = {
     CountAsked: _Answer(InsideType.COUNTED, (0, 0)),
     RanksAsked: _Answer(InsideType.RANKS_COUNTED, (0, [])),
 }
+
+
+class _TooLate(Exception):
+    """Its turn came when nobody waited for it any more."""
 
 
 class Reads:
@@ -94,6 +103,8 @@ class Reads:
                     found = await self._find(slot, question)
                 except MonthAway:
                     code = MonthAway.code
+                except _TooLate:
+                    pass
             _send(connection, question, code if found is None else 0, found)
         finally:
             self._under_way -= 1
@@ -143,11 +154,22 @@ class Reads:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._limits.head_wait_ms / 1000
         while True:
-            found = await self._door.stage_and(slot, read)
+            found = await self._door.stage_and(slot, self._in_time(read))
             if found[0] >= head or loop.time() >= deadline:
                 return found
             # The commit point that covers ``head`` is on its way to us.
             await asyncio.sleep(RETRY_S)
+
+    def _in_time(self, read: Callable[[], Found]) -> Callable[[], Found]:
+        """The read, unless its turn comes too late."""
+        latest = time.monotonic() + self._limits.turn_wait_ms / 1000
+
+        def in_time() -> Found:
+            if time.monotonic() > latest:
+                raise _TooLate
+            return read()
+
+        return in_time
 
 
 def _send(connection: LinkConnection, question: Question, code: int, found: Found | None) -> None:

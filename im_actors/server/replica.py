@@ -96,6 +96,9 @@ class ReplicaConfig:
     """Reads of gateways under way at once; more are refused as overloaded."""
     head_wait_ms: int = 150
     """How long a read waits for a seq that the gateway has already heard of."""
+    turn_wait_ms: int = 1_000
+    """A read whose turn has not come after so long is not done any more: its gateway has asked
+    another replica. Without that a replica that is behind only does what nobody waits for."""
 
     def validate(self) -> None:
         for name in self.__slots__:

@@ -232,13 +232,17 @@ def _label(what: str, value: Any) -> str:
     return "" if value == "" else check_text(what, value, LABEL_BYTES_MAX)
 
 
+def _label_or_all(what: str, value: Any) -> str | None:
+    return None if value is None else _label(what, value)
+
+
 def _user(what: str, value: Any) -> str | None:
     return None if value is None else check_name(what, value)
 
 
 QUERIES: dict[str, tuple[tuple[str, _Check], ...]] = {
     "conversations": (
-        ("cursor", _cursor), ("limit", _limit), ("unread only", _flag), ("label", _label),
+        ("cursor", _cursor), ("limit", _limit), ("unread only", _flag), ("label", _label_or_all),
     ),
     "conversation": (("session", _session),),
     "unread": (),

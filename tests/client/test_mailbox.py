@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from random import Random
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from im_actors.client.mailbox import Mailbox, Pending, apply, followed
 from im_actors.core.model import Event, EventKind
 from im_actors.core.outbox_words import SendState
 from im_actors.wire.queries import ConversationRow, RowFlag
-from tests.client.test_shown import Kept
+from tests.client.test_shown import Kept, said
 
 ROW = ConversationRow(
     "s", 1, 100, 10, 1_000, 1, "bob", "hi", 6, [2, 10, 2, [[4, 4], [7, 7]]], 2, 0, 0, 0, "", ""
@@ -45,22 +46,46 @@ def test_reading_without_knowing_why_it_is_unread() -> None:
 
 
 @given(
-    st.lists(st.sampled_from(["mine", "other", "edit"]), min_size=1, max_size=30),
+    st.lists(st.sampled_from(["mine", "other", "edit", "recall"]), min_size=1, max_size=30),
     st.lists(st.integers(0, 35), max_size=4),
+    st.integers(0, 4),
+    st.randoms(use_true_random=False),
 )
-def test_following_a_group_counts_as_counting_all_again(kinds: list[str], reads: list[int]) -> None:
+def test_following_a_group_counts_as_counting_all_again(
+    kinds: list[str], reads: list[int], first: int, rng: Random
+) -> None:
     row = ROW._replace(last_seq=0, unread=0, inputs=[0, 0, 0, []], read_seq=0)
+    row = apply(row, "read", [first])
+    counts: dict[int, bool] = {}
     for seq, kind in enumerate(kinds, 1):
-        sender = "me" if kind == "mine" else "bob"
-        number = EventKind.EDIT if kind == "edit" else EventKind.MESSAGE
-        row = followed(row, Event("s", seq, seq << 22, number, f"{sender}/x", 1, b"x"), "me")
+        messages = [at for at, was in enumerate(kinds[: seq - 1], 1) if was in ("mine", "other")]
+        event = Event("s", seq, seq << 22, EventKind.MESSAGE, "bob/x", 1, b"x")
+        if kind == "mine":
+            event = event._replace(device="me/x")
+        elif kind == "edit" or not messages:
+            event = event._replace(kind=EventKind.EDIT)
+        elif kind == "recall":
+            target = rng.choice(messages)
+            event = said(seq, EventKind.RECALL, target)._replace(session="s", key=seq << 22)
+            counts[target] = False
+        counts[seq] = kind == "other" and event.kind == EventKind.MESSAGE
+        row = followed(row, event, "me")
     for seq in reads:
         row = apply(row, "read", [seq])
-    read = max([0, *reads])
-    expected = sum(kind == "other" and seq > read for seq, kind in enumerate(kinds, 1))
+    read = max([first, *reads])
+    expected = sum(counted and seq > read for seq, counted in counts.items())
     assert row.unread == expected
-    base, last, skipped, _ = row.inputs or []
+    base, last, skipped, ranges = row.inputs or []
     assert max(0, last - base) - skipped == expected or base > last
+    assert sum(end - begin + 1 for begin, end in ranges) == skipped
+
+
+def test_a_recall_of_what_nobody_is_told_of_any_more_is_left_to_the_next_row() -> None:
+    row = ROW._replace(inputs=[2, 10, 4, [[6, 7]]], unread=4)
+    old = said(11, EventKind.RECALL, 5)._replace(session="s", key=11 << 22)
+    assert followed(row, old, "me").inputs == [2, 11, 5, [[6, 7], [11, 11]]]
+    new = said(11, EventKind.RECALL, 8)._replace(session="s", key=11 << 22)
+    assert followed(row, new, "me").inputs == [2, 11, 6, [[6, 8], [11, 11]]]
 
 
 def test_settings() -> None:
@@ -148,3 +173,12 @@ def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     box.begin([ROW._replace(session="new")])
     assert [row.session for row in box.rows()] == ["new"]
     assert [name for area, name in kept if area == "conversation"] == ["new"]
+
+
+def test_a_group_that_was_left_does_not_come_back_when_its_events_are_read_again() -> None:
+    left = ROW._replace(
+        session="group:g", version=9, rank=0, last_seq=0, inputs=None, flags=int(RowFlag.LEFT)
+    )
+    box, _ = mailbox(left)
+    box.saw([Event("group:g", 1, 1 << 22, EventKind.MESSAGE, "bob/x", 1, b"x")], "me")
+    assert box.rows() == []

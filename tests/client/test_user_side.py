@@ -120,6 +120,20 @@ async def test_pages(gateway: UserGateway) -> None:
             await im.conversations(0)
 
 
+async def test_a_new_device_knows_what_is_folded_also_when_a_list_is_asked_for_first(
+    gateway: UserGateway,
+) -> None:
+    async with client(gateway.url) as im:
+        await (await im.send(TALK, "hi")).acked(10)
+        await (await im.fold(TALK, "later")).acked(10)
+    async with client(gateway.url) as pad:
+        await pad.connected(10)
+        assert (await pad.conversations()).conversations == []
+        await until(lambda: pad.labels() == ["later"])
+        everything = await pad.conversations(label=None, local=True)
+        assert [row.session for row in everything.conversations] == [TALK]
+
+
 async def test_news_appear_by_themselves(gateway: UserGateway) -> None:
     async with client(gateway.url) as im:
         await im.connected(10)

@@ -274,7 +274,9 @@ class UserGateway(FakeGateway):
         match what, args:
             case "conversations", [cursor, limit, unread_only, label]:
                 rows = [
-                    row for row in listed if row.label == label and (row.unread or not unread_only)
+                    row
+                    for row in listed
+                    if label in (None, row.label) and (row.unread or not unread_only)
                 ]
                 if cursor:
                     rank, session = cursor.split("|")

@@ -234,6 +234,22 @@ def test_a_deleted_preview_stays_deleted() -> None:
     assert row.preview.text == "three"
 
 
+def test_what_is_deleted_before_it_is_noted_is_never_shown() -> None:
+    found = Deciding(SESSION)
+    events = [found.say("alice/pc", "one"), found.say("alice/pc", "two")]
+    row = Conversation().noted(span_of("bob", events[:1])).delete(2).delete(1)
+    row = row.noted(span_of("bob", events))
+    assert row.preview is not None
+    assert row.preview[2:] == (VOID, "alice", "")
+
+
+def test_of_a_conversation_that_is_never_noted_the_last_deleted_one_is_known() -> None:
+    row = Conversation().delete(7)
+    assert row.delete(5) is row
+    assert row.preview is not None
+    assert (row.preview.seq, row.preview.kind) == (7, VOID)
+
+
 def test_places_in_the_list() -> None:
     row = Conversation(last_seq=5, last_key=77)
     assert row.rank() == 77

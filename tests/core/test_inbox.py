@@ -21,6 +21,7 @@ from im_actors.core.inbox_words import (
     HeadsReceived,
     InboxEffect,
     InboxEvent,
+    LetIn,
     Paged,
     Pull,
     Pushed,
@@ -207,6 +208,19 @@ def test_readers_of_one_session_do_not_disturb_each_other(rig: Rig) -> None:
     assert rig.unfollows == []
     rig.feed(StreamClosed(2))
     assert rig.unfollows == [["s"]]
+
+
+def test_who_is_let_into_a_group_that_he_follows_follows_it_anew(rig: Rig) -> None:
+    rig.feed(LetIn("s"))
+    assert rig.follows == [], "nobody reads it here"
+    rig.open(5)
+    rig.heads(6)
+    rig.page(events(6), head=6)
+    rig.feed(LetIn("s"))
+    assert rig.follows == [["s"], ["s"]]
+    rig.heads(7)
+    rig.page(events(7), head=7)
+    assert rig.got[1] == [6, 7]
 
 
 def test_what_the_store_has_comes_from_the_store_and_the_rest_from_the_server() -> None:

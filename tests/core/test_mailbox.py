@@ -137,13 +137,18 @@ def test_a_page_of_deleted_messages_has_few_keys() -> None:
         is_deleted(pack((1, 5)), 1)
 
 
-def test_open_sessions_and_groups_get_a_place_when_the_user_turns_to_them() -> None:
+def test_an_open_session_gets_a_place_when_the_user_turns_to_it() -> None:
     found = Deciding("user:alice")
-    for session in ("team", "group:g"):
-        ask(found, m.read_request(session, 7))
-        assert found.facts[conversation_key(session)].rank == make_key(found.now_ms, 0, 0)
-    ask(found, m.read_request(DIRECT, 7))
-    assert found.facts[conversation_key(DIRECT)].rank == 0
+    ask(found, m.read_request("team", 7))
+    assert found.facts[conversation_key("team")].rank == make_key(found.now_ms, 0, 0)
+
+
+@pytest.mark.parametrize("session", ["group:g", DIRECT])
+def test_nobody_lists_a_group_that_he_is_not_in_or_what_has_no_event(session: str) -> None:
+    found = Deciding("user:alice")
+    for request in (m.read_request(session, 7), m.pin_request(session, True)):
+        ask(found, request)
+        assert found.facts[conversation_key(session)].rank == 0
 
 
 def test_the_user_may_be_faster_than_the_note_of_his_joining() -> None:

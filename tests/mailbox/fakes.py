@@ -107,7 +107,7 @@ class Truth:
         rows = self.rows(version).values()
         return sorted((r for r in rows if r.rank and not r.flags & Flag.LIVE), key=entry_place)
 
-    def listed(self, heads: FakeHeads, label: str, unread_only: bool) -> list[str]:
+    def listed(self, heads: FakeHeads, label: str | None, unread_only: bool) -> list[str]:
         """The sessions of a list, in order."""
         return [session for session, _ in self.shown(heads, label, unread_only)]
 
@@ -120,7 +120,7 @@ class Truth:
             if rank and row.flags & Flag.LIVE and head is not None:
                 rank = head.key + (1 << 62 if row.flags & Flag.PINNED else 0)
                 unread = head.unread
-            if rank and row.label == label and (unread or not unread_only):
+            if rank and label in (None, row.label) and (unread or not unread_only):
                 found.append((-rank, row.session, unread))
         return [(session, unread) for _, session, unread in sorted(found)]
 

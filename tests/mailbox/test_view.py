@@ -104,7 +104,7 @@ class World:
             self.view.refresh()
         return page
 
-    def pages(self, label: str, unread_only: bool) -> list[tuple[str, int]]:
+    def pages(self, label: str | None, unread_only: bool) -> list[tuple[str, int]]:
         """(session, unread) of a whole list."""
         query = Query(label, unread_only, TOP, self.rng.randint(1, 9))
         found = []
@@ -137,7 +137,7 @@ def test_the_view_says_what_the_model_says(seed: int) -> None:
         if world.rng.random() < 0.1:
             world.view = world.fresh()
         world.tell_all()
-        label, unread_only = world.rng.choice(LABELS), world.rng.random() < 0.5
+        label, unread_only = world.rng.choice((*LABELS, None)), world.rng.random() < 0.5
         expected = world.truth.shown(world.heads, label, unread_only)
         assert world.pages(label, unread_only) == expected
         if world.rng.random() < 0.5:

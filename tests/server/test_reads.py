@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -233,6 +234,31 @@ async def test_a_head_that_does_not_come_is_told(rig: Rig) -> None:
     await rig.owner.say(("k", 0, b"1"))
     assert await rig.peer.facts(OfKeys(("k",)), head=5) == (0, 1, [Fact("k", 1, 0, b"1")], False)
     assert await rig.peer.ask(CountAsked(9, SESSION, 5, 0, 9, "")) == [147, 9, 0, 1, 0]
+
+
+async def test_a_read_whose_turn_comes_too_late_is_not_done(rig: Rig) -> None:
+    await rig.owner.take()
+    await rig.owner.send()
+    rig.node._reads._limits = ReplicaConfig(turn_wait_ms=1)
+    free, reached = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        reached.set()
+        free.wait(WAIT_S)
+        time.sleep(0.005)  # the turn of what waits is over by then
+
+    holding = asyncio.create_task(rig.node._storage.in_history(hold))
+    await asyncio.to_thread(reached.wait, WAIT_S)
+    question = PageAsked(7, SESSION, 0, 0, 10, 0)
+    rig.peer.link.send(pack_question(question))
+    async with asyncio.timeout(WAIT_S):
+        while not rig.node._reads._under_way:
+            await asyncio.sleep(0.001)
+    free.set()
+    await holding
+    assert await rig.peer.answer() == [InsideType.PAGE, 7, NotReachable.code, 0, []]
+    rig.node._reads._limits = ReplicaConfig()
+    assert (await rig.peer.ask(question))[2] == 0
 
 
 async def test_counts(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,7 +59,7 @@ def test_a_frame_that_is_no_query(message: list[Any], error: type[ImError]) -> N
         ("conversations", [None, 0, False, ""]),
         ("conversations", [None, 1.5, False, ""]),
         ("conversations", [None, 1, 0, ""]),
-        ("conversations", [None, 1, False, None]),
+        ("conversations", [None, 1, False, 7]),
         ("conversation", ["direct:b/a"]),
         ("conversation", [7]),
         ("changes", [-1, 10]),
@@ -77,7 +77,7 @@ def test_what_is_asked_for_wrongly_is_answered(what: str, args: list[Any]) -> No
 
 def test_each_query_has_good_arguments() -> None:
     good: dict[str, list[Any]] = {
-        "conversations": ["c2", 25, True, "later"],
+        "conversations": ["c2", 25, True, None],
         "conversation": ["team"],
         "unread": [],
         "changes": [0, 100],
