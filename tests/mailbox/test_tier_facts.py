@@ -25,7 +25,7 @@ def random_truth(rng: Random) -> Truth:
     truth = Truth()
     for _ in range(rng.randint(1, 40)):
         session = rng.choice((f"direct:a/{rng.randint(0, 30)}", f"group:{rng.randint(0, 9)}"))
-        live = Flag.LIVE if session.startswith("group:") else Flag(0)
+        live = Flag.LIVE if session.startswith("group:") else 0
         rank = rng.choice((0, 1, 2, 2, 2, 3, rng.randint(1, 30)))
         truth.write((session, rank, rng.randint(0, 2), int(live), ""))
         if rng.random() < 0.1:
