@@ -509,6 +509,28 @@ async def test_a_tier_that_fails_hears_of_it_later(make_rig: MakeRig) -> None:
     assert list(copy.entries) == rig.truth.static()
 
 
+async def test_a_tier_that_takes_updates_slowly_is_still_passed_over(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    rig.fill(3)
+    await rig.sessions()
+    await rig.boxes.updates.settled()
+    guard = rig.boxes.hedge.guards[0]
+    while not guard.breaker.is_open:
+        guard.bad()
+    rig.now_s += 60
+    rig.warm.still.clear()
+    rig.write("direct:alice/1", 100)
+    await eventually(lambda: rig.warm.waiting == 1)
+    rig.now_s += 2
+    rig.warm.still.set()
+    await rig.boxes.updates.settled()
+    assert guard.breaker.is_open
+    # And is asked again as soon as it is quick.
+    rig.write("direct:alice/1", 101)
+    await rig.boxes.updates.settled()
+    assert not guard.breaker.is_open
+
+
 async def test_slow_updates_are_told_once_a_minute(
     make_rig: MakeRig, caplog: pytest.LogCaptureFixture
 ) -> None:
