@@ -41,6 +41,8 @@ FAULT_DELAY_S = 0.01
 EXIT_DELAY_S = 0.1
 """The error of a failed start reaches the controller before the process ends."""
 FILES_MAX = 65_536
+MAILBOXES = "mailboxes"
+"""In the data directory: a file of each gateway with copies of conversation lists."""
 SWITCH_INTERVAL_S = 0.0005
 GC_THRESHOLDS = (50_000, 20, 50)
 """Allocations before a collection of the youngest, and of those before one of the older two."""
@@ -249,6 +251,9 @@ class GatewayActor(Actor):
             token_secret=settings.token_secret,
             insecure_open=settings.insecure_open,
             host_label=self._host_label(),
+            mailbox_redis=settings.mailbox_redis,
+            mailbox_cluster=settings.cluster,
+            mailbox_dir=str(settings.directory / MAILBOXES) if settings.mailbox_files else "",
         )
         node = GatewayNode(self._name, config, settings.secret_bytes, random.Random())
         await node.start(settings.host, settings.port, reuse_port=True)

@@ -73,6 +73,10 @@ class UpConfig:
     insecure_open: bool = False
     services: tuple[str, ...] = ()
     """The users who may send notices and batch messages."""
+    mailbox_redis: str | None = field(default=None, repr=False)
+    """URL of a Redis that keeps copies of conversation lists; it may lose them at any time."""
+    mailbox_files: bool = False
+    """Each gateway keeps copies of the lists that it read in a file, for after a restart."""
     relay: str = ""
     """HOST:PORT of a relay between the actors, for tests of their links."""
 
@@ -86,6 +90,10 @@ class UpConfig:
             raise SetupError(f"--replicas must be at least {COPIES}: so many copies has a message")
         if self.slots is not None:
             _whole("--slots", self.slots, 1, SLOTS_MAX)
+        if self.mailbox_redis:
+            from im_actors.mailbox.tier_redis import check_url
+
+            check_url(self.mailbox_redis)
         host, _, port = self.address.rpartition(":")
         if self.address not in ("local", "auto") and not (host and port.isdecimal()):
             raise SetupError(f"--address must be local, auto or HOST:PORT, not {self.address!r}")
@@ -155,6 +163,7 @@ def _asked(config: UpConfig, port: int) -> dict[str, Any]:
         "port": port,
         "insecure_open": config.insecure_open,
         "services": list(config.services),
+        "mailbox_files": config.mailbox_files,
         "relay": config.relay,
     }
 
@@ -215,6 +224,7 @@ def _start(config: UpConfig, cluster: ClusterFile, data: Path, progress: Progres
     settings = replace(
         _settings(asked, cluster, data),
         redis=config.redis or "",
+        mailbox_redis=config.mailbox_redis or "",
         token_secret=config.token_secret or "",
     )
     run = RunFile(

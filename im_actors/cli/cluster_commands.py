@@ -95,6 +95,16 @@ def _register_up(add: AddCommand) -> None:
         help="the first gateway's port, the next ones follow (default: 7070)",
     )
     parser.add_argument("--redis", metavar="URL", help="keep the views in this Redis")
+    parser.add_argument(
+        "--mailbox-redis",
+        metavar="URL",
+        help="keep copies of conversation lists in this Redis, another one that may lose them",
+    )
+    parser.add_argument(
+        "--mailbox-files",
+        action="store_true",
+        help="keep such copies in a file of each gateway, for after its restart",
+    )
     add_secret_option(parser)
     parser.add_argument(
         "--insecure-open",
@@ -199,7 +209,10 @@ def up(args: argparse.Namespace) -> int:
 
 def up_settings(args: argparse.Namespace) -> dict[str, Any]:
     """The fields of UpConfig that the command line names."""
-    names = ("address", "shards", "replicas", "gateways", "host", "port", "redis", "insecure_open")
+    names = (
+        *("address", "shards", "replicas", "gateways", "host", "port", "redis", "insecure_open"),
+        *("mailbox_redis", "mailbox_files"),
+    )
     settings = {name: getattr(args, name) for name in names}
     if args.slots is not None:
         settings["slots"] = args.slots

@@ -314,6 +314,11 @@ class RedisTier:
             raise NotReachable(f"the hot tier does not answer: {why}") from error
 
 
+def check_url(url: str) -> None:
+    """SetupError when this cannot be the address of a Redis. Nothing is connected."""
+    _connect(url, 1.0)
+
+
 _SHA = {script: hashlib.sha1(script.encode()).hexdigest() for script in (_PUT, _READ)}
 
 

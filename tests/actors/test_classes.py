@@ -6,6 +6,7 @@ import asyncio
 import os
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,21 @@ async def test_a_gateway_listens_where_it_is_told(settings: ActorSettings) -> No
     assert (await other.start()).address.port == settings.port, "they share the port"
     await gateway.stop()
     await other.stop()
+
+
+async def test_a_gateway_keeps_lists_where_the_cluster_says(settings: ActorSettings) -> None:
+    for more, tiers in (
+        ({}, ["cold"]),
+        ({"mailbox_files": True}, ["sqlite", "cold"]),
+        (
+            {"mailbox_redis": "redis://127.0.0.1:1", "mailbox_files": True},
+            ["redis", "sqlite", "cold"],
+        ),
+    ):
+        gateway = GatewayActor(replace(settings, **more), "gateway-1")  # type: ignore[arg-type]
+        await gateway.start()
+        assert list((await gateway.status())["mailboxes"]["tiers"]) == tiers
+        await gateway.stop()
 
 
 async def test_a_replica_whose_start_fails_ends_its_process(

@@ -94,6 +94,7 @@ def test_importing_it_loads_no_ray() -> None:
         ({"port": -1}, "--port"),
         ({"address": "somewhere"}, "HOST:PORT"),
         ({"address": ":80"}, "HOST:PORT"),
+        ({"mailbox_redis": "http://somewhere"}, "hot tier"),
         ({"host": "0.0.0.0"}, "token secret"),
         ({"host": "0.0.0.0", "token_secret": "short"}, "token_secret"),
         ({"token_secret": "x" * 32, "insecure_open": True}, "exclude"),
@@ -117,7 +118,8 @@ def test_good_settings_pass(tmp_path: Path) -> None:
 
 
 def test_secrets_are_not_shown(tmp_path: Path) -> None:
-    config = UpConfig(data=tmp_path, token_secret="verysecret", redis="redis://:verysecret@h")
+    url = "redis://:verysecret@h"
+    config = UpConfig(data=tmp_path, token_secret="verysecret", redis=url, mailbox_redis=url)
     assert "verysecret" not in repr(config)
 
 

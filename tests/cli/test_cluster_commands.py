@@ -145,9 +145,11 @@ def test_what_up_is_told(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("s" * 40)
     args = build_parser().parse_args(
         ["up", "--shards", "4", "--redis", "redis://x", "--host", "0.0.0.0",
-         "--token-secret-file", str(tmp_path / "secret")]
+         "--token-secret-file", str(tmp_path / "secret"),
+         "--mailbox-redis", "redis://y", "--mailbox-files"]
     )  # fmt: skip
     settings = up_settings(args)
+    assert (settings["mailbox_redis"], settings["mailbox_files"]) == ("redis://y", True)
     assert settings["shards"] == 4
     assert settings["replicas"] == 3
     assert settings["token_secret"] == "s" * 40
