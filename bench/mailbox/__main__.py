@@ -191,6 +191,7 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
     if "faults" in args.parts:
         with tempfile.TemporaryDirectory(prefix="im_bench-", dir=args.directory) as directory:
             found |= asyncio.run(lists_with_faults(Path(directory), args))
+            found["fsync_us"] = fsync_us(Path(directory))
     if set(args.parts) & CLUSTER_PARTS.keys():
         with Cluster(args.directory, services=(SERVICE,)) as cluster:
             if set(args.parts) & {"list", "unread", "big"}:
@@ -219,7 +220,7 @@ def shown(report: dict[str, Any]) -> str:
     if "broadcast" in report:
         line = f"{report['broadcast_recipients_per_s']:,} recipients/s; chat ACK p99 beside one"
         lines.append(f"batch               {line}: {report['chat_p99_ratio_during_broadcast']} ×")
-    lines.append(f"{report['machine']}, fsync {report.get('fsync_us', '?')} µs")
+    lines.append(f"{report['machine']}, fsync {report['fsync_us']} µs")
     return "\n".join(lines)
 
 

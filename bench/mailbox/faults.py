@@ -38,7 +38,7 @@ HOST = "127.0.0.1"
 DELAY_MS = 2_000
 WRITERS = 8
 """Peers that go on sending."""
-MESSAGES_PER_S = 20.0
+MESSAGES_PER_S = 10.0
 VIEWS_IN_MEMORY = 8
 """So many lists fit into the gateway's memory; all others come from tiers."""
 ANSWER_S = 10.0
