@@ -68,15 +68,15 @@ class UpConfig:
     host: str = LOOPBACK
     port: int = 7070
     """0: any free one."""
+    mailbox_redis: str | None = field(default=None, repr=False)
+    """URL of a Redis that keeps copies of conversation lists; it may lose them at any time."""
+    mailbox_files: bool = False
+    """Each gateway keeps copies of the lists that it read in a file, for after a restart."""
     redis: str | None = field(default=None, repr=False)
     token_secret: str | None = field(default=None, repr=False)
     insecure_open: bool = False
     services: tuple[str, ...] = ()
     """The users who may send notices and batch messages."""
-    mailbox_redis: str | None = field(default=None, repr=False)
-    """URL of a Redis that keeps copies of conversation lists; it may lose them at any time."""
-    mailbox_files: bool = False
-    """Each gateway keeps copies of the lists that it read in a file, for after a restart."""
     relay: str = ""
     """HOST:PORT of a relay between the actors, for tests of their links."""
 
@@ -159,11 +159,11 @@ def _asked(config: UpConfig, port: int) -> dict[str, Any]:
         "shards": config.shards,
         "replicas": config.replicas,
         "gateways": config.gateways,
+        "mailbox_files": config.mailbox_files,
         "host": config.host,
         "port": port,
         "insecure_open": config.insecure_open,
         "services": list(config.services),
-        "mailbox_files": config.mailbox_files,
         "relay": config.relay,
     }
 

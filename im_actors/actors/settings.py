@@ -45,14 +45,14 @@ class ActorSettings:
     """The host that an actor is on; empty: named by the address of its node."""
     redis: str = field(default="", repr=False)
     """URL of the view store; empty: SQLite in the controller."""
-    token_secret: str = field(default="", repr=False)
-    insecure_open: bool = False
-    services: list[str] = field(default_factory=list)
-    """The users who may send notices and batch messages."""
     mailbox_redis: str = field(default="", repr=False)
     """URL of a Redis with copies of conversation lists; empty: none."""
     mailbox_files: bool = False
     """Each gateway has a file with such copies."""
+    token_secret: str = field(default="", repr=False)
+    insecure_open: bool = False
+    services: list[str] = field(default_factory=list)
+    """The users who may send notices and batch messages."""
     relay: str = ""
     """HOST:PORT of a relay that stands before shards and replicas, for tests; empty: none does."""
     joined: bool = False
