@@ -241,7 +241,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--recipients", type=int, default=1_000_000, metavar="N", help="of a batch")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
     parser.add_argument(
-        "--asks-per-s", type=float, default=200.0, metavar="N", help="of all users in faults"
+        "--asks-per-s", type=float, default=50.0, metavar="N", help="of all users in faults"
     )
     parser.add_argument("--chat-rate", type=float, default=2_000.0, metavar="N", help="msg/s")
     parser.add_argument("--patience", type=float, default=300.0, help="seconds for the mailboxes")
