@@ -42,14 +42,15 @@ def _logs(path: Path) -> dict[int, SlotLog]:
     """What a replica says that it holds; nothing when it is damaged, which the scan will tell."""
     directory = open_existing(path)
     try:
-        return _read_logs(directory)
+        return read_logs(directory)
     except CorruptData:
         return {}
     finally:
         directory.close()
 
 
-def _read_logs(directory: DataDirectory) -> dict[int, SlotLog]:
+def read_logs(directory: DataDirectory) -> dict[int, SlotLog]:
+    """What an open directory holds of each slot; CorruptData when it is damaged."""
     journal = directory.open_existing_journal()
     if journal is None:
         return {}

@@ -137,6 +137,9 @@ class GatewayConfig:
     mailbox_dir: str = ""
     """Directory for a file with copies of conversation lists; no other gateway of the same name may
     use it. Empty: none."""
+    mailbox_rows_max: int = 500_000
+    """Rows of conversation lists in memory, about 1 KB each. Lists above it are read again from the
+    Redis, the file or the replicas when somebody asks."""
     large_accounts: frozenset[str] = frozenset()
     """Users whose conversation lists are loaded at the start and kept in memory."""
 

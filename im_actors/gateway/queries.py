@@ -215,8 +215,7 @@ class Queries:
         query = ListQuery(label, unread_only, limit=limit)
         if cursor is not None:
             query = read_cursor(cursor, query)
-        totals = await self._mailboxes.totals(user, at_least)
-        page = await self._mailboxes.page(user, query, at_least)
+        page, totals = await self._mailboxes.listed(user, query, at_least)
         self._check_heads(user)
         return packed_array(
             (pack(page.version), page.encoded, pack(page.cursor or None), pack(totals.unread))

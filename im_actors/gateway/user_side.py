@@ -57,7 +57,7 @@ class UserSide:
             form,
             partial(UserHeads, self.live),
             cold,
-            MailboxConfig(large_accounts=config.large_accounts),
+            MailboxConfig(rows_max=config.mailbox_rows_max, large_accounts=config.large_accounts),
             wall_ms=clock.wall_ms,
         )
         self.access = Access(self.live, followers, pulls, config, at_least, now_ms)

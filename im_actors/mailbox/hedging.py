@@ -121,10 +121,19 @@ class Guard:
         self.latency = Latency(config)
         self.breaker = Breaker(config)
         self.counts = metrics.tier(tier.name)
+        self._quick_s = config.delay_ms_max / 1000
         self._clock = clock
 
     def good(self) -> None:
         self.breaker.good()
+
+    def wrote(self, seconds: float) -> None:
+        """An update was taken, after so long. A tier that takes them slowly may answer slowly, too:
+        that it takes them is no reason to let askers wait for it again."""
+        if seconds <= self._quick_s:
+            self.breaker.good()
+        else:
+            self.breaker.undecided()
 
     def bad(self) -> None:
         self.counts.breaker_openings += self.breaker.bad(self._clock())

@@ -125,6 +125,12 @@ class Mailboxes:
         self._asked(user)
         return await self._answer(user, at_least, MailboxView.totals)
 
+    async def listed(self, user: str, query: Query, at_least: int = 0) -> tuple[Page, Totals]:
+        """``page`` and ``totals`` of one moment."""
+        _check_limit(query.limit)
+        self._asked(user)
+        return await self._answer(user, at_least, lambda view: _listed(view, query))
+
     async def delta(self, user: str, since: int, limit: int, at_least: int = 0) -> Delta | None:
         """What changed after ``since``; None: unknown by now, the list has to be read anew."""
         _check_limit(limit)
@@ -473,6 +479,14 @@ class Mailboxes:
             del self._flights[key]
         if not task.cancelled():
             task.exception()
+
+
+def _listed(view: MailboxView, query: Query) -> tuple[Page, Totals] | Needs:
+    totals = view.totals()
+    page = view.page(query)
+    if isinstance(totals, Needs):
+        return totals
+    return page if isinstance(page, Needs) else (page, totals)
 
 
 async def _page_of(tier: Tier, user: str, after: Place, limit: int, at_least: int) -> Copy | None:

@@ -8,7 +8,7 @@ The list is ordered by rank, the greatest first, and among equals by the session
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from enum import IntEnum, IntFlag
+from enum import IntEnum
 from typing import NamedTuple, Protocol
 
 import msgpack
@@ -29,7 +29,7 @@ END: Place = (0, "")
 """Behind all rows: a listed row has a rank of at least 1."""
 
 
-class Flag(IntFlag):
+class Flag(IntEnum):
     """What the view has to know of a row besides its numbers."""
 
     PINNED = 1

@@ -85,9 +85,19 @@ class FactTier:
         self._live = list(zip(starts, ends, strict=True))
 
     async def first_page(self, user: str, limit: int, at_least: int) -> Copy | None:
-        return await self.page(user, TOP, limit, at_least)
+        page, live = await asyncio.gather(
+            self._page(user, TOP, limit, at_least), self._all_live(user, at_least)
+        )
+        if live.version != page.version:
+            # Of different moments: what is live is asked for by itself.
+            return page
+        rows = [*page.entries, *live.entries]
+        return Copy(page.version, rows, {**page.complete, **live.complete})
 
     async def page(self, user: str, after: Place, limit: int, at_least: int) -> Copy | None:
+        return await self._page(user, after, limit, at_least)
+
+    async def _page(self, user: str, after: Place, limit: int, at_least: int) -> Copy:
         mailbox, rank = mailbox_of(user), -after[0] if after != TOP else 0
         # Those of the same rank once more: which of them are behind ``after`` is decided here.
         after_rank, after_key = (rank + 1 if rank else 0), ""
@@ -110,8 +120,9 @@ class FactTier:
         return Copy(page.version, rows, {Listing.ALL: place})
 
     async def whole(self, user: str, listing: Listing, at_least: int) -> Copy | None:
-        if listing is not Listing.LIVE:
-            return None
+        return await self._all_live(user, at_least) if listing is Listing.LIVE else None
+
+    async def _all_live(self, user: str, at_least: int) -> Copy:
         found = [self._between(user, after, end, at_least) for after, end in self._live]
         parts = await asyncio.gather(*found)
         # By their keys rows stay where they are: a page of later only has some of them newer.

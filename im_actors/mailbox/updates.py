@@ -151,6 +151,7 @@ class _Writer:
         if not self._guard.breaker.allows(self._clock()):
             self.confirmed.pop(user, None)
             return
+        began_s = self._clock()
         try:
             async with asyncio.timeout(self._config.put_ms / 1000):
                 taken = await self._put(user)
@@ -160,7 +161,7 @@ class _Writer:
             self._guard.counts.failed += 1
             self._guard.bad()
             return
-        self._guard.good()
+        self._guard.wrote(self._clock() - began_s)
         if taken and time_ms:
             delay_ms = max(0, self._wall_ms() - time_ms)
             self._metrics.updated(self.tier.name, delay_ms, self._clock())

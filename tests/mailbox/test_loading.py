@@ -156,6 +156,15 @@ async def test_the_total_of_a_large_account_does_not_load_its_list(make_rig: Mak
     assert (await rig.boxes.totals("alice")).unread == 9
 
 
+async def test_a_page_and_its_sum_are_of_one_moment(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    rig.fill(300, unread=2)
+    page, totals = await rig.boxes.listed("alice", Query(limit=500))
+    assert totals.unread == sum(entry.unread for entry in page.entries) == 600
+    # Between two looks the view may go, and come back from a tier that knows less.
+    assert rig.boxes.metrics.memory_misses + rig.boxes.metrics.memory_hits == 1
+
+
 async def test_many_askers_one_load(make_rig: MakeRig) -> None:
     rig = make_rig()
     rig.fill(50)
@@ -507,6 +516,28 @@ async def test_a_tier_that_fails_hears_of_it_later(make_rig: MakeRig) -> None:
     assert copy is not None
     assert copy.version == 37
     assert list(copy.entries) == rig.truth.static()
+
+
+async def test_a_tier_that_takes_updates_slowly_is_still_passed_over(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    rig.fill(3)
+    await rig.sessions()
+    await rig.boxes.updates.settled()
+    guard = rig.boxes.hedge.guards[0]
+    while not guard.breaker.is_open:
+        guard.bad()
+    rig.now_s += 60
+    rig.warm.still.clear()
+    rig.write("direct:alice/1", 100)
+    await eventually(lambda: rig.warm.waiting == 1)
+    rig.now_s += 2
+    rig.warm.still.set()
+    await rig.boxes.updates.settled()
+    assert guard.breaker.is_open
+    # And is asked again as soon as it is quick.
+    rig.write("direct:alice/1", 101)
+    await rig.boxes.updates.settled()
+    assert not guard.breaker.is_open
 
 
 async def test_slow_updates_are_told_once_a_minute(

@@ -57,14 +57,14 @@ class World:
 
     def row(self, session: str) -> tuple[str, int, int, int, str]:
         rng = self.rng
-        flags = Flag.LIVE if session.startswith("group:") else Flag(0)
+        flags = Flag.LIVE if session.startswith("group:") else 0
         known = self.truth.rows().get(session)
         rank = known.rank % (1 << 62) if known and rng.random() < 0.3 else self.key
         if rng.random() < 0.1:
             rank = 0
         elif rng.random() < 0.2:
             rank, flags = rank + (1 << 62), flags | Flag.PINNED
-        flags |= Flag.MUTED if rng.random() < 0.2 else Flag(0)
+        flags |= Flag.MUTED if rng.random() < 0.2 else 0
         return session, rank, rng.choice((0, 0, 1, 2, 9)), flags, rng.choice(LABELS)
 
     def tell(self, seq: int) -> None:
