@@ -34,8 +34,10 @@ async def check_all(town: Town) -> None:
 async def _check_device(town: Town, device: Device) -> None:
     model, user = town.model, device.user
     expected = model.list_of(user)
-    local = _as_local(expected)
-    await _agree(town, device, "its own list", lambda: _local(device), local)
+    # A device to which a group was hidden when it was new learns of it with its next page.
+    hidden = {session for session, row in model.rows.get(user, {}).items() if row.hidden}
+    local = _as_local(expected, hidden)
+    await _agree(town, device, "its own list", lambda: _local(device, hidden), local)
     await _agree(town, device, "the list", lambda: _paged(town, device), expected)
     await _agree(town, device, "the total", lambda: _total(device), model.unread(user))
     unread = [seen for seen in expected if seen.unread]
@@ -111,19 +113,20 @@ def check_inputs(row: Conversation) -> None:
         raise Difference(f"the inputs are not between base and last: {row}")
 
 
-async def _local(device: Device) -> list[Seen]:
+async def _local(device: Device, hidden: set[str]) -> list[Seen]:
     """What the device would show without a server: it is told of all that is noted in mailboxes,
     and follows the groups."""
     page = await device.im.conversations(LIST_MAX, label=None, local=True)
-    return _as_local([seen_of(row) for row in page.conversations])
+    return _as_local([seen_of(row) for row in page.conversations], hidden)
 
 
-def _as_local(rows: list[Seen]) -> list[Seen]:
+def _as_local(rows: list[Seen], hidden: set[str]) -> list[Seen]:
     """Where groups end a device knows as far as it was told of by itself: only the groups of the
     user, behind the others."""
     live = (SessionKind.GROUP, SessionKind.OPEN)
     noted = [row for row in rows if session_kind(row.session) not in live]
     groups = [r for r in rows if session_kind(r.session) is SessionKind.GROUP]
+    groups = [row for row in groups if row.session not in hidden]
     return [*noted, *sorted(_NOTHING._replace(session=row.session) for row in groups)]
 
 
