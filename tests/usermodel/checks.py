@@ -236,10 +236,8 @@ async def _check_followed(town: Town, device: Device, session: str) -> None:
     hidden = {line.seq for line in timeline.lines if line.kind == EventKind.VOID} | deleted
     begin = device.last.get(session, 0)
     wanted = [seq for seq in range(max(first, begin + 1), last + 1) if seq not in hidden]
-    member = timeline.members.get(user)
-    if member is not None and not member.is_in:
-        # Who was cut off while he had it open gets what came up to then if he opens it again.
-        device.follow(session)
+    # Who was cut off gets what came up to then if he opens it again; a new device gets all of it.
+    device.follow(session)
 
     async def reached() -> bool:
         return not wanted or device.reached(session) >= wanted[-1]
