@@ -39,7 +39,7 @@ def main() -> int:
 
 def _plan(options: argparse.Namespace, seed: int) -> Plan | ReplayPlan:
     if options.replay:
-        return ReplayPlan(seed, options.replay, options.events, options.quiet or 400)
+        return ReplayPlan(seed, tuple(options.replay), options.events, options.quiet or 400)
     faults = tuple(filter(None, options.faults.split(",")))
     return Plan(seed, options.steps, options.quiet or 60, options.users, options.devices, faults)
 
@@ -64,8 +64,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--users", type=int, default=5)
     parser.add_argument("--devices", type=int, default=2, help="of each user, to begin with")
     parser.add_argument("--faults", default="kill,kill,redis,warm,forget", metavar="LIST")
-    parser.add_argument("--replay", metavar="FILE", help="play this chat file, by path or name")
-    parser.add_argument("--events", type=int, metavar="N", help="only its first N messages")
+    parser.add_argument(
+        "--replay", nargs="+", metavar="FILE", help="play chat files, by path or name"
+    )
+    parser.add_argument("--events", type=int, metavar="N", help="only the first N messages of each")
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()
 

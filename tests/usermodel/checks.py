@@ -34,8 +34,10 @@ async def check_all(town: Town) -> None:
 async def _check_device(town: Town, device: Device) -> None:
     model, user = town.model, device.user
     expected = model.list_of(user)
-    local = _as_local(expected)
-    await _agree(town, device, "its own list", lambda: _local(device), local)
+    # A device to which a group was hidden when it was new learns of it with its next page.
+    hidden = {session for session, row in model.rows.get(user, {}).items() if row.hidden}
+    local = _as_local(expected, hidden)
+    await _agree(town, device, "its own list", lambda: _local(device, hidden), local)
     await _agree(town, device, "the list", lambda: _paged(town, device), expected)
     await _agree(town, device, "the total", lambda: _total(device), model.unread(user))
     unread = [seen for seen in expected if seen.unread]
@@ -111,19 +113,20 @@ def check_inputs(row: Conversation) -> None:
         raise Difference(f"the inputs are not between base and last: {row}")
 
 
-async def _local(device: Device) -> list[Seen]:
+async def _local(device: Device, hidden: set[str]) -> list[Seen]:
     """What the device would show without a server: it is told of all that is noted in mailboxes,
     and follows the groups."""
     page = await device.im.conversations(LIST_MAX, label=None, local=True)
-    return _as_local([seen_of(row) for row in page.conversations])
+    return _as_local([seen_of(row) for row in page.conversations], hidden)
 
 
-def _as_local(rows: list[Seen]) -> list[Seen]:
+def _as_local(rows: list[Seen], hidden: set[str]) -> list[Seen]:
     """Where groups end a device knows as far as it was told of by itself: only the groups of the
     user, behind the others."""
     live = (SessionKind.GROUP, SessionKind.OPEN)
     noted = [row for row in rows if session_kind(row.session) not in live]
     groups = [r for r in rows if session_kind(r.session) is SessionKind.GROUP]
+    groups = [row for row in groups if row.session not in hidden]
     return [*noted, *sorted(_NOTHING._replace(session=row.session) for row in groups)]
 
 
@@ -233,10 +236,8 @@ async def _check_followed(town: Town, device: Device, session: str) -> None:
     hidden = {line.seq for line in timeline.lines if line.kind == EventKind.VOID} | deleted
     begin = device.last.get(session, 0)
     wanted = [seq for seq in range(max(first, begin + 1), last + 1) if seq not in hidden]
-    member = timeline.members.get(user)
-    if member is not None and not member.is_in:
-        # Who was cut off while he had it open gets what came up to then if he opens it again.
-        device.follow(session)
+    # Who was cut off gets what came up to then if he opens it again; a new device gets all of it.
+    device.follow(session)
 
     async def reached() -> bool:
         return not wanted or device.reached(session) >= wanted[-1]

@@ -35,15 +35,17 @@ was said last is recalled."""
 @dataclass(frozen=True, slots=True)
 class ReplayPlan:
     seed: int
-    file: str
+    files: tuple[str, ...]
+    """Played one after the other."""
     events: int | None
+    """Of each file; None: all."""
     quiet: int
     """Lines between two quiet points."""
 
     def command(self) -> str:
         events = f" --events {self.events}" if self.events else ""
         return (
-            f"python -m tests.usermodel --seed {self.seed} --replay {self.file}{events}"
+            f"python -m tests.usermodel --seed {self.seed} --replay {' '.join(self.files)}{events}"
             f" --quiet {self.quiet}"
         )
 
@@ -57,9 +59,9 @@ def data_file(name: str) -> Path:
 class Stage(Town):
     """A Town whose users are those of the conversations that are being played."""
 
-    def __init__(self, cluster: Faulty, rng: Random, stores: Path, is_group: bool) -> None:
+    def __init__(self, cluster: Faulty, rng: Random, stores: Path) -> None:
         super().__init__(cluster, (), rng, stores)
-        self.is_group = is_group
+        self.file = ""
         self.names: dict[str, str] = {}
         self.talks: dict[str, str] = {}
         """What is being played: the conversations and their sessions,"""
@@ -70,12 +72,17 @@ class Stage(Town):
         self.last: dict[str, Op] = {}
         """and what was said last in each."""
 
+    @property
+    def is_group(self) -> bool:
+        return Path(self.file).name.startswith("group")
+
     def sessions_of(self, user: str) -> list[str]:
         return [s for s in self.talks.values() if user in self.members[s] and user not in self.late]
 
     def user(self, sender: str) -> str:
         """Names of chat files may hold what names of users may not."""
-        return self.names.setdefault(sender, f"{len(self.names)}-{sender.replace('/', '_')[:40]}")
+        name = f"{len(self.names)}-{sender.replace('/', '_')[:40]}"
+        return self.names.setdefault(f"{self.file} {sender}", name)
 
     def device(self, user: str) -> Device:
         (device,) = self.devices_of(user, "online", "tunnel")
@@ -208,15 +215,15 @@ def _acts(lines: list[Line]) -> Iterator[list[Line]]:
 
 
 async def replay(plan: ReplayPlan, directory: Path) -> Outcome:
-    lines = read_chat(data_file(plan.file), plan.events)
+    files = {file: read_chat(data_file(file), plan.events) for file in plan.files}
     rng = Random(plan.seed)
     (directory / "stores").mkdir()
     async with Faulty(directory, Random(rng.random())) as cluster:
-        is_group = Path(plan.file).name.startswith("group")
-        stage = Stage(cluster, Random(rng.random()), directory / "stores", is_group)
+        stage = Stage(cluster, Random(rng.random()), directory / "stores")
 
         async def play(outcome: Outcome) -> None:
-            for act in _acts(lines):
-                await stage.play(act, plan.quiet, outcome)
+            for stage.file, lines in files.items():
+                for act in _acts(lines):
+                    await stage.play(act, plan.quiet, outcome)
 
         return await carefully(stage, play)
