@@ -54,6 +54,7 @@ class SimClient(Process):
         writes: dict[str, int],
         reads: list[tuple[str, bool]],
         user: str | None = None,
+        haste: float = 1.0,
     ) -> None:
         super().__init__(world, name)
         self.rng = world.rng_for(name)
@@ -63,6 +64,8 @@ class SimClient(Process):
         self.writes = writes
         self.reads = reads
         self.total = sum(writes.values())
+        self.haste = haste
+        """Below 1: most of it is written at the beginning."""
         self.submitted = 0
         self.past: list[o.OutboxRow] = []
         """What was ever put on a connection, for stray copies."""
@@ -119,7 +122,7 @@ class SimClient(Process):
 
     def _write(self) -> None:
         """Keep the pace: now a few at once, now many."""
-        due = self.total * min(1.0, self.clock.now_ms / self.world.writing_ms)
+        due = self.total * min(1.0, self.clock.now_ms / self.world.writing_ms) ** self.haste
         burst = self.rng.choice([1, 3, 10, 50])
         while self.submitted < due and burst and self._submit():
             burst -= 1
@@ -131,7 +134,10 @@ class SimClient(Process):
         body = self.rng.randbytes(self.rng.randint(0, 40))
         kind = EventKind.MESSAGE
         if not is_register(session) and has_rules(session):
-            kind, body = self.world.mailboxes.request(self.user, session, self.rng)
+            kind, asked = self.world.mailboxes.request(self.user, session, self.rng)
+            if asked is None:
+                return False
+            body = asked
         elif is_register(session) and self.rng.random() < 0.8:
             body = self.world.registers.request(session, self.rng)
         elif self.world.faults.strikes("refusal", self.rng):
@@ -145,6 +151,7 @@ class SimClient(Process):
         self.writes[session] -= 1
         self.submitted += 1
         self.asked[session, effect.row.n] = body
+        self.world.mailboxes.submitted(session, self.address, effect.row.n, kind, body)
         self.store.save(effect.row)
         return True
 
@@ -349,6 +356,7 @@ class SimClient(Process):
                     if nack.code in REFUSALS and is_register(nack.session):
                         body = self.asked[nack.session, nack.n]
                         self.world.registers.refused(nack.session, self.address, body, nack.code)
+                    self.world.mailboxes.refused(nack.session, self.address, nack.n, nack.code)
                 self._outbox(o.Nacked(nacks))
             case messages.PUSH:
                 events = answers.read_push(frame)

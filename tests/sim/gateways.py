@@ -21,6 +21,7 @@ from im_actors.gateway.router import Router
 from im_actors.net.link import LinkConfig, PeerInfo
 from im_actors.wire.codec import Message
 from im_actors.wire.limits import Limits
+from im_actors.wire.links import InsideType
 from im_actors.wire.messages import nack_of
 from tests.sim.network import End, Process
 
@@ -140,6 +141,7 @@ class SimNode(GatewayNode):
         self.peers = SimPeers(gateway, self)
         self.router = Router(self.peers, CONFIG, gateway.soon)
         self.relays = Relays(self.peers)
+        self.send_relays = Relays(self.peers, InsideType.RELAY_SENDS, InsideType.SENDS_RELAYED)
         self.followers = Followers(self.peers, CONFIG)
         self.reads = Reads(self.peers, CONFIG)
         self.pulls = Pulls(self.reads, CONFIG, self._known_head)

@@ -175,6 +175,8 @@ class World:
             read = rng.sample(self.sessions, min(len(self.sessions), rng.randint(1, 2)))
             reads = [(session, rng.random() < 0.3) for session in read]
             self.clients.append(SimClient(self, f"user-{number}", writes, reads, user))
+        for desk, (user, writes) in enumerate(self.mailboxes.jobs.desks(self.rng_for("desks")), 1):
+            self.clients.append(SimClient(self, f"desk-{desk}", writes, [], user, haste=0.4))
         self.groups: dict[str, list[Process]] = {
             "replica": list(self.replicas.values()),
             "shard": list(self.shards),
@@ -196,6 +198,7 @@ class World:
             if process is not self.second:
                 process.start()
         self.registers.start()
+        self.mailboxes.jobs.start()
 
     def new_disk(self, identity: str) -> Disk:
         disk = self.disks[identity] = Disk(identity)
