@@ -25,8 +25,8 @@ from tests.sim.shrink import shrink
 from tests.sim.world import Plan
 
 SEEDS_FOR_ALL_KINDS = 200
-"""In a run of so many seeds every kind of fault must have been injected, and users must have done all
-that they may do."""
+"""In a run of so many seeds every kind of fault must have been injected, and users must have done
+all that they may do."""
 PROGRESS_S = 10.0
 TRACE_SHOWN = 80
 

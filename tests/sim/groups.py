@@ -89,7 +89,7 @@ def after(group: Standing, user: str, what: str, args: list[Any], seq: int) -> S
     match what:
         case "create":
             title, users = args
-            rows: dict[str, Row] = {other: (MEMBER, seq, 0, 0) for other in users}
+            rows: dict[str, Row] = dict.fromkeys(users, (MEMBER, seq, 0, 0))
             return Standing(title, made=True).put({**rows, user: (OWNER, seq, 0, 0)})
         case "add" | "join":
             new = [other for other in (args[0] if args else [user]) if not group.role(other)]

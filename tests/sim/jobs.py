@@ -313,7 +313,7 @@ class JobModel:
                     said = number < job.progress[0] and user not in self.never
                     if got is not said:
                         return f"{user} of chunk {number} has it: {got}, and it was said: {said}"
-                if gone and not got or (job.state == "recalled" and gone is not got):
+                if (gone and not got) or (job.state == "recalled" and gone is not got):
                     return f"{user} has got it: {got}; it was taken back: {gone}"
         return None
 

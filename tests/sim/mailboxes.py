@@ -319,7 +319,8 @@ class Mailboxes:
         shown: dict[int, tuple[str, int, str]] = {}
         for event in events:
             if event.kind == EventKind.MESSAGE:
-                shown[event.seq] = (event.sender, int(event.kind), event.body.decode()[:PREVIEW_CHARS])
+                text = event.body.decode()[:PREVIEW_CHARS]
+                shown[event.seq] = (event.sender, int(event.kind), text)
             elif event.kind in (EventKind.RECALL, EventKind.EDIT):
                 target, text = _overlay(event)
                 shown[target] = (shown[target][0], int(event.kind), text)

@@ -341,8 +341,9 @@ class SimShard(Process):
     # -- notes ---------------------------------------------------------------------------------
 
     def _notes_came(self, end: End, rows: list[Any]) -> None:
+        asker = Relayed(end, InsideType.RELAYED)
         for token, session, body in rows:
-            note = Send((Relayed(end, InsideType.RELAYED), token), session, SERVER, 0, int(EventKind.NOTE), body)
+            note = Send((asker, token), session, SERVER, 0, int(EventKind.NOTE), body)
             self._rounds.add(slot_of(session, self.slots), [note], self.clock.now)
         self._begin_rounds()
 

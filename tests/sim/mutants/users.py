@@ -1,0 +1,123 @@
+"""Design 9: batch messages reach whom they are said to reach, and groups keep their rules."""
+
+from tests.sim.mutants.modules import BATCH_RULES, BATCH_RUN, BATCHES, GROUP_RULES, NOTES
+from tests.sim.mutation import Edit, mutant
+
+USERS = (
+    mutant(
+        "chunks-of-others-are-ours",
+        "9: of the chunks that an executor before may have told, everybody is asked for",
+        Edit(
+            BATCH_RUN,
+            "run.foreign_below = 0 if run.owned else run.progress.chunks + WINDOW_CHUNKS",
+            "run.foreign_below = 0",
+        ),
+    ),
+    mutant(
+        "start-in-the-log-is-ours",
+        "9: a batch whose start was read from the log may have been told by others",
+        Edit(BATCHES, "started = live and bool(facts)", "started = bool(facts)"),
+        Edit(BATCH_RUN, "self._begin(session, owned=False)", "pass"),
+    ),
+    mutant(
+        "fenced-is-not-sent",
+        "9: a fence that holds says nothing: n = 1 is asked for after it",
+        Edit(
+            BATCH_RUN,
+            "                run.asks.append(Ask(run, chunk, position, Step.CHECK))\n",
+            "                chunk.settle(position, NOT_SENT)\n",
+        ),
+    ),
+    mutant(
+        "recalls-without-looking",
+        "9: the seq of what is taken back is asked for",
+        Edit(
+            BATCH_RUN,
+            "Ask(run, chunk, position, Step.RECALL, seq)",
+            "Ask(run, chunk, position, Step.RECALL, 1)",
+        ),
+    ),
+    mutant(
+        "progress-before-all-have-answered",
+        "9: a chunk is done when it is known of each of its recipients what became of him",
+        Edit(BATCH_RUN, "if chunk is None or chunk.open or", "if chunk is None or"),
+    ),
+    mutant(
+        "later-is-an-outcome",
+        "9, P6: what may be tried again is no outcome",
+        Edit(
+            BATCH_RUN, "return error.retryable or not error.definite", "return not error.definite"
+        ),
+    ),
+    mutant(
+        "skips-a-chunk",
+        "9: a new executor goes on at the first chunk that is not done",
+        Edit(
+            BATCH_RULES,
+            "        chunks=known.chunks + len(outcomes),\n",
+            "        chunks=known.chunks + len(outcomes) + (known.chunks == 2),\n",
+        ),
+    ),
+    mutant(
+        "batches-forgotten-at-takeover",
+        "9: a new owner looks after the batches that its slot lists",
+        Edit(BATCHES, "words.Began(tuple(listed))", "words.Began(())"),
+    ),
+    mutant(
+        "progress-counted-twice",
+        "9: of outcomes that are said again only those count that are new",
+        Edit(BATCH_RULES, "for row in rows][done - chunk :]", "for row in rows]"),
+    ),
+    mutant(
+        "recalled-while-it-is-told",
+        "9: nothing is taken back before it is settled who got it",
+        Edit(
+            BATCH_RUN,
+            "return self.job.state is JobState.RECALLING and self.progress.settled",
+            "return self.job.state is JobState.RECALLING",
+        ),
+    ),
+    mutant(
+        "who-leaves-stays",
+        "9: who leaves a group, or is removed, may do nothing in it any more",
+        Edit(
+            GROUP_RULES,
+            "row._replace(role=STRANGER, left_seq=acting.lookup.next_seq)",
+            "row._replace(left_seq=acting.lookup.next_seq)",
+        ),
+    ),
+    mutant(
+        "comes-back-unmuted",
+        "9: a mute outlives going out and coming back",
+        Edit(
+            GROUP_RULES, "until_ms = row.muted_until_ms if row is not None else 0", "until_ms = 0"
+        ),
+    ),
+    mutant(
+        "two-owners",
+        "9: who hands a group over is its owner no more",
+        Edit(
+            GROUP_RULES,
+            "acting.user: acting.row._replace(role=ADMIN)",
+            "acting.user: acting.row",
+        ),
+    ),
+    mutant(
+        "admins-remove-each-other",
+        "9: an admin removes members only",
+        Edit(
+            GROUP_RULES,
+            '"remove": {ADMIN: {STRANGER, MEMBER},',
+            '"remove": {ADMIN: {STRANGER, MEMBER, ADMIN},',
+        ),
+    ),
+    mutant(
+        "removal-is-not-told",
+        "9: the mailbox of who was let out of a group hears of it",
+        Edit(
+            NOTES,
+            "            notes.append((mailbox_of(user), left_note(event.session, event.seq)))\n",
+            "            pass\n",
+        ),
+    ),
+)
