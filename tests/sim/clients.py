@@ -12,9 +12,10 @@ from im_actors.core import inbox_words as i
 from im_actors.core import outbox_words as o
 from im_actors.core.inbox import Inbox
 from im_actors.core.model import DEVICE_WINDOW, Event, EventKind
+from im_actors.core.names import SessionKind, session_kind
 from im_actors.core.outbox import Outbox
 from im_actors.errors import ImError, NotReachable, Overloaded
-from im_actors.wire import answers, messages
+from im_actors.wire import answers, messages, queries
 from im_actors.wire.codec import FrameDecoder, Message, encode_frame
 from im_actors.wire.limits import Limits
 from tests.sim.device_store import DeviceFile, DeviceStore
@@ -78,6 +79,7 @@ class SimClient(Process):
         allowed = world.device_window + (3 if self.rng.random() < 0.2 else 0)
         self.window = min(self.rng.choice([4, 20, DEVICE_WINDOW]), allowed)
         self.feeds: dict[int, Feed] = {}
+        self.shown_list: dict[str, tuple[int, ...]] | None = None
         self.outbox: Outbox
         self.inbox: Inbox
 
@@ -172,12 +174,44 @@ class SimClient(Process):
             self._pull_id += 2  # odd; the inbox uses the even ones
             after, before = rng.choice([(-1, 0), (0, rng.randint(1, 200)), (rng.randint(0, 99), 0)])
             self._send(messages.pull(self._pull_id, session, after, before, rng.randint(1, 50)))
+            if self.user in self.world.mailboxes.users:
+                self._ask_user_side()
         if self.feeds and rng.random() < 0.1:
             feed = self.feeds.pop(rng.choice(list(self.feeds)))
             self.world.history.left(feed.name, feed.session)
             self._inbox(i.StreamClosed(feed.id))
             self._open(feed.session, feed.live)
         self.later(rng.uniform(100, 4_000), self._look_back)
+
+    def _ask_user_side(self) -> None:
+        """The list, and what of a group's past is this user's to read."""
+        mailboxes = self.world.mailboxes
+        if not mailboxes.listed:
+            return
+        self._pull_id += 2
+        self._send(queries.query(self._pull_id, "conversations", [None, 100, False, ""]))
+        if mailboxes.crews:
+            self._pull_id += 2
+            crew, after = self.rng.choice(mailboxes.crews), self.rng.choice([-1, 0])
+            self._send(messages.pull(self._pull_id, crew, after, 0, self.rng.randint(1, 50)))
+
+    def list_unsettled(self) -> str | None:
+        """How the list that it was shown last is not what the user has to see."""
+        if not self.world.mailboxes.listed or self.user not in self.world.mailboxes.users:
+            return None
+        expected = self.world.mailboxes.expected_list(self.user)
+        if self.shown_list == expected:
+            return None
+        return f"{self.name} sees {self.shown_list}, expected {expected}"
+
+    def _answered_query(self, answer: queries.Answer) -> None:
+        if answer.code:
+            self.world.met(f"list_{answer.code}")
+            return
+        _, rows, _, total = answer.value
+        self.world.met("list_answered")
+        rows = [queries.read_row(row) for row in rows]
+        self.shown_list = self.world.mailboxes.listed_rows(self.user, rows, total)
 
     def _consume(self, feed: Feed) -> None:
         if self.feeds.get(feed.id) is not feed or not feed.events:
@@ -370,10 +404,14 @@ class SimClient(Process):
                 self._inbox(i.HeadsReceived(heads))
             case messages.EVENTS:
                 self._paged(answers.read_events(frame))
+            case messages.ANSWER:
+                self._answered_query(queries.read_answer(frame))
 
     def _paged(self, page: answers.Events) -> None:
         events = page.events
         self.store.cache(events)
+        if session_kind(page.session) is SessionKind.GROUP:
+            self.world.mailboxes.pulled(self.user, page)
         if not page.code:
             after = events[0].seq - 1 if events else page.head
             rows = [(e.seq, e.device, e.n, e.kind, e.body) for e in events]

@@ -129,6 +129,14 @@ class GroupModel:
         """Whether what is asked for has to be refused after the event ``seq``."""
         return refuses(self.standings[seq], user, kind, body, now_ms)
 
+    def may_read(self, user: str, seq: int) -> bool:
+        """Whether an event has ever been this user's to read, as the group stood once."""
+        rows = {group.row(user) for group in self.standings}
+        return any(
+            0 < joined <= seq and (role != STRANGER or seq <= left)
+            for role, joined, left, _ in rows
+        )
+
     def take_in(self, event: Event, asked: bytes) -> str | None:
         """The next committed event, and what was sent; what is wrong with it."""
         group, user = self.standings[-1], event.device.partition("/")[0]

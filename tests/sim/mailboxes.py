@@ -19,6 +19,8 @@ from im_actors.core.names import SessionKind, direct_session, session_kind
 from im_actors.core.overlays import event_overlay
 from im_actors.core.rule_settings import RuleSettings
 from im_actors.errors import OutOfOrder, error_for
+from im_actors.wire.answers import Events
+from im_actors.wire.queries import ConversationRow
 from tests.sim.groups import MEMBER_PREFIX, GroupModel, wrong_group
 from tests.sim.groups import OPERATIONS as GROUP_OPERATIONS
 from tests.sim.jobs import SERVICES, JobModel, Jobs
@@ -32,8 +34,11 @@ SHARE = 0.35
 PREFIX = "c/"
 NOTICES = ("system", "interaction")
 NOTED = (SessionKind.DIRECT, SessionKind.NOTICE)
+LISTS = 0.6
+"""Of the runs with mailboxes and without registers."""
 RULES = RuleSettings(recall_ms=0, edit_ms=0, services=SERVICES)
-STEPS = (*(f"group_{what}" for what in GROUP_OPERATIONS), "group_refused", *JOB_STEPS)
+READS = ("list_answered", "group_pulled", "group_pull_refused")
+STEPS = (*(f"group_{what}" for what in GROUP_OPERATIONS), "group_refused", *READS, *JOB_STEPS)
 """What users have to have done, or been refused, in a long run."""
 
 # What shards warn of is no news here.
@@ -74,6 +79,9 @@ class Mailboxes:
         self.models: dict[str, GroupModel | JobModel] = dict(self.jobs.models)
         self.models.update((crew, GroupModel()) for crew in self.crews)
         self._asked: dict[tuple[str, str, int], Asked] = {}
+        lists = rng.random() < LISTS
+        self.listed = self.active and lists and not world.registers.models
+        """Whether users ask gateways for their lists. (There a register would be a group.)"""
 
     # -- what users do -------------------------------------------------------------------------
 
@@ -165,6 +173,46 @@ class Mailboxes:
         kind = "stale-refusal" if True in found else "wrong-refusal"
         text = f"{asked} of {device} in {session!r} is refused with {code} up to {last_seq}"
         self.world.fail(kind, text, self.world.slot_of(session), (session, device, n))
+
+    # -- what users are shown ------------------------------------------------------------------
+
+    def pulled(self, user: str, page: Events) -> None:
+        """A user was given events of a group: they have to be his to read."""
+        model = self.models.get(page.session)
+        if not isinstance(model, GroupModel) or not self.world.watched(page.session):
+            return
+        self.world.met("group_pull_refused" if page.code else "group_pulled")
+        for event in page.events:
+            if not model.may_read(user, event.seq):
+                text = f"{user} was given seq {event.seq} of {page.session}: {model.standings[-1]}"
+                self.world.fail("not-his-to-read", text, self.world.slot_of(page.session))
+
+    def listed_rows(
+        self, user: str, rows: list[ConversationRow], total: int
+    ) -> dict[str, tuple[int, ...]]:
+        """What a list says, by session: (last seq, read seq, unread). Each row has to be right for
+        the events up to its last one."""
+        for row in rows:
+            events = self.book.get(row.session, [])
+            right = _unread(user, events[: row.last_seq], row.read_seq)
+            wrong = len(events) < row.last_seq or row.unread != right
+            if wrong and self.world.watched(row.session):
+                text = f"{user} sees {row}, expected {right} unread of {len(events)}"
+                self.world.fail("wrong-list", text, self.world.slot_of(row.session))
+        shown = {row.session: (row.last_seq, row.read_seq, row.unread) for row in rows}
+        # What is only pinned, and has no events, is in the list too.
+        return {"": (total,), **{s: row for s, row in shown.items() if s in self.book}}
+
+    def expected_list(self, user: str) -> dict[str, tuple[int, ...]]:
+        """What a user has to see when all has come to rest."""
+        found: dict[str, tuple[int, ...]] = {}
+        for session, row in self._rows(user).items():
+            if "last_seq" in row:
+                found[session] = (row["last_seq"], row["read_seq"], row["unread"])
+            elif "joined_seq" in row:
+                events, joined = self.book[session], row["joined_seq"]
+                found[session] = (len(events), joined, _unread(user, events, joined))
+        return {"": (sum(row[2] for row in found.values()),), **found}
 
     # -- what was committed --------------------------------------------------------------------
 
@@ -337,6 +385,18 @@ class Mailboxes:
             last = max(shown)
             row["preview"] = (last, *shown[last][1:])
         return row
+
+
+def _unread(user: str, events: list[Event], read_seq: int) -> int:
+    """Messages of others above a position, without those that were recalled."""
+    recalled = {_overlay(event)[0] for event in events if event.kind == EventKind.RECALL}
+    return sum(
+        event.seq > read_seq
+        and event.kind == EventKind.MESSAGE
+        and event.sender != user
+        and event.seq not in recalled
+        for event in events
+    )
 
 
 def _overlay(event: Event) -> tuple[int, str]:

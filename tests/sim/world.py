@@ -92,6 +92,8 @@ class World:
         """Numbers that their devices gave to a VOID, after a refusal."""
         self.healing = False
         self.rolled_back: int | None = None
+        self.broken: BaseException | None = None
+        """What a coroutine raised."""
         self.takeovers = 0
         self._looks = 0
         self.disks: dict[str, Disk] = {}
@@ -325,6 +327,8 @@ class World:
     def _steps(self) -> None:
         for _ in range(CHECK_STEPS):
             self.clock.step()
+        if self.broken is not None:
+            raise self.broken
         self._look_at_all()
 
     def _safety(self) -> None:
@@ -380,6 +384,9 @@ class World:
             return why, None, None
         if (why := self.mailboxes.unsettled()) is not None:
             return why, None, None
+        for client in self.clients:
+            if (why := client.list_unsettled()) is not None:
+                return why, None, None
         return None
 
     def _slot_unsettled(self, slot: int) -> str | None:
