@@ -124,18 +124,16 @@ class GroupModel:
         """By seq: how it stands after that event."""
         self.senders: list[tuple[int, str]] = []
         """(kind, user) by seq - 1."""
+        self.readable: dict[str, dict[int, int]] = {}
+        """user -> the event that let him in -> the last one that came while he was in."""
 
     def refuses(self, seq: int, user: str, kind: int, body: bytes, now_ms: int) -> bool | None:
         """Whether what is asked for has to be refused after the event ``seq``."""
         return refuses(self.standings[seq], user, kind, body, now_ms)
 
     def may_read(self, user: str, seq: int) -> bool:
-        """Whether an event has ever been this user's to read, as the group stood once."""
-        rows = {group.row(user) for group in self.standings}
-        return any(
-            0 < joined <= seq and (role != STRANGER or seq <= left)
-            for role, joined, left, _ in rows
-        )
+        """Whether an event has ever been this user's to read."""
+        return any(first <= seq <= last for first, last in self.readable.get(user, {}).items())
 
     def take_in(self, event: Event, asked: bytes) -> str | None:
         """The next committed event, and what was sent; what is wrong with it."""
@@ -148,6 +146,9 @@ class GroupModel:
             group = after(group, user, what, args, event.seq)
             wrong = wrong or _wrong_rows(self.standings[-1], group, event)
         self.standings.append(group)
+        for other, (role, joined, left, _) in group.rows:
+            if role != STRANGER or left == event.seq:
+                self.readable.setdefault(other, {})[joined] = event.seq
         self.senders.append((event.kind, user))
         return wrong
 

@@ -3,6 +3,9 @@
 from tests.sim.mutants.modules import BATCH_RULES, BATCH_RUN, BATCHES, GROUP_RULES, NOTES
 from tests.sim.mutation import Edit, mutant
 
+TAKEN = ("crash_shard=1", "pause_shard", "delay")
+"""Batches go from one executor to the next."""
+
 USERS = (
     mutant(
         "chunks-of-others-are-ours",
@@ -12,12 +15,13 @@ USERS = (
             "run.foreign_below = 0 if run.owned else run.progress.chunks + WINDOW_CHUNKS",
             "run.foreign_below = 0",
         ),
+        faults=TAKEN,
     ),
     mutant(
         "start-in-the-log-is-ours",
         "9: a batch whose start was read from the log may have been told by others",
         Edit(BATCHES, "started = live and bool(facts)", "started = bool(facts)"),
-        Edit(BATCH_RUN, "self._begin(session, owned=False)", "pass"),
+        faults=TAKEN,
     ),
     mutant(
         "fenced-is-not-sent",
@@ -27,6 +31,7 @@ USERS = (
             "                run.asks.append(Ask(run, chunk, position, Step.CHECK))\n",
             "                chunk.settle(position, NOT_SENT)\n",
         ),
+        faults=TAKEN,
     ),
     mutant(
         "recalls-without-looking",
@@ -36,11 +41,13 @@ USERS = (
             "Ask(run, chunk, position, Step.RECALL, seq)",
             "Ask(run, chunk, position, Step.RECALL, 1)",
         ),
+        faults=TAKEN,
     ),
     mutant(
         "progress-before-all-have-answered",
         "9: a chunk is done when it is known of each of its recipients what became of him",
         Edit(BATCH_RUN, "if chunk is None or chunk.open or", "if chunk is None or"),
+        faults=TAKEN,
     ),
     mutant(
         "later-is-an-outcome",
@@ -48,6 +55,7 @@ USERS = (
         Edit(
             BATCH_RUN, "return error.retryable or not error.definite", "return not error.definite"
         ),
+        faults=TAKEN,
     ),
     mutant(
         "skips-a-chunk",
@@ -62,11 +70,13 @@ USERS = (
         "batches-forgotten-at-takeover",
         "9: a new owner looks after the batches that its slot lists",
         Edit(BATCHES, "words.Began(tuple(listed))", "words.Began(())"),
+        faults=TAKEN,
     ),
     mutant(
         "progress-counted-twice",
         "9: of outcomes that are said again only those count that are new",
         Edit(BATCH_RULES, "for row in rows][done - chunk :]", "for row in rows]"),
+        faults=TAKEN,
     ),
     mutant(
         "recalled-while-it-is-told",
@@ -76,6 +86,7 @@ USERS = (
             "return self.job.state is JobState.RECALLING and self.progress.settled",
             "return self.job.state is JobState.RECALLING",
         ),
+        faults=TAKEN,
     ),
     mutant(
         "who-leaves-stays",
