@@ -307,9 +307,11 @@ class JobModel:
         for number, users in enumerate(job.chunks):
             for user in users:
                 got, gone = self._event(user, 1) is not None, self._event(user, 2) is not None
+                if got and self.order.dry:
+                    return f"{user} got it from a dry run"
                 if job.state == "done" and got is self.order.dry:
                     return f"{user} of a batch that is done: {got}"
-                if job.state in ("cancelled", "recalled"):
+                if job.state in ("cancelled", "recalled") and not self.order.dry:
                     said = number < job.progress[0] and user not in self.never
                     if got is not said:
                         return f"{user} of chunk {number} has it: {got}, and it was said: {said}"
