@@ -17,9 +17,8 @@ from im_actors.core.fact_lists import OfKeys
 from im_actors.core.model import EventKind, slot_of
 from im_actors.core.names import direct_session, group_session, mailbox_of
 from im_actors.gateway.relays import Relays
-from im_actors.net.link import Link, LinkConfig, PeerInfo
+from im_actors.net.link import Link, PeerInfo
 from im_actors.testing import LocalCluster
-from im_actors.wire.links import LINK_FRAME_BYTES_MAX
 from im_actors.wire.questions import FactsAsked, pack_question
 
 PATIENCE_S = 60
@@ -46,7 +45,6 @@ class Replicas:
                 on_frames=self._frames,
                 on_down=lambda _: None,
                 rng=random.Random(1),
-                config=LinkConfig(frame_bytes_max=LINK_FRAME_BYTES_MAX),
             )
 
     async def close(self) -> None:

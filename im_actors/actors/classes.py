@@ -20,6 +20,7 @@ import uuid
 from typing import Any
 
 from im_actors.actors.logs import log_loop_errors, log_to_file
+from im_actors.actors.metrics import publish_from_now_on
 from im_actors.actors.remote_views import ControllerViews
 from im_actors.actors.settings import ActorSettings, Started
 from im_actors.core.directory import Directory, GatewayAddress
@@ -80,6 +81,8 @@ class Actor:
         try:
             address = await self._open(view_store)
             _tune_interpreter()
+            if self._settings.joined:
+                publish_from_now_on(self._name, self._own_status)
         except Exception as error:
             logger.error("%s does not start: %s", self._name, error)
             self._start_failed()
@@ -127,6 +130,9 @@ class Actor:
 
     async def directory(self, directory: Directory) -> None:
         self._running().directory(directory)
+
+    def _own_status(self) -> dict[str, Any] | None:
+        return self._node.status() if self._node is not None else None
 
     async def status(self) -> dict[str, Any]:
         status: dict[str, Any] = self._running().status()

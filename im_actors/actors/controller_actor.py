@@ -11,6 +11,7 @@ from typing import Any
 
 from im_actors.actors.classes import FAULT_DELAY_S, SIGNALS
 from im_actors.actors.logs import log_loop_errors, log_to_file
+from im_actors.actors.metrics import publish_from_now_on
 from im_actors.actors.platform import RayCalls, RayPlatform
 from im_actors.actors.remote_views import Question
 from im_actors.actors.settings import CONTROLLER, ActorSettings
@@ -85,6 +86,8 @@ class ControllerActor:
         self._views, self._platform, self._node = views, platform, node
         self._open.set()
         await node.start()
+        if settings.joined:
+            publish_from_now_on(CONTROLLER, node.summary)
         logger.info("the controller serves on port %d", settings.admin_port)
 
     async def _open_views(self) -> ViewStore:

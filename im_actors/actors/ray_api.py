@@ -11,6 +11,7 @@ import asyncio
 import importlib
 import logging
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import ray
@@ -21,6 +22,7 @@ from ray.exceptions import (
     RayError,
     RayTaskError,
 )
+from ray.util import metrics
 
 from im_actors.actors.placement import Host
 from im_actors.actors.settings import ACTOR_CALLS_MAX
@@ -81,6 +83,18 @@ def connect(address: str, namespace: str) -> str:
 
 def disconnect() -> None:
     ray.shutdown()
+
+
+def counter(name: str, description: str, labels: tuple[str, ...]) -> Any:
+    return metrics.Counter(name, description, labels)
+
+
+def gauge(name: str, description: str, labels: tuple[str, ...]) -> Any:
+    return metrics.Gauge(name, description, labels)
+
+
+def histogram(name: str, description: str, labels: tuple[str, ...], bounds: Sequence[float]) -> Any:
+    return metrics.Histogram(name, description, list(bounds), labels)
 
 
 def node_address() -> str:

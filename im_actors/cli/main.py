@@ -24,6 +24,7 @@ from im_actors.cli import (
     conversation_commands,
     group_commands,
     replay_commands,
+    top,
     torture_commands,
 )
 from im_actors.cli.cluster_commands import EXIT_INTERRUPTED, EXIT_TERMINATED
@@ -112,7 +113,7 @@ def build_parser() -> argparse.ArgumentParser:
         )
 
     modules = (
-        cluster_commands, client_commands, conversation_commands, group_commands,
+        cluster_commands, top, client_commands, conversation_commands, group_commands,
         broadcast_commands, chat,
         replay_commands, torture_commands, bench_commands,
     )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from im_actors.cli.output import printable
@@ -18,29 +18,34 @@ def show_status(status: dict[str, Any]) -> None:
 
     wide = None if sys.stdout.isatty() else WIDTH_IN_FILES
     console = Console(highlight=False, width=wide)
+    for part in status_parts(status):
+        console.print(part)
+
+
+def status_parts(status: dict[str, Any], paths: bool = True) -> Iterator[Any]:
+    """What rich prints of it: lines and tables; without ``paths`` narrow ones."""
     slots = status["slots"]
     healthy = "[green]healthy[/]" if status["healthy"] else "[bold red]not healthy[/]"
     rate = status.get("rates", {}).get("acked_per_s")
-    console.print(
-        f"{healthy}: {slots['active']} of {slots['total']} slots active"
-        + (f", {rate:,.0f} msg/s" if rate is not None else "")
+    yield f"{healthy}: {slots['active']} of {slots['total']} slots active" + (
+        f", {rate:,.0f} msg/s" if rate is not None else ""
     )
     for name, why in status.get("missing", {}).items():
-        console.print(f"[red]missing[/] {_plain(name)}: {_plain(why)}")
+        yield f"[red]missing[/] {_plain(name)}: {_plain(why)}"
     if status.get("view_store", "ok") != "ok":
-        console.print(f"[red]view store[/]: {_plain(status['view_store'])}")
+        yield f"[red]view store[/]: {_plain(status['view_store'])}"
     if status.get("degraded_placement"):
         count = len(status["degraded_placement"])
-        console.print(f"[yellow]{count} slots have two of their copies on one host[/]")
+        yield f"[yellow]{count} slots have two of their copies on one host[/]"
     if slots["unhealthy"]:
-        console.print(_unhealthy(slots["unhealthy"]))
+        yield _unhealthy(slots["unhealthy"])
         hidden = len(slots["unhealthy"]) - UNHEALTHY_SHOWN
         if hidden > 0:
-            console.print(f"… and {hidden} more slots; --json shows all")
+            yield f"… and {hidden} more slots; --json shows all"
     starts = status.get("starts", {})
-    console.print(_shards(status["shards"], starts))
-    console.print(_replicas(status["replicas"], starts))
-    console.print(_gateways(status["gateways"], starts))
+    yield _shards(status["shards"], starts)
+    yield _replicas(status["replicas"], starts, paths)
+    yield _gateways(status["gateways"], starts)
 
 
 def _plain(value: object) -> str:
@@ -105,13 +110,13 @@ def _shards(shards: dict[str, Any], starts: dict[str, int]) -> Any:
     return _rows(table, shards, starts, ("serving", "working", "sessions", "acked"))
 
 
-def _replicas(replicas: dict[str, Any], starts: dict[str, int]) -> Any:
-    columns = ("host", "slots", "filling", "lag", "records", "free", "directory", "restarts")
-    fields = (
-        "host", "slots", "incomplete_slots", "apply_lag_records", "records", "free_bytes",
-        "directory",
-    )  # fmt: skip
-    return _rows(_table("replicas", "name", *columns), replicas, starts, fields)
+def _replicas(replicas: dict[str, Any], starts: dict[str, int], paths: bool) -> Any:
+    columns = ["host", "slots", "filling", "lag", "records", "free"]
+    fields = ["host", "slots", "incomplete_slots", "apply_lag_records", "records", "free_bytes"]
+    if paths:
+        columns.append("directory")
+        fields.append("directory")
+    return _rows(_table("replicas", "name", *columns, "restarts"), replicas, starts, fields)
 
 
 def _gateways(gateways: dict[str, Any], starts: dict[str, int]) -> Any:

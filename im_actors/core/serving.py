@@ -28,6 +28,7 @@ from im_actors.core.model import (
     sealed_record,
     unpack_sends,
 )
+from im_actors.core.recent import RecentRecords
 from im_actors.core.rules import (
     SERVER,
     Accept,
@@ -76,6 +77,8 @@ class ServingLimits:
     """Records that the slowest member may have journaled and not applied to history."""
     sessions_max: int = 20_000
     """Session states in memory; idle ones above it are forgotten (they stay in the tables)."""
+    recent_bytes_max: int = 64 * 1024
+    """Newest committed records that are kept for those who recall or edit what is in them."""
 
     def validate(self) -> None:
         for name in self.__slots__:
@@ -188,6 +191,7 @@ class Serving:
         self.flights: deque[Flight] = deque()
         self.pending: dict[tuple[str, int], PendingEvent] = {}
         self.pending_bytes = 0
+        self.recent = RecentRecords(limits.recent_bytes_max)
         self.last_key = 0
         self.ancient: list[Send] = []
         """Resends that only history can answer; the owner takes them from here."""
@@ -328,13 +332,14 @@ class Serving:
                 return decision
             assert decision != asked, f"a rule for {state.name!r} asks again for {asked}"
             asked = decision
-            self._look_at_pending(state, decision.events)
+            self._look_at_own(state, decision.events)
             lacking = state.know().lacks(decision)
             if any(lacking):
                 return lacking
 
-    def _look_at_pending(self, state: SessionState, seqs: tuple[int, ...]) -> None:
-        """Of events that no table can have: those that are not committed, and those to come."""
+    def _look_at_own(self, state: SessionState, seqs: tuple[int, ...]) -> None:
+        """Of events that no table can have, those that are not committed and those to come, and of
+        those that the tables may not have yet."""
         for seq in seqs:
             if (state.name, seq) in self.pending:
                 event = decode_event(self.pending[state.name, seq].data)
@@ -342,6 +347,8 @@ class Serving:
                 state.know().events[seq] = head
             elif not 0 < seq <= state.last_seq:
                 state.know().events[seq] = None
+            elif (recent := self.recent.head(state.name, seq)) is not None:
+                state.know().events[seq] = recent
 
     def _said(self, state: SessionState, facts: list[Fact]) -> None:
         """Facts of events that are newer than all that is known."""
@@ -478,6 +485,7 @@ class Serving:
         while self.flights and self.flights[0].record.lsn <= lsn:
             record, committed = self.flights.popleft()
             self._commit_events(committed, record.lsn, epoch, answers)
+            self.recent.keep(record)
             if self.postponed:
                 self._tell_postponed(committed, epoch, answers)
             events += committed
@@ -542,6 +550,7 @@ class Serving:
             if index.changes:
                 for session, facts in record_facts(record.payload):
                     self._said(self.sessions[session], facts)
+            self.recent.keep(record)
 
     def abandon(self) -> list[Answer]:
         """The slot is somebody else's: everything pending is answered "unknown, ask again"."""

@@ -37,7 +37,7 @@ from im_actors.gateway.user_side import UserSide
 from im_actors.net.link import LinkConfig, PeerInfo
 from im_actors.net.listener import Listener, listen
 from im_actors.wire.codec import Message, encode_frame
-from im_actors.wire.links import LINK_FRAME_BYTES_MAX, InsideType
+from im_actors.wire.links import InsideType
 from im_actors.wire.messages import Hello, Pull, error_message
 from im_actors.wire.queries import Query, Signal, refusal
 
@@ -91,7 +91,7 @@ class GatewayNode:
             PeerInfo("gateway", name, incarnation),
             secret,
             rng,
-            link_config or LinkConfig(frame_bytes_max=LINK_FRAME_BYTES_MAX),
+            link_config or LinkConfig(),
             self,
         )
         self.router = Router(self.peers, config, self._call_soon)
@@ -217,6 +217,7 @@ class GatewayNode:
             "pulls_answered": pulls.answered,
             "pulls_failed": pulls.failed,
             "violations": self.violations,
+            **router.latencies.status(),
             **(self.user_side.status() if self.user_side is not None else {}),
             "shards": {shard.incarnation: shard.status() for shard in peers.shards.values()},
             "replicas": {replica.name: replica.status() for replica in peers.replicas.values()},
@@ -334,6 +335,8 @@ class GatewayNode:
         self.router.flush_answers()
         if pushed:
             self.followers.pushed_events(pushed)
+            if self.router.latencies.push_due:
+                self.router.latencies.pushed(pushed[0][1], self.wall_ms())
 
     def replica_down(self, replica: ReplicaPeer) -> None:
         self.reads.replica_down(replica, self.now_ms())
@@ -396,6 +399,7 @@ class GatewayNode:
         self._timers.append(loop.call_later(period_ms / 1000, again))
 
     def _tick(self, now_ms: int) -> None:
+        self.router.latencies.tick()
         self.router.tick(now_ms)
         self.relays.tick(now_ms)
         self.send_relays.tick(now_ms)

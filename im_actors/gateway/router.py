@@ -32,6 +32,7 @@ from im_actors.errors import (
 )
 from im_actors.gateway.config import GatewayConfig
 from im_actors.gateway.held import HeldRow, HeldSlot, Row, Sender
+from im_actors.gateway.latencies import Latencies
 from im_actors.gateway.peers import Peers, RouteChange, ShardPeer
 from im_actors.wire.links import LINK_FRAME_BYTES_MAX, InsideType, pack_frame
 from im_actors.wire.messages import nack_of
@@ -96,6 +97,7 @@ class Router:
         self.acked = 0
         self.nacked = 0
         self.offered_again = 0
+        self.latencies = Latencies()
         self.story = Story()
 
     # ---- from clients
@@ -146,6 +148,8 @@ class Router:
                 in_flight[token] = (sender, row)
                 batch.append(row)
         self._token = token
+        if self.latencies.send_due and entries:
+            self.latencies.sent(token, now_ms)
         self.accepted += len(entries)
         sender.outstanding += len(entries)
         self.outstanding_bytes += size
@@ -208,6 +212,11 @@ class Router:
         self.outstanding_bytes -= size
         if len(heads) > HEADS_CACHED_MAX:
             heads.clear()
+        if self.latencies.followed:
+            self.latencies.answered(self._is_open, now_ms)
+
+    def _is_open(self, token: int) -> bool:
+        return token in self._in_flight or token in self._slot_of_held
 
     def flush_answers(self) -> None:
         """Give the connections what has gathered for them."""

@@ -9,7 +9,6 @@ import asyncio
 import secrets
 from collections.abc import Callable
 from random import Random
-from ssl import SSLContext
 
 from im_actors.errors import ImError, LinkRefused, ProtocolViolation
 from im_actors.net.link_connection import (
@@ -113,7 +112,6 @@ class Link:
         config: LinkConfig | None = None,
         expected_id: str = "",
         expected_incarnation: str = "",
-        ssl: SSLContext | None = None,
     ) -> None:
         self._me = me
         self._secret = check_secret(secret)
@@ -125,7 +123,6 @@ class Link:
         self._config = (config or LinkConfig()).validate()
         self._expected_id = expected_id
         self._expected_incarnation = expected_incarnation
-        self._ssl = ssl
         self._loop = asyncio.get_running_loop()
         self._connection: _Dialed | None = None
         self._open_connections: set[_Dialed] = set()
@@ -206,10 +203,11 @@ class Link:
 
     async def _connect(self, connection: _Dialed) -> None:
         host, port = self._target
-        timeout_ms = self._config.connect_timeout_ms
+        timeout_ms, tls = self._config.connect_timeout_ms, self._config.tls
         try:
             async with asyncio.timeout(timeout_ms / 1000):
-                await self._loop.create_connection(lambda: connection, host, port, ssl=self._ssl)
+                ssl = tls.dialing if tls else None
+                await self._loop.create_connection(lambda: connection, host, port, ssl=ssl)
         except TimeoutError:
             self._failed(connection, f"no connection within {timeout_ms} ms")
         except (OSError, ValueError, OverflowError) as error:

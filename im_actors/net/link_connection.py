@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from typing import ClassVar, NamedTuple
 
@@ -32,7 +32,9 @@ from im_actors.errors import (
     error_for,
 )
 from im_actors.net.connection import FramedProtocol
-from im_actors.wire.codec import ARRAY_ITEMS_MAX, FRAME_BYTES_MAX, Message, encode_frame
+from im_actors.net.tls import Certificates
+from im_actors.wire.codec import ARRAY_ITEMS_MAX, Message, encode_frame
+from im_actors.wire.links import LINK_FRAME_BYTES_MAX
 from im_actors.wire.messages import ERROR
 
 LINK_VERSION = 3
@@ -92,14 +94,18 @@ class LinkConfig:
     """The first wait before dialing again; it doubles with each attempt that fails."""
     backoff_ms_max: int = 1_000
     """The longest wait. A link that was up for this long starts over at the shortest."""
-    frame_bytes_max: int = FRAME_BYTES_MAX
+    frame_bytes_max: int = LINK_FRAME_BYTES_MAX
     """Most bytes of msgpack in one frame."""
     connections_max: int = 1_000
     """Most links that a LinkServer holds."""
+    tls: Certificates | None = field(default=None, repr=False)
+    """What either side shows and believes; None: links are not encrypted."""
 
     def validate(self) -> LinkConfig:
         """Itself; SetupError when a value or a pair of them makes no sense."""
         for name in self.__slots__:
+            if name == "tls":
+                continue
             value = getattr(self, name)
             if type(value) is not int or value <= 0:
                 raise SetupError(f"link: {name} is {value!r}, it must be a positive integer")

@@ -6,7 +6,6 @@ import logging
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
-from ssl import SSLContext
 
 from im_actors.errors import ProtocolViolation, UnknownVersion
 from im_actors.net.link_connection import (
@@ -109,13 +108,11 @@ class LinkServer:
         handler: Handler,
         *,
         config: LinkConfig | None = None,
-        ssl: SSLContext | None = None,
     ) -> None:
         self._me = me
         self._secret = check_secret(secret)
         self._handler = handler
         self._config = (config or LinkConfig()).validate()
-        self._ssl = ssl
         self._listener: Listener | None = None
 
     async def start(self, host: str, port: int) -> None:
@@ -125,7 +122,7 @@ class LinkServer:
             lambda: _Accepted(self._me, self._secret, self._config, self._handler),
             host,
             port,
-            ssl=self._ssl,
+            ssl=tls.accepting if (tls := self._config.tls) else None,
             connections_max=self._config.connections_max,
         )
 

@@ -17,7 +17,7 @@ from im_actors.errors import BadRequest, ImError, NotReachable, SetupError, erro
 from im_actors.net.link import Link, LinkConfig, PeerInfo
 from im_actors.net.link_connection import LinkConnection
 from im_actors.net.link_server import LinkCallbacks, LinkServer
-from im_actors.wire.links import LINK_FRAME_BYTES_MAX, pack_frame
+from im_actors.wire.links import pack_frame
 
 CALL = 170
 RESULT = 171
@@ -28,12 +28,13 @@ Method = Callable[..., Awaitable[Any]]
 class AdminServer:
     """Serves named methods to whoever knows the cluster secret."""
 
-    def __init__(self, name: str, secret: bytes, methods: dict[str, Method]) -> None:
+    def __init__(
+        self, name: str, secret: bytes, methods: dict[str, Method], links: LinkConfig | None = None
+    ) -> None:
         self._methods = methods
         self._tasks: set[asyncio.Task[None]] = set()
-        config = LinkConfig(frame_bytes_max=LINK_FRAME_BYTES_MAX)
         me = PeerInfo("controller", name, name)
-        self._server = LinkServer(me, secret, self._linked, config=config)
+        self._server = LinkServer(me, secret, self._linked, config=links)
 
     async def start(self, address: str, port: int = 0) -> int:
         """Listen; the port."""
@@ -80,10 +81,18 @@ class AdminServer:
 class AdminClient:
     """Calls the controller. Use as ``async with``; NotReachable when nobody answers in time."""
 
-    def __init__(self, address: str, port: int, secret: bytes, timeout_s: float = 10.0) -> None:
+    def __init__(
+        self,
+        address: str,
+        port: int,
+        secret: bytes,
+        timeout_s: float = 10.0,
+        links: LinkConfig | None = None,
+    ) -> None:
         self._target = (address, port)
         self._secret = secret
         self._timeout_s = timeout_s
+        self._link_config = links
         self._waiting: dict[int, asyncio.Future[Any]] = {}
         self._next = 0
         self._up = asyncio.Event()
@@ -99,7 +108,7 @@ class AdminClient:
             on_frames=self._frames,
             on_down=self._down,
             rng=random.Random(),
-            config=LinkConfig(frame_bytes_max=LINK_FRAME_BYTES_MAX),
+            config=self._link_config,
         )
         return self
 

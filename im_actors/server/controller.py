@@ -21,6 +21,10 @@ from im_actors.server.views import ViewStore
 
 logger = logging.getLogger(__name__)
 
+SLOT_STATES = ("active", "stalled", "recovering", "unplaced")
+"""How a slot stands: served; served, but a member is away for which writes wait; between owners;
+without a place yet."""
+
 
 @dataclass(frozen=True, slots=True)
 class ControllerConfig:
@@ -113,6 +117,8 @@ class ControllerNode:
         self._started = time.monotonic()
         self._stopping = False
         self.starts: dict[str, int] = {}
+        self.view_changes = 0
+        """Views that became active while this controller ran."""
 
     # -- life ----------------------------------------------------------------------------------
 
@@ -248,6 +254,7 @@ class ControllerNode:
         """A shard says that it serves a slot now."""
         known = self._views.get(view.slot)
         if known is None or view.epoch >= known.epoch:
+            self.view_changes += known is None or view.epoch > known.epoch
             self._views[view.slot] = view
             self._moving.pop(view.slot, None)
             self._changed.set()
@@ -396,9 +403,9 @@ class ControllerNode:
         }
         slots = [self._slot_status(slot, working) for slot in range(self.slots)]
         unhealthy = [slot for slot in slots if slot["state"] != "active"]
-        missing = [d.name for d in self._desired if d.name not in self._observed]
+        summary = self.summary()
         return {
-            "healthy": not unhealthy and not missing,
+            "healthy": not unhealthy and not summary["missing"],
             "slots": {
                 "total": self.slots,
                 "active": self.slots - len(unhealthy),
@@ -413,6 +420,18 @@ class ControllerNode:
             "shards": shards,
             "replicas": await self.call_all("replica", "status"),
             "gateways": await self.call_all("gateway", "status"),
+            **summary,
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """What the controller knows without asking anybody, as JSON."""
+        states = dict.fromkeys(SLOT_STATES, 0)
+        for slot in range(self.slots):
+            states[self._slot_status(slot, {})["state"]] += 1
+        missing = [d.name for d in self._desired if d.name not in self._observed]
+        return {
+            "slot_states": states,
+            "view_changes": self.view_changes,
             "missing": {name: self._troubles.get(name, "starting") for name in missing},
             "degraded_placement": self._degraded(),
             "starts": dict(self.starts),

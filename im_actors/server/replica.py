@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from im_actors.core import replica as rep
 from im_actors.core.directory import Directory, ReplicaAddress
 from im_actors.core.fact_lists import OfKeys
+from im_actors.core.histogram import Histogram
 from im_actors.core.messages import (
     EventFound,
     FactsLoaded,
@@ -42,7 +43,6 @@ from im_actors.storage.history import History
 from im_actors.storage.scan import scan_history, scan_journal
 from im_actors.storage.verify import join_scans
 from im_actors.wire.links import (
-    LINK_FRAME_BYTES_MAX,
     InsideType,
     pack_inside,
     read_inside,
@@ -144,6 +144,7 @@ class ReplicaNode:
         rng: random.Random,
         on_fatal: Callable[[ImError], None],
         config: ReplicaConfig | None = None,
+        links: LinkConfig | None = None,
     ) -> None:
         self.name = name
         self.host = host
@@ -151,6 +152,7 @@ class ReplicaNode:
         self._secret = secret
         self._rng = rng
         self._on_fatal = on_fatal
+        self._link_config = links or LinkConfig()
         self._config = config or ReplicaConfig()
         self._config.validate()
         self._storage = ReplicaStorage(path, cluster, name)
@@ -183,6 +185,9 @@ class ReplicaNode:
         self._failed: ImError | None = None
         self._stopping = False
         self.commits = 0
+        self._commit_times = Histogram()
+        self._commit_due = True
+        """One commit in each tick is counted in ``_commit_times``."""
         self.records = 0
 
     # -- life ----------------------------------------------------------------------------------
@@ -198,7 +203,6 @@ class ReplicaNode:
         for slot, log in logs.items():
             self._queue.commit(slot, log.commit_lsn)
         me = PeerInfo("replica", self.name, self.disk)
-        self._link_config = LinkConfig(frame_bytes_max=LINK_FRAME_BYTES_MAX)
         self._me = me
         self._server = LinkServer(me, self._secret, self._linked, config=self._link_config)
         await self._server.start(address, port)
@@ -367,26 +371,31 @@ class ReplicaNode:
         stood_still = ended - started
         if stood_still * 1000 > self._config.commit_here_ms:
             self._slow_until = ended + stood_still * MOVES_FOR
-        self._written(effects, error)
+        self._written(effects, error, stood_still)
         return True
 
     def _write(self, ops: list[StorageOp], effects: list[Any]) -> None:
         """In the journal's thread. (``run_in_executor`` makes two futures of this, which costs more
         than all the rest of an append.)"""
         error: BaseException | None = None
+        begun = time.perf_counter()
         try:
             self._storage.commit(ops)
         except BaseException as failure:
             error = failure
-        self._loop.call_soon_threadsafe(self._written, effects, error)
+        elapsed_s = time.perf_counter() - begun
+        self._loop.call_soon_threadsafe(self._written, effects, error, elapsed_s)
 
-    def _written(self, effects: list[Any], error: BaseException | None) -> None:
+    def _written(self, effects: list[Any], error: BaseException | None, elapsed_s: float) -> None:
         self._writing = False
         if error is not None:
             # What is on disk is not known any more: only a new start can tell (never retry).
             self._fatal(error)
             return
         self.commits += 1
+        if self._commit_due:
+            self._commit_due = False
+            self._commit_times.observe(elapsed_s)
         self._carry_out(effects)
         self._flush()
 
@@ -651,6 +660,7 @@ class ReplicaNode:
 
     def _tick(self) -> None:
         self._tick_timer = self._loop.call_later(self._config.tick_ms / 1000, self._tick)
+        self._commit_due = True
         self._handle(rep.Tick())
 
     async def report(self) -> dict[str, Any]:
@@ -688,6 +698,7 @@ class ReplicaNode:
             "apply_lag_records": sum(log.commit_lsn - log.applied_lsn for log in logs.values()),
             "waiting_records": self._queue.backlog(),
             "commits": self.commits,
+            "journal_commit": self._commit_times.to_dict(),
             "records": self.records,
             "free_bytes": self._storage.data.free_bytes(),
         }

@@ -30,7 +30,6 @@ from im_actors.server.clock import now_ms
 from im_actors.server.rounds import HOLD_MS, Rounds
 from im_actors.server.telling import NOTES, Telling, heard_events, heard_pending
 from im_actors.wire.links import (
-    LINK_FRAME_BYTES_MAX,
     InsideType,
     pack_frame,
     pack_inside,
@@ -105,6 +104,7 @@ class ShardNode:
         limits: ServingLimits | None = None,
         rules: RuleSettings | None = None,
         batches: BatchSettings | None = None,
+        links: LinkConfig | None = None,
     ) -> None:
         self.name = name
         self.incarnation = f"{name}.{uuid.uuid4().hex[:12]}"
@@ -112,6 +112,7 @@ class ShardNode:
         self._secret = secret
         self._views = views
         self._rng = rng
+        self._link_config = links or LinkConfig()
         self._on_activated = on_activated
         rule = partial(decide, settings=(rules or RuleSettings()).validate())
         self._owners = {
@@ -153,7 +154,6 @@ class ShardNode:
     async def start(self, address: str, port: int = 0) -> ShardAddress:
         self._loop = asyncio.get_running_loop()
         self._me = PeerInfo("shard", self.name, self.incarnation)
-        self._link_config = LinkConfig(frame_bytes_max=LINK_FRAME_BYTES_MAX)
         self._server = LinkServer(self._me, self._secret, self._linked, config=self._link_config)
         await self._server.start(address, port)
         self._address = address

@@ -22,7 +22,7 @@ from im_actors.core.model import (
 )
 from im_actors.core.owner import OwnerSettings, Phase
 from im_actors.core.rules import SERVER
-from im_actors.core.serving import Send
+from im_actors.core.serving import Send, ServingLimits
 from im_actors.errors import NotFound, SlotMoving, TooLate
 from tests.core.bench import SLOT, Bench
 from tests.sim.registers import PREFIX, decide
@@ -31,8 +31,10 @@ S = f"{PREFIX}1"
 X = ("x", "sum")
 
 
-def serving(**kwargs: Any) -> Bench:
-    bench = Bench(decide=decide, **kwargs)
+def serving(recent_bytes_max: int = 1, **kwargs: Any) -> Bench:
+    """Old events come from the tables, unless ``recent_bytes_max`` says otherwise."""
+    limits = ServingLimits(recent_bytes_max=recent_bytes_max)
+    bench = Bench(decide=decide, limits=limits, **kwargs)
     bench.serve()
     return bench
 
@@ -242,6 +244,27 @@ def test_an_event_that_the_tables_do_not_have_yet_is_asked_for_again_soon() -> N
     settle(bench, own.FIND_AGAIN_MS)
     settle(bench, 500)
     assert codes(bench) == [(0, 2)]
+
+
+def test_a_recall_right_after_its_message_waits_for_no_table() -> None:
+    bench = serving(recent_bytes_max=10_000)
+    add(bench, 1)
+    settle(bench)
+    ask(bench, 2, "recall", 1)
+    settle(bench)
+    assert codes(bench) == [(0, 1), (0, 2)]
+
+
+def test_a_new_owner_knows_the_events_at_the_end_of_the_log() -> None:
+    bench = serving(recent_bytes_max=10_000)
+    add(bench, 1)
+    settle(bench)
+    bench.owner = bench.new_owner("shard.2")
+    bench.know()
+    bench.serve("the owner died")
+    ask(bench, 2, "recall", 1)
+    settle(bench)
+    assert codes(bench)[-1] == (0, 2)
 
 
 def test_an_event_that_no_table_has_is_not_there() -> None:

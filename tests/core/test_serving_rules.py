@@ -308,7 +308,7 @@ def test_heads_of_uncommitted_events_and_of_events_to_come_are_known_here() -> N
 
 
 def test_the_head_of_a_committed_event_is_asked_for() -> None:
-    there = serving("x", "sum")
+    there = serving("x", "sum", recent_bytes_max=1)
     submit(there, add(1))
     commit(there)
     assert submit(there, ask(2, "recall", 1)) == []

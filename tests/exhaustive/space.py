@@ -99,7 +99,10 @@ class Space(Machines):
             bounds = self.bounds
             settings = own.OwnerSettings(copy_records_max=bounds.copy_records)
             sessions_max = 0 if bounds.loads else 1
-            limits = ServingLimits(records_in_flight_max=bounds.flights, sessions_max=sessions_max)
+            # Nobody recalls here: what is remembered for those who do would only tell states apart.
+            limits = ServingLimits(
+                records_in_flight_max=bounds.flights, sessions_max=sessions_max, recent_bytes_max=1
+            )
             owner = new_owner(name, self.members, settings, limits)
             known = self._idle[name] = self.things.number_of(owner)
         return known

@@ -35,11 +35,11 @@ from im_actors.wire import messages as m
 from im_actors.wire import queries as q
 from im_actors.wire.codec import FrameDecoder, Message, encode_frame
 from im_actors.wire.limits import Limits
-from im_actors.wire.links import LINK_FRAME_BYTES_MAX, InsideType, pack_frame
+from im_actors.wire.links import InsideType, pack_frame
 from im_actors.wire.questions import CountAsked, FactsAsked, PageAsked, Question, read_question
 
 SECRET = b"the cluster's secret, for tests"
-LINKS = LinkConfig(frame_bytes_max=LINK_FRAME_BYTES_MAX, backoff_ms_min=5, backoff_ms_max=20)
+LINKS = LinkConfig(backoff_ms_min=5, backoff_ms_max=20)
 TIME_MS = 1_767_225_600_000
 PLAIN = Limits(queries=0)
 """Without the user side: no session is followed or read but those that clients name."""

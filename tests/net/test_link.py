@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import hmac
 import socket
-import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -23,6 +23,7 @@ from im_actors.net.link import (
     LinkServer,
     PeerInfo,
 )
+from im_actors.net.tls import Certificates, TlsFiles
 from im_actors.wire.codec import FrameDecoder, Message, encode_frame
 from im_actors.wire.messages import ERROR
 
@@ -404,20 +405,45 @@ async def test_large_frames(net: Net) -> None:
     assert [message[1] for message in side.log.messages] == list(range(20))
 
 
-async def test_tls(net: Net, tls: tuple[ssl.SSLContext, ssl.SSLContext]) -> None:
-    server, client = tls
-    side = await net.serve(ssl=server)
-    link, log = net.dial(side.server.port, ssl=client)
+def with_tls(files: TlsFiles) -> LinkConfig:
+    return replace(CONFIG, tls=Certificates(files))
+
+
+async def test_tls(net: Net, authorities: Any) -> None:
+    ours, _ = authorities
+    side = await net.serve(config=with_tls(ours.sign("b", "DNS:other.test")))
+    link, log = net.dial(side.server.port, config=with_tls(ours.sign("a")))
     await log.until(lambda: link.up)
     link.send(encode_frame([140, 1]))
     await side.log.until(lambda: side.log.messages)
 
 
-async def test_tls_against_a_listener_without(net: Net, tls: tuple[Any, ssl.SSLContext]) -> None:
+async def test_tls_against_a_listener_without(net: Net, authorities: Any) -> None:
     side = await net.serve()
-    _, log = net.dial(side.server.port, ssl=tls[1])
+    _, log = net.dial(side.server.port, config=with_tls(authorities[0].sign("a")))
     await log.until(lambda: log.downs)
     assert log.ups == []
+
+
+@pytest.mark.parametrize("stranger", [0, 1])
+async def test_either_side_refuses_a_certificate_of_others(
+    net: Net, authorities: Any, stranger: int
+) -> None:
+    ours, theirs = authorities
+    mine, other = ours.sign("a"), theirs.sign("b")
+    # The stranger believes us, so that it is for us to refuse.
+    configs = [with_tls(mine), with_tls(other._replace(authorities=mine.authorities))]
+    side = await net.serve(config=configs[1 - stranger])
+    _, log = net.dial(side.server.port, config=configs[stranger])
+    await log.until(lambda: log.downs)
+    assert (log.ups, side.log.ups) == ([], [])
+
+
+async def test_a_dialer_without_tls_is_not_let_in(net: Net, authorities: Any) -> None:
+    side = await net.serve(config=with_tls(authorities[0].sign("a")))
+    _, log = net.dial(side.server.port)
+    await log.until(lambda: log.downs)
+    assert (log.ups, side.log.ups) == ([], [])
 
 
 # ---- secrets and identities

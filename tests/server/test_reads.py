@@ -43,11 +43,10 @@ from im_actors.core.model import (
     unpack_sends,
 )
 from im_actors.errors import NotReachable, Overloaded
-from im_actors.net.link import Link, LinkConfig, PeerInfo
+from im_actors.net.link import Link, PeerInfo
 from im_actors.server.replica import ReplicaConfig, ReplicaNode
 from im_actors.storage import counting
 from im_actors.wire.links import (
-    LINK_FRAME_BYTES_MAX,
     InsideType,
     pack_frame,
     pack_inside,
@@ -84,7 +83,6 @@ class Peer:
             on_frames=self._came,
             on_down=lambda _: self.down.set(),
             rng=random.Random(1),
-            config=LinkConfig(frame_bytes_max=LINK_FRAME_BYTES_MAX),
             expected_id="r",
         )
 

@@ -126,6 +126,7 @@ class World:
             records_in_flight_max=rng.randint(1, 3),
             apply_lag_lsns_max=rng.choice([20, 20_000, 20_000]),
             sessions_max=rng.choice([1, 2, 20_000]),
+            recent_bytes_max=self.rng_for("recent").choice([1, 1_000]),
         )
         self.device_window = rng.choice([3, 8, DEVICE_WINDOW])
         self.append_bytes = APPEND_BYTES_MAX

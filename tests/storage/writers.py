@@ -43,11 +43,11 @@ from im_actors.core.model import (
 from im_actors.core.outbox_words import OutboxRow
 from im_actors.core.replica import Send
 from im_actors.errors import ImError
-from im_actors.net.link import Link, LinkConfig, PeerInfo
+from im_actors.net.link import Link, PeerInfo
 from im_actors.server.replica import ReplicaConfig, ReplicaNode
 from im_actors.server.views_sqlite import SqliteViewStore
 from im_actors.storage.client_store import CachedEvent, SqliteStore
-from im_actors.wire.links import LINK_FRAME_BYTES_MAX, InsideType, pack_inside, read_inside
+from im_actors.wire.links import InsideType, pack_inside, read_inside
 
 SLOTS = (0, 1, 5)
 IN_FLIGHT_MAX = 6
@@ -227,7 +227,6 @@ async def write_replica(path: Path, seed: int, first: int, count: int, variant: 
         on_frames=owner.answered,
         on_down=lambda reason: fail(ConnectionError(reason)),
         rng=rng,
-        config=LinkConfig(frame_bytes_max=LINK_FRAME_BYTES_MAX),
         expected_id="r",
     )
     await owner.run(link)
