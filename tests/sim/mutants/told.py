@@ -12,7 +12,6 @@ TOLD = (
             "return min(open_lsns, default=self.taken_lsn + 1) - 1",
             "return self.taken_lsn",
         ),
-        known=27,
     ),
     mutant(
         "notes-forgotten-at-takeover",

@@ -105,15 +105,6 @@ USERS = (
         known=39,
     ),
     mutant(
-        "admins-remove-each-other",
-        "9: an admin removes members only",
-        Edit(
-            GROUP_RULES,
-            '"remove": {ADMIN: {STRANGER, MEMBER},',
-            '"remove": {ADMIN: {STRANGER, MEMBER, ADMIN},',
-        ),
-    ),
-    mutant(
         "removal-is-not-told",
         "9: the mailbox of who was let out of a group hears of it",
         Edit(
