@@ -8,16 +8,6 @@ TAKEN = ("crash_shard=1", "pause_shard", "delay")
 
 USERS = (
     mutant(
-        "chunks-of-others-are-ours",
-        "9: of the chunks that an executor before may have told, everybody is asked for",
-        Edit(
-            BATCH_RUN,
-            "run.foreign_below = 0 if run.owned else run.progress.chunks + WINDOW_CHUNKS",
-            "run.foreign_below = 0",
-        ),
-        faults=TAKEN,
-    ),
-    mutant(
         "fenced-is-not-sent",
         "9: a fence that holds says nothing: n = 1 is asked for after it",
         Edit(
