@@ -54,13 +54,15 @@ def read_payload(payload: bytes) -> Batch:
 def made_from(kind: int, body: bytes, sent: bytes) -> bool:
     """Whether an owner may have made this body of a change of state from the one that was sent: of
     a recall or an edit [seq, ...], of others [what, arguments]. Committed it is [what, arguments,
-    rows]; arguments that the rows say too may be left out at the end."""
+    rows]; arguments that the rows say too may be left out, at the end or at the beginning."""
     try:
         what, arguments, _ = _unpacked(body)
         asked = _unpacked(sent)
         if kind in (RECALL, EDIT):
             return bool(arguments == asked[:1])
-        return bool(what == asked[0] and arguments == asked[1][: len(arguments)])
+        wanted, count = asked[1], len(arguments)
+        kept = (wanted[:count], wanted[len(wanted) - count :])
+        return bool(what == asked[0] and count <= len(wanted) and arguments in kept)
     except (TypeError, ValueError, IndexError):
         return False
 

@@ -19,12 +19,14 @@ from os import cpu_count
 
 from tests.sim import proving
 from tests.sim.faults import KINDS, kind_of
+from tests.sim.mailboxes import STEPS
 from tests.sim.runs import Outcome, run_plan
 from tests.sim.shrink import shrink
 from tests.sim.world import Plan
 
 SEEDS_FOR_ALL_KINDS = 200
-"""In a run of so many seeds every kind of fault must have been injected."""
+"""In a run of so many seeds every kind of fault must have been injected, and users must have done
+all that they may do."""
 PROGRESS_S = 10.0
 TRACE_SHOWN = 80
 
@@ -176,6 +178,7 @@ class Report:
         print(f"met {json.dumps(dict(sorted(self.met.items())))}")
         print(f"{self.takeovers} takeovers, {speed:.0f} seeds a minute of one core")
         never = [kind for kind in KINDS if not self.counts[kind]]
+        never += [step for step in STEPS if not self.met[step]]
         if all_kinds and never and seeds >= SEEDS_FOR_ALL_KINDS:
             print(f"never injected: {', '.join(never)}")
             self.failed += 1

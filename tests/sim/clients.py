@@ -12,9 +12,10 @@ from im_actors.core import inbox_words as i
 from im_actors.core import outbox_words as o
 from im_actors.core.inbox import Inbox
 from im_actors.core.model import DEVICE_WINDOW, Event, EventKind
+from im_actors.core.names import SessionKind, session_kind
 from im_actors.core.outbox import Outbox
 from im_actors.errors import ImError, NotReachable, Overloaded
-from im_actors.wire import answers, messages
+from im_actors.wire import answers, messages, queries
 from im_actors.wire.codec import FrameDecoder, Message, encode_frame
 from im_actors.wire.limits import Limits
 from tests.sim.device_store import DeviceFile, DeviceStore
@@ -54,6 +55,7 @@ class SimClient(Process):
         writes: dict[str, int],
         reads: list[tuple[str, bool]],
         user: str | None = None,
+        haste: float = 1.0,
     ) -> None:
         super().__init__(world, name)
         self.rng = world.rng_for(name)
@@ -63,6 +65,8 @@ class SimClient(Process):
         self.writes = writes
         self.reads = reads
         self.total = sum(writes.values())
+        self.haste = haste
+        """Below 1: most of it is written at the beginning."""
         self.submitted = 0
         self.past: list[o.OutboxRow] = []
         """What was ever put on a connection, for stray copies."""
@@ -75,6 +79,7 @@ class SimClient(Process):
         allowed = world.device_window + (3 if self.rng.random() < 0.2 else 0)
         self.window = min(self.rng.choice([4, 20, DEVICE_WINDOW]), allowed)
         self.feeds: dict[int, Feed] = {}
+        self.shown_list: dict[str, tuple[int, ...]] | None = None
         self.outbox: Outbox
         self.inbox: Inbox
 
@@ -119,7 +124,7 @@ class SimClient(Process):
 
     def _write(self) -> None:
         """Keep the pace: now a few at once, now many."""
-        due = self.total * min(1.0, self.clock.now_ms / self.world.writing_ms)
+        due = self.total * min(1.0, self.clock.now_ms / self.world.writing_ms) ** self.haste
         burst = self.rng.choice([1, 3, 10, 50])
         while self.submitted < due and burst and self._submit():
             burst -= 1
@@ -131,7 +136,10 @@ class SimClient(Process):
         body = self.rng.randbytes(self.rng.randint(0, 40))
         kind = EventKind.MESSAGE
         if not is_register(session) and has_rules(session):
-            kind, body = self.world.mailboxes.request(self.user, session, self.rng)
+            kind, asked = self.world.mailboxes.request(self.user, session, self.rng)
+            if asked is None:
+                return False
+            body = asked
         elif is_register(session) and self.rng.random() < 0.8:
             body = self.world.registers.request(session, self.rng)
         elif self.world.faults.strikes("refusal", self.rng):
@@ -145,6 +153,7 @@ class SimClient(Process):
         self.writes[session] -= 1
         self.submitted += 1
         self.asked[session, effect.row.n] = body
+        self.world.mailboxes.submitted(session, self.address, effect.row.n, kind, body)
         self.store.save(effect.row)
         return True
 
@@ -165,12 +174,44 @@ class SimClient(Process):
             self._pull_id += 2  # odd; the inbox uses the even ones
             after, before = rng.choice([(-1, 0), (0, rng.randint(1, 200)), (rng.randint(0, 99), 0)])
             self._send(messages.pull(self._pull_id, session, after, before, rng.randint(1, 50)))
+            if self.user in self.world.mailboxes.users:
+                self._ask_user_side()
         if self.feeds and rng.random() < 0.1:
             feed = self.feeds.pop(rng.choice(list(self.feeds)))
             self.world.history.left(feed.name, feed.session)
             self._inbox(i.StreamClosed(feed.id))
             self._open(feed.session, feed.live)
         self.later(rng.uniform(100, 4_000), self._look_back)
+
+    def _ask_user_side(self) -> None:
+        """The list, and what of a group's past is this user's to read."""
+        mailboxes = self.world.mailboxes
+        if not mailboxes.listed:
+            return
+        self._pull_id += 2
+        self._send(queries.query(self._pull_id, "conversations", [None, 100, False, ""]))
+        if mailboxes.crews:
+            self._pull_id += 2
+            crew, after = self.rng.choice(mailboxes.crews), self.rng.choice([-1, 0])
+            self._send(messages.pull(self._pull_id, crew, after, 0, self.rng.randint(1, 50)))
+
+    def list_unsettled(self) -> str | None:
+        """How the list that it was shown last is not what the user has to see."""
+        if not self.world.mailboxes.listed or self.user not in self.world.mailboxes.users:
+            return None
+        expected = self.world.mailboxes.expected_list(self.user)
+        if self.shown_list == expected:
+            return None
+        return f"{self.name} sees {self.shown_list}, expected {expected}"
+
+    def _answered_query(self, answer: queries.Answer) -> None:
+        if answer.code:
+            self.world.met(f"list_{answer.code}")
+            return
+        _, rows, _, total = answer.value
+        self.world.met("list_answered")
+        rows = [queries.read_row(row) for row in rows]
+        self.shown_list = self.world.mailboxes.listed_rows(self.user, rows, total)
 
     def _consume(self, feed: Feed) -> None:
         if self.feeds.get(feed.id) is not feed or not feed.events:
@@ -349,6 +390,7 @@ class SimClient(Process):
                     if nack.code in REFUSALS and is_register(nack.session):
                         body = self.asked[nack.session, nack.n]
                         self.world.registers.refused(nack.session, self.address, body, nack.code)
+                    self.world.mailboxes.refused(nack.session, self.address, nack.n, nack.code)
                 self._outbox(o.Nacked(nacks))
             case messages.PUSH:
                 events = answers.read_push(frame)
@@ -362,10 +404,14 @@ class SimClient(Process):
                 self._inbox(i.HeadsReceived(heads))
             case messages.EVENTS:
                 self._paged(answers.read_events(frame))
+            case messages.ANSWER:
+                self._answered_query(queries.read_answer(frame))
 
     def _paged(self, page: answers.Events) -> None:
         events = page.events
         self.store.cache(events)
+        if session_kind(page.session) is SessionKind.GROUP:
+            self.world.mailboxes.pulled(self.user, page)
         if not page.code:
             after = events[0].seq - 1 if events else page.head
             rows = [(e.seq, e.device, e.n, e.kind, e.body) for e in events]

@@ -193,7 +193,7 @@ class Disk:
         last = max(timeline, default=0)
         if before > 0 or after < 0:
             end = min(last, before - 1) if before > 0 else last
-            wanted = range(max(1, end - limit + 1), end + 1)
+            wanted = range(max(1, after + 1, end - limit + 1), end + 1)
         else:
             wanted = range(after + 1, min(last, after + limit) + 1)
         return last, [timeline[seq].data for seq in wanted if seq in timeline]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from im_actors.core.directory import Directory, GatewayAddress, ReplicaAddress, ShardAddress
@@ -18,17 +19,22 @@ from im_actors.gateway.pulls import Pulls
 from im_actors.gateway.reads import Reads
 from im_actors.gateway.relays import Relays
 from im_actors.gateway.router import Router
+from im_actors.gateway.user_side import UserSide
 from im_actors.net.link import LinkConfig, PeerInfo
 from im_actors.wire.codec import Message
 from im_actors.wire.limits import Limits
+from im_actors.wire.links import InsideType
 from im_actors.wire.messages import nack_of
+from tests.sim.loop import SimEventLoop
 from tests.sim.network import End, Process
 
 if TYPE_CHECKING:
     from tests.sim.world import World
 
 CONFIG = GatewayConfig(limits=Limits(queries=0), insecure_open=True, tick_ms=50, retry_after_ms=100)
-"""Without the user side, whose questions wait in an event loop: here is none."""
+"""Without the user side."""
+LISTS_CONFIG = replace(CONFIG, limits=Limits())
+"""With it: there are users who ask for their conversations."""
 REFUSED = b"refuse me "
 """Bodies that begin with this no gateway takes, until the policy changes."""
 UNREAD_BYTES = 2 * CONFIG.slow_reader_bytes
@@ -135,14 +141,19 @@ class SimNode(GatewayNode):
 
     def __init__(self, gateway: SimGateway) -> None:
         clock = Clock(lambda: gateway.clock.now, lambda: gateway.clock.now)
-        super().__init__(gateway.name, CONFIG, b"", random.Random(0), clock)
+        config = LISTS_CONFIG if gateway.world.mailboxes.listed else CONFIG
+        super().__init__(gateway.name, config, b"", random.Random(0), clock)
         self.gateway = gateway
         self.peers = SimPeers(gateway, self)
         self.router = Router(self.peers, CONFIG, gateway.soon)
         self.relays = Relays(self.peers)
+        self.send_relays = Relays(self.peers, InsideType.RELAY_SENDS, InsideType.SENDS_RELAYED)
         self.followers = Followers(self.peers, self.contents, CONFIG)
         self.reads = Reads(self.peers, CONFIG)
         self.pulls = Pulls(self.reads, self.contents, CONFIG, self._known_head)
+        if self.user_side is not None:
+            parts = (self.peers, self.followers, self.reads, self.pulls, self._known_head)
+            self.user_side = UserSide(gateway.name, config, *parts, clock)
 
 
 class SimTimer:
@@ -271,13 +282,31 @@ class SimGateway(Process):
         super().__init__(world, name)
         self.rng = world.rng_for(name)
         self.node: SimNode | None = None
+        self._loop: SimEventLoop | None = None
+        """Only where there is a user side."""
+        self._past: list[SimNode] = []
+        """Of lives that are over: what waits in them is not to be woken by the garbage collector
+        in the middle of another one."""
 
     @property
     def address(self) -> GatewayAddress:
         return GatewayAddress(self.name, self.name, 1)
 
+    def take(self, call: Callable[[], None]) -> None:
+        if self.world.mailboxes.listed:
+            super().take(lambda: self._in_loop(call))
+        else:
+            super().take(call)
+
+    def _in_loop(self, call: Callable[[], None]) -> None:
+        if self._loop is not None:
+            self._loop.run(call)
+
     def started(self) -> None:
         self.node = SimNode(self)
+        if self.world.mailboxes.listed:
+            self._loop = SimEventLoop(self)
+            self._past.append(self.node)
         self.world.stories.add(
             f"{self.name}.{self.life}", self.node.router.story.story, of_slots=False
         )
@@ -286,6 +315,7 @@ class SimGateway(Process):
 
     def crashed(self) -> None:
         self.node = None
+        self._loop = None
 
     def directory(self, directory: Directory) -> None:
         assert self.node

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgpack
 
@@ -18,7 +18,14 @@ from im_actors.core.model import Event, EventKind, decode_event, record_events
 from im_actors.core.names import SessionKind, direct_session, session_kind
 from im_actors.core.overlays import event_overlay
 from im_actors.core.rule_settings import RuleSettings
+from im_actors.errors import OutOfOrder, error_for
+from im_actors.wire.answers import Events
+from im_actors.wire.queries import ConversationRow
 from tests.fact_model import count_ranks
+from tests.sim.groups import MEMBER_PREFIX, GroupModel, wrong_group
+from tests.sim.groups import OPERATIONS as GROUP_OPERATIONS
+from tests.sim.jobs import SERVICES, JobModel, Jobs
+from tests.sim.jobs import STEPS as JOB_STEPS
 
 if TYPE_CHECKING:
     from tests.sim.world import World
@@ -28,17 +35,35 @@ SHARE = 0.35
 PREFIX = "c/"
 READS = 1 << 62
 """Ranks of read positions begin here."""
-RULES = RuleSettings(recall_ms=0, edit_ms=0)
+NOTICES = ("system", "interaction")
+NOTED = (SessionKind.DIRECT, SessionKind.NOTICE)
+LISTS = 0.6
+"""Of the runs with mailboxes and without registers."""
+RULES = RuleSettings(recall_ms=0, edit_ms=0, services=SERVICES)
+LOOKS = ("list_answered", "group_pulled", "group_pull_refused")
+STEPS = (*(f"group_{what}" for what in GROUP_OPERATIONS), "group_refused", *LOOKS, *JOB_STEPS)
+"""What users have to have done, or been refused, in a long run."""
 
 # What shards warn of is no news here.
 logging.getLogger("im_actors").addHandler(logging.NullHandler())
 
-Request = tuple[EventKind, bytes]
+PREVIEW_CHARS = 100
+Request = tuple[EventKind, bytes | None]
 
 
 def has_rules(session: str) -> bool:
     """Whether the real rules decide about a session."""
     return session_kind(session) is not SessionKind.OPEN
+
+
+class Asked(NamedTuple):
+    """What a device has asked for, and when."""
+
+    kind: int
+    body: bytes
+    since_seq: int
+    """What was committed of the session by then."""
+    at_ms: int
 
 
 class Mailboxes:
@@ -52,6 +77,14 @@ class Mailboxes:
         self.book: dict[str, list[Event]] = {}
         """By session: the committed events."""
         self._taken = dict.fromkeys(range(world.slots), 0)
+        self.jobs = Jobs(world, rng)
+        self.jobs.active = self.jobs.active and self.active
+        self.models: dict[str, GroupModel | JobModel] = dict(self.jobs.models)
+        self.models.update((crew, GroupModel()) for crew in self.crews)
+        self._asked: dict[tuple[str, str, int], Asked] = {}
+        lists = rng.random() < LISTS
+        self.listed = self.active and lists and not world.registers.models
+        """Whether users ask gateways for their lists. (There a register would be a group.)"""
 
     # -- what users do -------------------------------------------------------------------------
 
@@ -66,13 +99,19 @@ class Mailboxes:
         return [f"user:{user}", *talks, *self.crews]
 
     def request(self, user: str, session: str, rng: Random) -> Request:
-        """What a user asks next."""
+        """What a user asks next; None: nothing now."""
         nonce = rng.randbytes(3).hex()
         kind = session_kind(session)
+        if kind is SessionKind.BATCH:
+            return EventKind.BATCH, self.jobs.request(user, session, rng)
         if kind is SessionKind.MAILBOX:
             return self._of_mailbox(user, rng)
-        if kind is SessionKind.GROUP and rng.random() < 0.4:
-            return EventKind.GROUP, self._of_group(rng)
+        if kind is SessionKind.GROUP:
+            group = self.models[session]
+            assert isinstance(group, GroupModel)
+            inside = group.standings[-1].role(user)
+            if rng.random() < (0.4 if inside else 0.8):
+                return EventKind.GROUP, self._of_group(user, group, rng)
         events = self.book.get(session, [])
         mine = [e.seq for e in events if e.kind == EventKind.MESSAGE and e.sender == user]
         choice = rng.random()
@@ -95,17 +134,93 @@ class Mailboxes:
             return EventKind.MAILBOX, msgpack.packb(["received", [[[session, seq]]]])
         return EventKind.MAILBOX, msgpack.packb(["read", [session, seq]])
 
-    def _of_group(self, rng: Random) -> bytes:
+    def _of_group(self, user: str, group: GroupModel, rng: Random) -> bytes:
+        """Mostly something that is allowed as the group stands; it may change before it comes."""
         others = rng.sample(self.users, rng.randint(1, len(self.users)))
+        one = others[0]
+        until_ms = rng.choice([0, self.world.clock.now + rng.randint(100, 8_000)])
         choices: list[Any] = [
             ["create", ["Crew", others]],
-            ["joining", [True]],
+            ["joining", [rng.random() < 0.8]],
             ["join", []],
             ["leave", []],
             ["add", [others]],
             ["remove", [others]],
+            ["role", [one, rng.choice(["member", "admin", "admin", "owner"])]],
+            ["mute", [rng.choice([one, one, None]), until_ms]],
+            ["title", [f"Crew {rng.randrange(10)}"]],
         ]
-        return msgpack.packb(rng.choice(choices))
+        if rng.random() < 0.02:
+            choices = [["dissolve", []]]
+        asked = [msgpack.packb(choice) for choice in choices]
+        last, kind, now = len(group.standings) - 1, int(EventKind.GROUP), self.world.clock.now
+        able = [body for body in asked if not group.refuses(last, user, kind, body, now)]
+        return rng.choice(able if able and rng.random() < 0.8 else asked)
+
+    def submitted(self, session: str, device: str, n: int, kind: int, body: bytes) -> None:
+        """A device is about to send it."""
+        if session in self.models:
+            since = len(self.book.get(session, ()))
+            self._asked[session, device, n] = Asked(kind, body, since, self.world.clock.now)
+
+    def refused(self, session: str, device: str, n: int, code: int) -> None:
+        """A device was told so: it must have been true at a moment since it asked."""
+        model, error = self.models.get(session), error_for(code)
+        refuses = error.definite and not error.retryable and code != OutOfOrder.code
+        if model is None or not refuses or not self.world.watched(session):
+            return
+        asked, user = self._asked[session, device, n], device.partition("/")[0]
+        last_seq = len(self.book.get(session, ()))
+        found = [
+            model.refuses(seq, user, asked.kind, asked.body, asked.at_ms)
+            for seq in range(last_seq + 1)
+        ]
+        if False not in found or None in found or True in found[asked.since_seq :]:
+            self.world.met("group_refused" if type(model) is GroupModel else "batch_refused")
+            return
+        kind = "stale-refusal" if True in found else "wrong-refusal"
+        text = f"{asked} of {device} in {session!r} is refused with {code} up to {last_seq}"
+        self.world.fail(kind, text, self.world.slot_of(session), (session, device, n))
+
+    # -- what users are shown ------------------------------------------------------------------
+
+    def pulled(self, user: str, page: Events) -> None:
+        """A user was given events of a group: they have to be his to read."""
+        model = self.models.get(page.session)
+        if not isinstance(model, GroupModel) or not self.world.watched(page.session):
+            return
+        self.world.met("group_pull_refused" if page.code else "group_pulled")
+        for event in page.events:
+            if not model.may_read(user, event.seq):
+                text = f"{user} was given seq {event.seq} of {page.session}: {model.standings[-1]}"
+                self.world.fail("not-his-to-read", text, self.world.slot_of(page.session))
+
+    def listed_rows(
+        self, user: str, rows: list[ConversationRow], total: int
+    ) -> dict[str, tuple[int, ...]]:
+        """What a list says, by session: (last seq, read seq, unread). Each row has to be right for
+        the events up to its last one."""
+        for row in rows:
+            events = self.book.get(row.session, [])
+            right = _unread(user, events[: row.last_seq], row.read_seq)
+            wrong = len(events) < row.last_seq or row.unread != right
+            if wrong and self.world.watched(row.session):
+                text = f"{user} sees {row}, expected {right} unread of {len(events)}"
+                self.world.fail("wrong-list", text, self.world.slot_of(row.session))
+        shown = {row.session: (row.last_seq, row.read_seq, row.unread) for row in rows}
+        # What is only pinned, and has no events, is in the list too.
+        return {"": (total,), **{s: row for s, row in shown.items() if s in self.book}}
+
+    def expected_list(self, user: str) -> dict[str, tuple[int, ...]]:
+        """What a user has to see when all has come to rest."""
+        found: dict[str, tuple[int, ...]] = {}
+        for session, row in self._rows(user).items():
+            if "last_seq" in row:
+                found[session] = (row["last_seq"], row["read_seq"], row["unread"])
+            elif "joined_seq" in row:
+                events, joined = self.book[session], row["joined_seq"]
+                found[session] = (len(events), joined, _unread(user, events, joined))
+        return {"": (sum(row[2] for row in found.values()),), **found}
 
     # -- what was committed --------------------------------------------------------------------
 
@@ -117,15 +232,39 @@ class Mailboxes:
         for record in log[self._taken[slot] :]:
             for event in map(decode_event, record_events(record.payload)):
                 self.book.setdefault(event.session, []).append(event)
+                if wrong := self._take_in(event):
+                    key = (event.session, event.device, event.n)
+                    self.world.fail("wrong-change", f"{event.session}: {wrong}", slot, key)
                 if event.kind == EventKind.NOTE:
                     self._check_note(slot, event)
         self._taken[slot] = len(log)
+
+    def _take_in(self, event: Event) -> str | None:
+        """What is wrong with a committed event, by the model of its session."""
+        if session_kind(event.session) is SessionKind.NOTICE:
+            if event.kind == EventKind.VOID:
+                self.world.met("batch_fenced")
+            return self.jobs.committed(event)
+        model = self.models.get(event.session)
+        if model is None:
+            return None
+        asked = self._asked.get((event.session, event.device, event.n))
+        body = asked.body if asked is not None else b""
+        if type(model) is GroupModel:
+            if event.kind == EventKind.GROUP:
+                self.world.met(f"group_{msgpack.unpackb(event.body)[0]}")
+            return model.take_in(event, body)
+        assert isinstance(model, JobModel)
+        before = model.standing
+        wrong = model.take_in(event, body)
+        self.jobs.met(before, model, event)
+        return wrong
 
     def _check_note(self, slot: int, event: Event) -> None:
         """A row says nothing of a conversation that is not committed there."""
         for key, _, value in msgpack.unpackb(event.body)[2]:
             session = key.removeprefix(PREFIX)
-            if session_kind(session) is not SessionKind.DIRECT or not self.world.watched(session):
+            if session_kind(session) not in NOTED or not self.world.watched(session):
                 continue
             row, last = Conversation.from_bytes(value), len(self.book.get(session, ()))
             if row.last_seq > last:
@@ -144,7 +283,7 @@ class Mailboxes:
                     self.world.fail("note-refused", f"a note of {shard.incarnation} is refused")
                 if (why := shard.telling.unsettled(slot)) is not None:
                     return f"{shard.incarnation}: slot {slot}: {why}"
-        return None
+        return self.jobs.unsettled()
 
     # -- what has to be in the mailboxes -------------------------------------------------------
 
@@ -152,7 +291,9 @@ class Mailboxes:
         """Every member's tables have the rows that follow from the conversations."""
         if not self.active:
             return
-        for user in self.users:
+        self.jobs.finish()
+        self._finish_groups()
+        for user in [*self.users, *self.jobs.users]:
             expected, mailbox = self._rows(user), f"user:{user}"
             slot = self.world.slot_of(mailbox)
             for member in self.world.store.views[slot].members:
@@ -197,6 +338,25 @@ class Mailboxes:
                 found.append((joined, read))
         return found
 
+    def _finish_groups(self) -> None:
+        """Every member's tables have the groups as the events left them."""
+        for crew in self.crews:
+            model, slot = self.models[crew], self.world.slot_of(crew)
+            assert isinstance(model, GroupModel)
+            group = model.standings[-1]
+            for member in self.world.store.views[slot].members:
+                facts = self.world.replicas[member.replica].disk.facts.get(crew, {})
+                rows = {
+                    key.removeprefix(MEMBER_PREFIX): tuple(msgpack.unpackb(fact.value or b"")[1:])
+                    for key, fact in facts.items()
+                    if key.startswith(MEMBER_PREFIX)
+                }
+                said = facts.get("g")
+                wrong = wrong_group(group, said.value or b"") if said is not None else None
+                if wrong or rows != dict(group.rows) or (said is None) is group.made:
+                    text = f"{member}: {crew}: {wrong}: members are {rows}, expected {group}"
+                    self.world.fail("wrong-facts", text, slot)
+
     @staticmethod
     def _seen(value: bytes) -> dict[str, Any]:
         row = Conversation.from_bytes(value)
@@ -217,6 +377,10 @@ class Mailboxes:
             session = direct_session(user, peer)
             if events := self.book.get(session):
                 rows[session] = self._talk(user, peer, session, events)
+        for notice in NOTICES:
+            session = f"notice:{notice}/{user}"
+            if events := self.book.get(session):
+                rows[session] = self._talk(user, user, session, events)
         for crew in self.crews:
             seqs = {True: 0, False: 0}
             for seq, let_in in _memberships(user, self.book.get(crew, [])):
@@ -249,7 +413,8 @@ class Mailboxes:
         shown: dict[int, tuple[str, int, str]] = {}
         for event in events:
             if event.kind == EventKind.MESSAGE:
-                shown[event.seq] = (event.sender, int(event.kind), event.body.decode())
+                text = event.body.decode()[:PREVIEW_CHARS]
+                shown[event.seq] = (event.sender, int(event.kind), text)
             elif event.kind in (EventKind.RECALL, EventKind.EDIT):
                 target, text = _overlay(event)
                 shown[target] = (shown[target][0], int(event.kind), text)
@@ -267,6 +432,18 @@ class Mailboxes:
             last = max(shown)
             row["preview"] = (last, *shown[last][1:])
         return row
+
+
+def _unread(user: str, events: list[Event], read_seq: int) -> int:
+    """Messages of others above a position, without those that were recalled."""
+    recalled = {_overlay(event)[0] for event in events if event.kind == EventKind.RECALL}
+    return sum(
+        event.seq > read_seq
+        and event.kind == EventKind.MESSAGE
+        and event.sender != user
+        and event.seq not in recalled
+        for event in events
+    )
 
 
 def _overlay(event: Event) -> tuple[int, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import re
 import time
@@ -52,6 +53,18 @@ class Outcome:
 
 def run_plan(plan: Plan, traced: bool = False) -> Outcome:
     """Run it to its end or to the first problem."""
+    # Nearly everything that a run makes it keeps to its end: looking for garbage in between finds
+    # little, and costs a tenth of it.
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        return _run(plan, traced)
+    finally:
+        if collects:
+            gc.enable()
+
+
+def _run(plan: Plan, traced: bool) -> Outcome:
     started = time.process_time()
     world = World(plan, traced)
     rates = dict(world.faults.rates)

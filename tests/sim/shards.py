@@ -15,8 +15,9 @@ from im_actors.core.messages import Append, Appended
 from im_actors.core.model import EventKind, Member, View, slot_of
 from im_actors.core.rules import SERVER
 from im_actors.core.serving import Send
+from im_actors.server.batches import BATCHES, Batches, FactsToken, Row
 from im_actors.server.rounds import HOLD_MS, Rounds
-from im_actors.server.telling import NOTES, Telling, heard_pending
+from im_actors.server.telling import NOTES, Telling, heard_events, heard_pending
 from im_actors.wire.links import InsideType
 from tests.sim.disks import flipped
 from tests.sim.network import End, Process
@@ -27,9 +28,14 @@ if TYPE_CHECKING:
 
 
 class Relayed(NamedTuple):
-    """Who waits for the answer to a note that a gateway has handed on."""
+    """Who waits for the answer to a note, or a batch's message, that a gateway has handed on, and
+    in which frame."""
 
     end: End
+    answer: InsideType
+
+
+_COLUMNS = {InsideType.RELAYED: 2, InsideType.SENDS_RELAYED: 3}
 
 
 class SimShard(Process):
@@ -41,6 +47,8 @@ class SimShard(Process):
         self.owners: dict[int, own.SlotOwner] = {}
         self.telling: Telling | None = None
         """Only where users have mailboxes."""
+        self.batches: Batches | None = None
+        """Only where services send batch messages."""
         self.slots = world.slots
         self._gateways: dict[End, None] = {}
         self._telling_ms: float | None = None
@@ -71,7 +79,11 @@ class SimShard(Process):
         self._ticks, self._version, self._replicas, self._links = {}, -1, (), {}
         self._watchers, self._results, self._pushes = {}, {}, {}
         self._rounds, self._hold_planned = Rounds(), False
-        self.telling = Telling(self.incarnation, self) if world.mailboxes.active else None
+        mailboxes, name = world.mailboxes, self.incarnation
+        self.telling = Telling(name, self) if mailboxes.active else None
+        self.batches = None
+        if mailboxes.jobs.active:
+            self.batches = Batches(name, self, self.clock.now, mailboxes.jobs.settings)
         self._gateways, self._telling_ms, self._telling_planned = {}, None, False
         self.owners = {}
         for slot in range(world.slots):
@@ -176,6 +188,12 @@ class SimShard(Process):
             assert self.telling is not None
             self.telling.relayed(rows, self.clock.now)
             self._plan_telling()
+        elif kind == InsideType.RELAY_SENDS:
+            self._batch_sends_came(end, rows)
+        elif kind == InsideType.SENDS_RELAYED:
+            assert self.batches is not None
+            self.batches.answered(rows, self.clock.now)
+            self._plan_telling()
         else:
             for session in rows:
                 self._watchers.get(session, {}).pop(end, None)
@@ -258,6 +276,8 @@ class SimShard(Process):
                 if self.telling is not None:
                     heard = heard_pending(events)
                     self.telling.published(slot, first_lsn, last_lsn, heard, self.clock.now)
+                    if self.batches is not None:
+                        self.batches.saw(heard, True, self.clock.now)
                 for event in events:
                     name = event.session.name
                     for end in self._watchers.get(name, ()):
@@ -273,12 +293,20 @@ class SimShard(Process):
                 world.tell_controllers(self, view)
                 if self.telling is not None:
                     self.telling.activated(slot)
+                if self.batches is not None:
+                    self.batches.activated(slot)
+            case own.FactsKnown(FactsToken() as token, facts):
+                assert self.batches is not None
+                self.batches.facts_known(token, facts, self.clock.now)
             case own.FactsKnown(token, facts):
                 assert self.telling is not None
                 self.telling.facts_known(slot, token, facts, self.clock.now)
             case own.LogKnown(first_lsn, records):
                 assert self.telling is not None
                 self.telling.log_known(slot, first_lsn, records, self.clock.now)
+                if self.batches is not None:
+                    events = [event for record in records for event in heard_events(record.payload)]
+                    self.batches.saw(events, False, self.clock.now)
             case own.Alarm(_, text):
                 world.owner_alarm(self, slot, text)
             case own.HeadsKnown(end, heads):
@@ -286,6 +314,8 @@ class SimShard(Process):
             case own.SteppedDown():
                 if self.telling is not None:
                     self.telling.left(slot, self.clock.now)
+                if self.batches is not None:
+                    self.batches.left(slot, self.clock.now)
 
     def _flush(self) -> None:
         """Results first: who has its ACK may already see the event of others, never the reverse."""
@@ -295,8 +325,12 @@ class SimShard(Process):
                 if end is NOTES:
                     assert self.telling is not None
                     self.telling.answered(rows, self.clock.now)
+                elif end is BATCHES:
+                    assert self.batches is not None
+                    self.batches.answered(rows, self.clock.now)
                 elif type(end) is Relayed:
-                    end.end.send((int(InsideType.RELAYED), [row[:2] for row in rows]))
+                    columns = _COLUMNS[end.answer]
+                    end.end.send((int(end.answer), [row[:columns] for row in rows]))
                 else:
                     end.send((int(InsideType.RESULTS), rows))
         if self._pushes:
@@ -307,9 +341,17 @@ class SimShard(Process):
     # -- notes ---------------------------------------------------------------------------------
 
     def _notes_came(self, end: End, rows: list[Any]) -> None:
+        asker = Relayed(end, InsideType.RELAYED)
         for token, session, body in rows:
-            note = Send((Relayed(end), token), session, SERVER, 0, int(EventKind.NOTE), body)
+            note = Send((asker, token), session, SERVER, 0, int(EventKind.NOTE), body)
             self._rounds.add(slot_of(session, self.slots), [note], self.clock.now)
+        self._begin_rounds()
+
+    def _batch_sends_came(self, end: End, rows: list[Any]) -> None:
+        asker = Relayed(end, InsideType.SENDS_RELAYED)
+        for token, session, device, n, kind, body in rows:
+            send = Send((asker, token), session, device, n, kind, body)
+            self._rounds.add(slot_of(session, self.slots), [send], self.clock.now)
         self._begin_rounds()
 
     def commit_lsn(self, slot: int) -> int:
@@ -329,6 +371,16 @@ class SimShard(Process):
             end.send((int(InsideType.RELAY), rows))
             self.world.met("note_relayed")
 
+    def read_facts(self, slot: int, token: FactsToken) -> None:
+        self._handle(slot, own.FactsAsked(token, token.session, token.keys))
+
+    def relay_sends(self, rows: list[Row]) -> None:
+        if self._gateways:
+            end = next(iter(self._gateways))
+            self._gateways[end] = self._gateways.pop(end)
+            end.send((int(InsideType.RELAY_SENDS), [tuple(row) for row in rows]))
+            self.world.met("batch_relayed")
+
     def plan_flush(self) -> None:
         if not self._telling_planned:
             self._telling_planned = True
@@ -338,10 +390,14 @@ class SimShard(Process):
         self._telling_planned = False
         assert self.telling is not None
         self.telling.flush()
+        if self.batches is not None:
+            self.batches.flush()
         self._plan_telling()
 
     def _plan_telling(self) -> None:
-        due = self.telling.next_ms() if self.telling is not None else None
+        machines = (self.telling, self.batches)
+        dues = [machine.next_ms() for machine in machines if machine is not None]
+        due = min([due for due in dues if due is not None], default=None)
         if due is None:
             return
         at = self.clock.now_ms + max(0.0, due - self.clock.now) + 0.5
@@ -357,6 +413,8 @@ class SimShard(Process):
         assert self.telling is not None
         self._telling_ms = None
         self.telling.tick(self.clock.now)
+        if self.batches is not None:
+            self.batches.tick(self.clock.now)
         self._plan_telling()
 
     def _heard(self, slot: int, event: Any) -> Callable[[View | None], None]:

@@ -92,6 +92,8 @@ class World:
         """Numbers that their devices gave to a VOID, after a refusal."""
         self.healing = False
         self.rolled_back: int | None = None
+        self.broken: BaseException | None = None
+        """What a coroutine raised."""
         self.takeovers = 0
         self._looks = 0
         self.disks: dict[str, Disk] = {}
@@ -176,6 +178,8 @@ class World:
             read = rng.sample(self.sessions, min(len(self.sessions), rng.randint(1, 2)))
             reads = [(session, rng.random() < 0.3) for session in read]
             self.clients.append(SimClient(self, f"user-{number}", writes, reads, user))
+        for desk, (user, writes) in enumerate(self.mailboxes.jobs.desks(self.rng_for("desks")), 1):
+            self.clients.append(SimClient(self, f"desk-{desk}", writes, [], user, haste=0.4))
         self.groups: dict[str, list[Process]] = {
             "replica": list(self.replicas.values()),
             "shard": list(self.shards),
@@ -197,6 +201,7 @@ class World:
             if process is not self.second:
                 process.start()
         self.registers.start()
+        self.mailboxes.jobs.start()
 
     def new_disk(self, identity: str) -> Disk:
         disk = self.disks[identity] = Disk(identity)
@@ -323,6 +328,8 @@ class World:
     def _steps(self) -> None:
         for _ in range(CHECK_STEPS):
             self.clock.step()
+        if self.broken is not None:
+            raise self.broken
         self._look_at_all()
 
     def _safety(self) -> None:
@@ -378,6 +385,9 @@ class World:
             return why, None, None
         if (why := self.mailboxes.unsettled()) is not None:
             return why, None, None
+        for client in self.clients:
+            if (why := client.list_unsettled()) is not None:
+                return why, None, None
         return None
 
     def _slot_unsettled(self, slot: int) -> str | None:

@@ -15,6 +15,7 @@ from tests.sim.mutants.ruled import RULED
 from tests.sim.mutants.shells import SHELLS
 from tests.sim.mutants.takeovers import TAKEOVERS
 from tests.sim.mutants.told import TOLD
+from tests.sim.mutants.users import USERS
 from tests.sim.mutants.writing import WRITING
 from tests.sim.mutation import Mutant
 
@@ -25,6 +26,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *KNOWLEDGE,
     *RULED,
     *TOLD,
+    *USERS,
     *CLIENTS,
     *SHELLS,
     *(rule.both for rule in REDUNDANT),

@@ -39,7 +39,7 @@ TOLD = (
             "        if span.to_seq <= self.last_seq:\n            return self\n",
             "",
         ),
-        known=23,
+        known=39,
     ),
     mutant(
         "note-answered-before-it-commits",
