@@ -13,7 +13,7 @@ from im_actors.core.spans import SPAN_EVENTS_MAX, Span, joined_spans, span_of
 
 
 class SpanNote(NamedTuple):
-    """What a mailbox hears of a direct session or a notice channel."""
+    """What a mailbox hears of a direct session."""
 
     session: str
     span: Span
@@ -43,7 +43,7 @@ class Newest(NamedTuple):
 
 
 def hearers(event: Event) -> list[tuple[Subject, Note]]:
-    """The notes that follow from a committed event: spans of direct sessions and notices for their
+    """The notes that follow from a committed event: spans of direct sessions for their
     users' mailboxes, memberships for the members', read positions for the peer's; and the
     session of a slot hears of its batches whether there is something to do."""
     found: list[tuple[Subject, Note]] = [

@@ -17,7 +17,7 @@ from im_actors.core.rules import Accept, Request
 from im_actors.errors import BadRequest, Forbidden
 
 _LISTED = (SessionKind.OPEN, SessionKind.DIRECT, SessionKind.GROUP, SessionKind.NOTICE)
-_NEVER_NOTED = (SessionKind.OPEN, SessionKind.GROUP)
+_NEVER_NOTED = (SessionKind.OPEN, SessionKind.GROUP, SessionKind.NOTICE)
 
 
 def read_request(session: str, seq: int) -> bytes:

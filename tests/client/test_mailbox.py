@@ -148,3 +148,17 @@ def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     box.begin([ROW._replace(session="new")])
     assert [row.session for row in box.rows()] == ["new"]
     assert [name for area, name in kept if area == "conversation"] == ["new"]
+
+
+def test_a_row_that_was_looked_at_because_its_session_went_on_counts_once() -> None:
+    notice = ROW._replace(session="notice:system/me", version=0, last_seq=1, unread=1, inputs=None)
+    box, _ = mailbox(ROW)
+    box.counted(5, 6, 0)
+    box.look(notice)
+    box.look(notice)
+    assert (box.total(), box.last_seq(notice.session)) == (7, 1)
+    box.look(notice._replace(last_seq=2, unread=0))
+    box.look(notice)
+    assert (box.total(), box.last_seq(notice.session)) == (6, 2)
+    box.saw([Event(notice.session, 3, 3 << 22, 1, "shop/x", 1, b"x")], "me")
+    assert (box.last_seq(notice.session), box.last_seq("none")) == (3, 0)
