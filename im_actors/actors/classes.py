@@ -24,6 +24,7 @@ from im_actors.actors.metrics import publish_from_now_on
 from im_actors.actors.remote_views import ControllerViews
 from im_actors.actors.settings import ActorSettings, Started
 from im_actors.core.directory import Directory, GatewayAddress
+from im_actors.core.rule_settings import RuleSettings
 from im_actors.errors import BadRequest, ImError, ShuttingDown
 from im_actors.gateway.config import GatewayConfig
 from im_actors.gateway.node import GatewayNode
@@ -222,6 +223,7 @@ class ShardActor(Actor):
             views,
             random.Random(),
             controller.activated,
+            rules=RuleSettings(services=frozenset(settings.services)),
         )
         address = await node.start(self._inside_address())
         self._node = node

@@ -71,6 +71,8 @@ class UpConfig:
     redis: str | None = field(default=None, repr=False)
     token_secret: str | None = field(default=None, repr=False)
     insecure_open: bool = False
+    services: tuple[str, ...] = ()
+    """The users who may send notices and batch messages."""
     relay: str = ""
     """HOST:PORT of a relay between the actors, for tests of their links."""
 
@@ -152,6 +154,7 @@ def _asked(config: UpConfig, port: int) -> dict[str, Any]:
         "host": config.host,
         "port": port,
         "insecure_open": config.insecure_open,
+        "services": list(config.services),
         "relay": config.relay,
     }
 

@@ -47,6 +47,8 @@ class ActorSettings:
     """URL of the view store; empty: SQLite in the controller."""
     token_secret: str = field(default="", repr=False)
     insecure_open: bool = False
+    services: list[str] = field(default_factory=list)
+    """The users who may send notices and batch messages."""
     relay: str = ""
     """HOST:PORT of a relay that stands before shards and replicas, for tests; empty: none does."""
     joined: bool = False
