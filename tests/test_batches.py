@@ -23,6 +23,7 @@ from im_actors.core.fact_lists import OfKeys
 from im_actors.core.model import Event, EventKind, decode_event, slot_of
 from im_actors.core.names import batch_session, notice_session
 from im_actors.core.rule_settings import RuleSettings
+from im_actors.core.spans import PREVIEW_CHARS_MAX
 from im_actors.testing import LocalCluster
 from im_actors.wire.questions import FactsAsked, PageAsked, Question, pack_question
 from tests.test_notes import PATIENCE_S, SLOTS, Replicas, running
@@ -95,11 +96,21 @@ async def kinds(reader: Reader, users: list[str]) -> Counter[tuple[int, ...]]:
     return found
 
 
+async def heard_of(online: Client, unread: int) -> None:
+    """Wait until the device itself knows of so many unread notices."""
+    user = online._engine.user
+    async with asyncio.timeout(PATIENCE_S):
+        while not user.mailbox.known.as_of_ms or user.mailbox.total() != unread:
+            await asyncio.sleep(0.02)
+
+
 async def test_everybody_gets_it_once_whatever_is_killed(tmp_path: Path) -> None:
     users = [f"user{number}" for number in range(600)]
     async with running(tmp_path, rules=RULES, batches=QUOTAS) as (cluster, replicas):
         reader = Reader(replicas)
-        async with Client(cluster.url, "shop", "pc", None) as im:
+        watching = Client(cluster.url, "user8", "phone", None)
+        async with watching as online, Client(cluster.url, "shop", "pc", None) as im:
+            await heard_of(online, 0)
             session = await order(im, "sale", users, "high")
             for done in range(3):
                 async with asyncio.timeout(PATIENCE_S):
@@ -118,10 +129,17 @@ async def test_everybody_gets_it_once_whatever_is_killed(tmp_path: Path) -> None
             assert event.device == "shop/batch:sale"
             assert len(CONTENT) > COPIED_BYTES_MAX
             assert event.body == event_body(CONTENT.encode())
+            await heard_of(online, 1)
+            async with Client(cluster.url, "user9", "phone", None) as late:
+                await late.connected(PATIENCE_S)
+                (row,) = (await late.conversations()).conversations
+                assert (row.session, row.unread) == (notice_session("system", "user9"), 1)
+                assert row.preview == CONTENT[:PREVIEW_CHARS_MAX]
             await (await im.batches.recall("sale")).acked(PATIENCE_S)
             await reader.until(session, JobState.RECALLED)
             assert (await reader.progress(session)).recalled == 600
             assert await kinds(reader, users) == {(EventKind.MESSAGE, EventKind.RECALL): 600}
+            await heard_of(online, 0)
 
 
 async def test_who_was_not_reached_before_a_cancel_gets_nothing(tmp_path: Path) -> None:

@@ -27,17 +27,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from bench.batch import OPERATOR
 from bench.machine import describe, fsync_us
 from bench.mailbox.asking import PAGE_ROWS, Caller, in_ms, load, until_answered
-from bench.mailbox.broadcast import SERVICE, Broadcast, broadcast
+from bench.mailbox.broadcast import Broadcast, broadcast
 from bench.mailbox.faults import Faulty, faults
 from bench.mailbox.filling import Text, fill_directory
 from bench.running import Cluster, run, say
 from im_actors.cli.progress import Progress
 from im_actors.cli.verify_offline import verify_directories
 from im_actors.core.names import direct_session
-from im_actors.core.rule_settings import RuleSettings
-from im_actors.server.settings import ClusterSettings
 
 PARTS = ("list", "unread", "big", "faults", "broadcast")
 BIG_USER = "big"
@@ -195,8 +194,7 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
             found |= asyncio.run(lists_with_faults(Path(directory), args))
             found["fsync_us"] = fsync_us(Path(directory))
     if set(args.parts) & CLUSTER_PARTS.keys():
-        operator = ClusterSettings(rules=RuleSettings(services=frozenset({SERVICE})))
-        with Cluster(args.directory, operator=operator) as cluster:
+        with Cluster(args.directory, operator=OPERATOR) as cluster:
             if set(args.parts) & {"list", "unread", "big"}:
                 found["filled"] = fill(cluster, args)
             found |= asyncio.run(measure(cluster, args))

@@ -269,7 +269,7 @@ class Client(UserCalls):
             server=str(dialer.address) if dialer.address else None,
             pending=len(engine.receipts),
             in_flight=engine.outbox.in_flight,
-            followed=engine.inbox.followed - engine.inbox.follows(engine.user.session),
+            followed=engine.inbox.followed - sum(map(engine.inbox.follows, engine.user.sessions)),
             connects=engine.connection.count,
             last_error=engine.last_error,
         )

@@ -39,6 +39,10 @@ class Pending(NamedTuple):
     outcome: Callable[[], tuple[SendState, int]]
 
 
+_LIVE = (SessionKind.GROUP, SessionKind.OPEN, SessionKind.NOTICE)
+"""Of these the mailbox does not say what happens in them."""
+
+
 class Known(NamedTuple):
     """How much a device knows of the list as a whole."""
 
@@ -89,6 +93,18 @@ class Mailbox:
                 self._keep("conversation", row.session, None)
             self._changed()
 
+    def look(self, row: ConversationRow) -> None:
+        """A row that was asked for because its session has gone on: the total knows nothing of it
+        yet."""
+        known = self._rows.get(row.session)
+        if known is None or (known.version, known.last_seq) <= (row.version, row.last_seq):
+            self._set(row)
+
+    def last_seq(self, session: str) -> int:
+        """The last event that this device knows of a conversation."""
+        row = self._rows.get(session)
+        return row.last_seq if row is not None else 0
+
     def begin(self, rows: Iterable[ConversationRow]) -> None:
         """These are the first ones of the list, and of the others nothing is known any more."""
         taken = list(rows)
@@ -98,15 +114,15 @@ class Mailbox:
         self.take(taken)
 
     def saw(self, events: Iterable[Event], user: str) -> None:
-        """Events of groups and open sessions, of which the mailbox itself says nothing. What does
-        not follow the row's last event is left to the next row that a server sends."""
+        """Events of sessions of which the mailbox itself says nothing. What does not follow the
+        row's last event is left to the next row that a server sends."""
         for event in events:
             row = self._rows.get(event.session)
             if (
                 row is not None
                 and _is_known(row)
                 and event.seq == row.last_seq + 1
-                and session_kind(event.session) in (SessionKind.GROUP, SessionKind.OPEN)
+                and session_kind(event.session) in _LIVE
             ):
                 self._set(followed(row, event, user))
 

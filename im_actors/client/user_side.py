@@ -3,7 +3,8 @@ timeline.
 
 While a server is there, the user's mailbox is followed like any session: each of its events says
 that rows have changed, and one question brings all that did since the last version. So the other
-devices' read positions, new conversations and changed settings appear here by themselves.
+devices' read positions, new conversations and changed settings appear here by themselves. The
+channels of notices are followed too, because no mailbox says that a notice has come.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from im_actors.client.shown import Overlays, Said
 from im_actors.core.backoff import full_jitter_ms
 from im_actors.core.facts import pack_request, read_request, read_state
 from im_actors.core.model import MESSAGE_KINDS, Event, EventKind, pack
-from im_actors.core.names import mailbox_of
+from im_actors.core.names import NOTICE_CHANNELS, mailbox_of, notice_session
 from im_actors.errors import BadRequest, ImError, NotReachable, RequestError, RetryableError
 from im_actors.wire.limits import QUERY_ROWS_MAX
 from im_actors.wire.queries import ConversationRow, Signaled, read_fields, read_overlays
@@ -68,6 +69,7 @@ class UserSide:
         self._follows = config.mailbox
         self.user = user
         self.session = mailbox_of(user)
+        self.channels = tuple(notice_session(channel, user) for channel in NOTICE_CHANNELS)
         self.requests = requests
         self.mailbox = Mailbox(self._keep, self._list_changed)
         self._received = Received(engine, user, self.mailbox, config.received_ms)
@@ -82,6 +84,11 @@ class UserSide:
         self._hearing: list[tuple[deque[Signal], asyncio.Event]] = []
         self._following: asyncio.Task[None] | None = None
         self._registered = False
+
+    @property
+    def sessions(self) -> tuple[str, ...]:
+        """What is followed here, and not by the program."""
+        return self.session, *self.channels
 
     def _keep(self, area: str, name: str, value: bytes | None) -> None:
         self._engine.store.keep(area, name, value)
@@ -179,7 +186,9 @@ class UserSide:
     def online(self) -> None:
         running = self._following is not None and not self._following.done()
         if self._follows and self.requests.can_query and not running:
-            self._following = asyncio.create_task(self._follow(), name=f"mailbox of {self.user}")
+            self._following = asyncio.create_task(
+                self._follow_all(), name=f"mailbox of {self.user}"
+            )
             if self._reporting is None and not self._engine.store.instant:
                 self._reporting = asyncio.create_task(self._report(), name=f"{self.user} received")
 
@@ -200,24 +209,54 @@ class UserSide:
         except ImError as error:
             self._engine.warn(error)
 
-    async def _follow(self) -> None:
-        """Until the client is closed, or a server says that it has nothing of the kind."""
-        feed: Feed | None = None
-        try:
+    async def _follow_all(self) -> None:
+        """The mailbox, and the channels of notices, of which no mailbox says anything."""
+        await asyncio.gather(self._follow_mailbox(), *map(self._follow_notices, self.channels))
+
+    async def _follow_mailbox(self) -> None:
+        async def begin() -> int:
             await self._patiently(self._catch_up)
             try:
                 await self._register()
             except RequestError as error:
                 self._engine.warn(error)
-            feed = self._engine.open_feed(
-                self.session, self.mailbox.known.version, moves_cursor=False, raw=True
-            )
+            return self.mailbox.known.version
+
+        async def heed(events: list[Event]) -> None:
+            self._heed(events)
+            await self._patiently(partial(self._catch_up, events[-1].seq))
+
+        await self._follow(self.session, begin, heed)
+
+    async def _follow_notices(self, session: str) -> None:
+        async def begin() -> int:
+            await self._patiently(partial(self._look, session))
+            return self.mailbox.last_seq(session)
+
+        async def heed(events: list[Event]) -> None:
+            # Messages the row that is here has taken by itself, if it is here.
+            more = any(event.kind != EventKind.MESSAGE for event in events)
+            if more or self.mailbox.last_seq(session) < events[-1].seq:
+                await self._patiently(partial(self._look, session, events[-1].seq))
+
+        await self._follow(session, begin, heed)
+
+    async def _follow(
+        self,
+        session: str,
+        begin: Callable[[], Awaitable[int]],
+        heed: Callable[[list[Event]], Awaitable[None]],
+    ) -> None:
+        """Until the client is closed, or a server says that it has nothing of the kind. ``begin``
+        says after which event."""
+        feed: Feed | None = None
+        try:
+            feed = self._engine.open_feed(session, await begin(), moves_cursor=False, raw=True)
             follower = Follower(self._engine, feed)
             while True:
                 events = await follower.take(EVENTS_PER_TURN)
-                self._heed(events)
                 follower.mark(events[-1])
-                await self._patiently(partial(self._catch_up, events[-1].seq))
+                await heed(events)
         except (BadRequest, StopAsyncIteration):
             pass  # a server that knows of no mailboxes; the client was closed
         except ImError as error:
@@ -225,6 +264,15 @@ class UserSide:
         finally:
             if feed is not None and not feed.closed:
                 self._engine.close_feed(feed)
+
+    async def _look(self, session: str, upto: int = 0) -> None:
+        """One row, that knows of the session's event ``upto``."""
+        answer = await self.ask("conversation", session)
+        _, row = read_fields("conversation", answer, int, (list, type(None)))
+        for found in intact([] if row is None else [row]):
+            self.mailbox.look(found)
+        if self.mailbox.last_seq(session) < upto:
+            raise NotReachable("the copy that answered lags behind")
 
     async def _patiently(self, work: Callable[[], Awaitable[None]]) -> None:
         """Until it is done, or refused for good."""

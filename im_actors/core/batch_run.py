@@ -117,6 +117,11 @@ class Step(IntEnum):
     RECALL = 4
 
 
+_SEND = Step.SEND
+_VOID, _MESSAGE, _RECALL = map(int, (EventKind.VOID, EventKind.MESSAGE, EventKind.RECALL))
+# An enum member costs a slow path at each look-up, and these are looked at for each recipient.
+
+
 class Chunk:
     """Recipients that are told now. ``outcomes`` are in the order of ``users``; None: open."""
 
@@ -187,10 +192,17 @@ class Run:
         self.body = b""
         self.job: Job | None = None
         self.progress = Progress()
+        self.paused = True
+        self.ending = False
+        """Nobody is to get it any more, and it is not known of all whether they did."""
+        self.recalling = False
+        """It is being taken back from those who got it, all of whom are known."""
         self.foreign_below = 0
         """Of the chunks below this one others may have told some."""
         self.chunks: dict[int, Chunk] = {}
         """By number, ascending, without a hole."""
+        self.next_chunk = 0
+        """All in the chunks below this one were begun."""
         self.asks: deque[Ask] = deque()
         """To be sent, before anything new is begun."""
         self.read_due_ms: int | None = None
@@ -199,22 +211,6 @@ class Run:
         """What was said was not heard of: whether it was taken has to be read."""
 
     # -- what it is at -------------------------------------------------------------------------
-
-    @property
-    def recalling(self) -> bool:
-        assert self.job is not None
-        return self.job.state is JobState.RECALLING and self.progress.settled
-
-    @property
-    def ending(self) -> bool:
-        """Nobody is to get it any more, and it is not known of all whether they did."""
-        assert self.job is not None
-        ends = self.job.state in (JobState.CANCELLING, JobState.RECALLING)
-        return ends and not self.progress.settled
-
-    @property
-    def paused(self) -> bool:
-        return self.job is None or self.job.state not in ACTIVE - {JobState.PAUSED}
 
     @property
     def done(self) -> int:
@@ -242,13 +238,13 @@ class Run:
         """How a recipient is asked first."""
         if self.recalling:
             return Step.LOOK
-        return Step.FENCE if self.ending else Step.SEND
+        return Step.FENCE if self.ending else _SEND
 
     # -- taking in facts -----------------------------------------------------------------------
 
     def take(self, facts: tuple[Fact, ...]) -> None:
         """Facts of the job; of each key the newest holds."""
-        was_recalling = self.job is not None and self.recalling
+        was_recalling = self.recalling
         for fact in facts:
             known = self.known.get(fact.key)
             if fact.key in (JOB_KEY, PROGRESS_KEY, BODY_KEY) and (
@@ -266,12 +262,21 @@ class Run:
         if progress is not None:
             self.progress = Progress.from_bytes(progress.value)
         if self.job is not None:
+            self._stands(self.job.state, self.progress.settled)
             self._drop_done(all_of_them=self.recalling and not was_recalling)
+
+    def _stands(self, state: JobState, settled: bool) -> None:
+        """What follows from the state of the job is asked for with each recipient."""
+        self.paused = state not in ACTIVE or state is JobState.PAUSED
+        self.ending = state in (JobState.CANCELLING, JobState.RECALLING) and not settled
+        self.recalling = state is JobState.RECALLING and settled
 
     def _drop_done(self, all_of_them: bool) -> None:
         for number in list(self.chunks):
             if all_of_them or number < self.done:
                 self.chunks.pop(number).dropped = True
+        if all_of_them:
+            self.next_chunk = 0
 
     def drop(self) -> None:
         for chunk in self.chunks.values():
@@ -309,10 +314,12 @@ class Run:
                 # A late answer to what was sent before is an answer all the same.
                 return Ask(self, chunk, position, Step.FENCE)
             return ask
-        for number, chunk in self.chunks.items():
-            begun = self._begin(number, chunk)
+        self.next_chunk = max(self.next_chunk, self.done)
+        while (fresh := self.chunks.get(self.next_chunk)) is not None:
+            begun = self._begin(self.next_chunk, fresh)
             if begun is not None:
-                return Ask(self, chunk, begun, self.step())
+                return Ask(self, fresh, begun, self.step())
+            self.next_chunk += 1
         return None
 
     def _begin(self, number: int, chunk: Chunk) -> int | None:
@@ -523,14 +530,15 @@ class BatchRun:
         channel.in_flight += 1
         self._wait(ask, self.settings.answer_ms)
         run, step = ask.run, ask.step
-        n, kind, body = MESSAGE_N, EventKind.MESSAGE, run.body
-        if step in (Step.FENCE, Step.LOOK):
-            kind, body = EventKind.VOID, b""
-        elif step is Step.RECALL:
-            n, kind, body = RECALL_N, EventKind.RECALL, recall_request(ask.seq)
+        n, kind, body = MESSAGE_N, _MESSAGE, run.body
+        if step is not _SEND:
+            if step in (Step.FENCE, Step.LOOK):
+                kind, body = _VOID, b""
+            elif step is Step.RECALL:
+                n, kind, body = RECALL_N, _RECALL, recall_request(ask.seq)
         assert run.job is not None
         session = notice_session(run.job.notice, ask.chunk.users[ask.position])
-        self._effects.append(Send(ask.token, session, run.device, n, int(kind), body))
+        self._effects.append(Send(ask.token, session, run.device, n, kind, body))
 
     def _wait(self, ask: Ask, wait_ms: int) -> None:
         ask.due_ms = self._now_ms + wait_ms
@@ -559,6 +567,9 @@ class BatchRun:
 
     def _settled(self, ask: Ask, code: int, seq: int) -> None:
         run, chunk, position = ask.run, ask.chunk, ask.position
+        if ask.step is _SEND:
+            chunk.settle(position, code)
+            return
         match ask.step:
             case Step.FENCE if not code:
                 run.asks.append(Ask(run, chunk, position, Step.CHECK))

@@ -4,9 +4,10 @@ The row says where the conversation ends, where the user has read to, and which 
 not count. From that unread is computed; there is no counter that could drift. All operations return
 a new row, or the same one when they say nothing new.
 
-Direct conversations and notices are *noted*: spans of their events come in here. Of groups and open
-sessions nothing is noted but the membership; where those end, and what of them is unread, is asked
-from the sessions themselves (``core.window``).
+Direct conversations are *noted*: spans of their events come in here. Of groups, open sessions and
+notices nothing is noted but the membership; where those end, and what of them is unread, is asked
+from the sessions themselves (``core.window``). Rows of notices that the first releases noted are
+read like those of groups: what they say of the end is not looked at.
 """
 
 from __future__ import annotations

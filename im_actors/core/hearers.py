@@ -23,7 +23,7 @@ from im_actors.core.spans import SPAN_EVENTS_MAX, Span, joined_spans, span_of
 
 
 class SpanNote(NamedTuple):
-    """What a mailbox hears of a direct session or a notice channel."""
+    """What a mailbox hears of a direct session."""
 
     session: str
     span: Span
@@ -83,10 +83,10 @@ class Newest(NamedTuple):
 
 
 def hearers(event: Event) -> list[tuple[Subject, Note]]:
-    """The notes that follow from a committed event: spans of direct sessions and notices for their
-    users' mailboxes, memberships for the members', read positions for the peer's and for the count
-    of a group's readers; and the session of a slot hears of its batches whether there is something
-    to do."""
+    """The notes that follow from a committed event: spans of direct sessions for their users'
+    mailboxes, memberships for the members', read positions for the peer's and for the count of a
+    group's readers; and the session of a slot hears of its batches whether there is something to
+    do."""
     found: list[tuple[Subject, Note]] = [
         (
             Subject(mailbox, event.session),

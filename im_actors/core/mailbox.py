@@ -19,7 +19,7 @@ from im_actors.core.rules import Accept, Request
 from im_actors.errors import BadRequest, Forbidden
 
 _LISTED = (SessionKind.OPEN, SessionKind.DIRECT, SessionKind.GROUP, SessionKind.NOTICE)
-_BEGUN_BY_USERS = (SessionKind.OPEN,)
+_BEGUN_BY_USERS = (SessionKind.OPEN, SessionKind.NOTICE)
 
 
 def read_request(session: str, seq: int) -> bytes:

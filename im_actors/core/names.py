@@ -49,7 +49,6 @@ class Heard(IntEnum):
 
 _HEARD = {
     SessionKind.DIRECT: Heard.ALL,
-    SessionKind.NOTICE: Heard.ALL,
     SessionKind.GROUP: Heard.CHANGES,
     SessionKind.MAILBOX: Heard.CHANGES,
     SessionKind.BATCH: Heard.CHANGES,
@@ -74,7 +73,12 @@ def session_kind(session: str) -> SessionKind:
 
 def heard(session: str) -> Heard:
     """Whether others have to hear of what happens in a session."""
-    return _HEARD.get(session_kind(session), Heard.NOBODY)
+    return heard_of(session_kind(session))
+
+
+def heard_of(kind: SessionKind) -> Heard:
+    """The same of all sessions of a kind."""
+    return _HEARD.get(kind, Heard.NOBODY)
 
 
 def direct_session(one: str, other: str) -> str:

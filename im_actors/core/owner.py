@@ -143,6 +143,8 @@ __all__ = [
 FETCH_BYTES_MAX = 512 * 1024
 APPEND_BYTES_MAX = 1024 * 1024
 LOAD_SESSIONS_MAX = 512
+LOAD_DOUBLINGS_MAX = 3
+"""How often the wait for the answer to a read doubles: each time that all members were asked."""
 HEADS_WAITING_MAX = 100_000
 """Asked heads whose sessions are still being loaded; more are not answered, and asked again."""
 KEY_LOOKUPS_MAX = 256
@@ -1041,7 +1043,10 @@ class SlotOwner:
     def _ask(self, lookup: Lookup) -> None:
         """Ask the next complete member; none: wait, unknown is never taken for absent."""
         self._lookups[lookup.number] = lookup
-        lookup.due_ms = self._now_ms + self._settings.load_ms
+        # When all were asked in vain they are slow, perhaps because of many questions, and must not
+        # get each of them again and again.
+        wait_ms = self._settings.load_ms << min(lookup.tries // COPIES, LOAD_DOUBLINGS_MAX)
+        lookup.due_ms = self._now_ms + wait_ms
         ready = self._readable()
         if not ready:
             return

@@ -18,6 +18,8 @@ from im_actors.errors import Forbidden, ImError
 
 DEFAULT_SETTINGS = RuleSettings()
 
+_NOTICE, _MESSAGE = SessionKind.NOTICE, int(EventKind.MESSAGE)
+_new = tuple.__new__
 _TALK = (EventKind.MESSAGE, EventKind.RECALL, EventKind.EDIT)
 KINDS = {
     SessionKind.OPEN: _TALK,
@@ -39,6 +41,10 @@ def decide(known: Known, request: Request, settings: RuleSettings = DEFAULT_SETT
         return Accept(request.kind, request.body)
     kind = session_kind(known.session)
     try:
+        if kind is _NOTICE and request.kind == _MESSAGE:
+            # First, and short: a batch sends one to each of its recipients.
+            _check_notice(known.session, request.user, settings)
+            return _new(Accept, (request.kind, request.body))
         if request.kind not in KINDS[kind]:
             raise Forbidden(_misplaced(known.session, kind, request.kind))
         return _decided(kind, Lookup(known), request, settings)
@@ -96,8 +102,10 @@ def _check_server(session: str, request: Request) -> None:
 
 
 def _check_notice(session: str, user: str, settings: RuleSettings) -> None:
+    if user in settings.services:
+        return
     channel = session_name(session).partition("/")[0]
-    if user in settings.services or (channel == "service" and user in users_of(session)):
+    if channel == "service" and user in users_of(session):
         return
     raise Forbidden(
         f"{user} may not send on {session}: notices come from services, and a user writes to "

@@ -268,7 +268,10 @@ class Serving:
         checksum = crc32(body, kind)
         if kind > state.free_kind or not n:
             n = n or state.next_n(device)
-            if kind and state.admit(device, n, kind, checksum, room, take=False)[0] is NEW:
+            first = n == 1 and room and device not in state.devices
+            if kind and (
+                first or state.admit(device, n, kind, checksum, room, take=False)[0] is NEW
+            ):
                 decided = self._decide(state, send, n, checksum, epoch, now_ms)
                 if not isinstance(decided, Accept):
                     return decided

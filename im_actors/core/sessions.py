@@ -10,7 +10,7 @@ from itertools import chain
 from im_actors.core.knowledge import Knowledge
 from im_actors.core.messages import DeviceImage, SessionImage
 from im_actors.core.model import DEVICE_WINDOW, EventKind
-from im_actors.core.names import SessionKind, heard, session_kind
+from im_actors.core.names import SessionKind, heard_of, session_kind
 
 
 class Admission(IntEnum):
@@ -52,7 +52,7 @@ class DeviceState:
 
     def __init__(self, last_n: int = 0, recent: Sequence[tuple[int, int]] = ()) -> None:
         self.last_n = last_n
-        self.sent = array("q", chain.from_iterable(recent[-DEVICE_WINDOW:]))
+        self.sent = array("q", chain.from_iterable(recent[-DEVICE_WINDOW:]) if recent else ())
 
     @property
     def recent(self) -> tuple[tuple[int, int], ...]:
@@ -85,9 +85,10 @@ class SessionState:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.free_kind = _FREE_KIND if session_kind(name) is SessionKind.OPEN else -1
+        kind = session_kind(name)
+        self.free_kind = _FREE_KIND if kind is SessionKind.OPEN else -1
         """No rule is asked about events of kinds up to this one."""
-        self.heard = heard(name)
+        self.heard = heard_of(kind)
         self.knowledge: Knowledge | None = None
         self.last_seq = 0
         self.committed_seq = 0
@@ -161,12 +162,14 @@ class SessionState:
         """Join the tables' state with the replayed end. Both come from one log and the tables may
         already hold a part of what was replayed, so the newer of the two wins per device."""
         assert not self.loaded, f"session {self.name!r} is loaded twice"
+        self.loaded = self.ready = True
+        if not image.last_seq:
+            return  # New, but for what was replayed.
         self.last_seq = max(self.last_seq, image.last_seq)
         self.committed_seq = max(self.committed_seq, image.last_seq)
         for device, last_n, recent in image.devices:
             mine = self.devices.get(device)
             self.devices[device] = _joined(mine, last_n, recent)
-        self.loaded = self.ready = True
 
     def image(self) -> SessionImage:
         """The state as the tables would hold it."""

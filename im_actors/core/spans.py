@@ -51,8 +51,8 @@ class Span(NamedTuple):
 
 
 def span_of(user: str, events: Sequence[Event]) -> Span:
-    """What ``user`` is told of these events: of one direct or notice session, without a hole, at
-    most SPAN_EVENTS_MAX. There only who wrote a message may recall or edit it."""
+    """What ``user`` is told of these events: of one direct session, without a hole, at most
+    SPAN_EVENTS_MAX. There only who wrote a message may recall or edit it."""
     first, last = events[0], events[-1]
     assert last.seq - first.seq + 1 == len(events) <= SPAN_EVENTS_MAX
     recalled = tuple(

@@ -113,8 +113,9 @@ class GatewayConfig:
     # The user side; without it when ``limits.queries`` is 0.
     queries_max: int = 4_096
     """QUERYs of all connections without an answer."""
-    live_sessions_max: int = 20_000
-    """Groups that nobody here follows and whose last events are kept for conversation lists."""
+    live_sessions_max: int = 40_000
+    """Groups and channels of notices that nobody here follows and whose last events are kept for
+    conversation lists."""
     live_reads_max: int = 64
     """Groups that are being read for that at a time."""
     live_ms: int = 2_000

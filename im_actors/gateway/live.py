@@ -340,7 +340,7 @@ class LiveSessions:
         live.begin(events, events[-1].seq if events else heard)
         for event in events:
             live.learn(event)
-        if heard:
+        if heard and session_kind(live.session) is SessionKind.GROUP:
             await self._ask_fact(live, GROUP_KEY)
         else:
             newest(live.facts, Fact(GROUP_KEY, 0, 0, None))

@@ -12,8 +12,8 @@ import msgpack
 from im_actors.core.conversation import Conversation, conversation_of
 from im_actors.core.facts import Fact
 from im_actors.core.model import EventKind, key_time_ms, pack
-from im_actors.core.names import SessionKind, session_kind
-from im_actors.core.spans import Preview, Range
+from im_actors.core.names import NOTICE_CHANNELS, SessionKind, notice_session, session_kind
+from im_actors.core.spans import FOR_EVER, Preview, Range
 from im_actors.errors import ImError, NotReachable
 from im_actors.gateway.live import LiveSession, LiveSessions
 from im_actors.mailbox.rows import Entry, Flag, Head, live_rank
@@ -24,10 +24,15 @@ from im_actors.wire.queries import RowFlag
 INPUTS_EVENTS_MAX = 512
 """A live session's unread count is explained when it is about at most so many events."""
 _ROWS_KNOWN_MAX = 16_384
-_LIVE = (SessionKind.GROUP, SessionKind.OPEN)
+_LIVE = (SessionKind.GROUP, SessionKind.OPEN, SessionKind.NOTICE)
 _NOTHING = Preview(0, 0, int(EventKind.VOID), "", "")
 
 read_conversation = lru_cache(_ROWS_KNOWN_MAX)(Conversation.from_bytes)
+
+
+def row_of(entry: Entry) -> Conversation:
+    """What the mailbox says; of a row that only stands there, nothing."""
+    return Conversation() if entry.value is None else read_conversation(entry.value)
 
 
 def base_of(row: Conversation) -> int:
@@ -43,30 +48,42 @@ class MailboxRows:
         """Months whose content was dropped. The beginning of a last message is a part of the
         mailbox's state, and is not shown any more."""
 
+    def standing(self, user: str) -> list[Entry]:
+        """The channels of notices: who sends there writes into no mailbox."""
+        channels = [notice_session(channel, user) for channel in NOTICE_CHANNELS]
+        return [Entry(session, 0, 1, 0, int(Flag.LIVE), "", None) for session in channels]
+
     def entry(self, fact: Fact) -> Entry:
         session = conversation_of(fact.key)
         assert session is not None, fact.key
         if fact.value is None:
             return Entry(session, fact.seq, 0, 0, 0, "", None)
         row = read_conversation(fact.value)
-        live = session_kind(session) in _LIVE
+        kind, rank = session_kind(session), fact.rank
+        live = kind in _LIVE
+        if kind is SessionKind.NOTICE:
+            # One that was noted once may say that it is hidden where it ended then.
+            rank = rank or row.last_key or 1
         flags = (
             (Flag.PINNED if row.pinned else 0)
             | (Flag.MUTED if row.muted else 0)
             | (Flag.LIVE if live else 0)
         )
         unread = 0 if live else row.unread().number
-        return Entry(session, fact.seq, fact.rank, unread, int(flags), row.label, fact.value)
+        return Entry(session, fact.seq, rank, unread, int(flags), row.label, fact.value)
 
     def rank(self, entry: Entry, head: Head | None) -> int:
-        if head is not None and entry.value is not None:
-            row = read_conversation(entry.value)
-            if row.hidden_at(head.seq):
+        if head is not None and row_of(entry).hidden_at(head.seq):
+            return 0
+        if session_kind(entry.session) is SessionKind.NOTICE:
+            # A channel is no conversation before its first notice.
+            begun = entry.value if head is None else head.key
+            if not begun:
                 return 0
         return live_rank(entry, head)
 
     def encode(self, entry: Entry, head: Head | None) -> bytes:
-        row = Conversation() if entry.value is None else read_conversation(entry.value)
+        row = row_of(entry)
         if entry.flags & Flag.LIVE and head is not None:
             said = msgpack.unpackb(head.preview, raw=False)
             last_seq, unread = head.seq, head.unread
@@ -126,9 +143,9 @@ class UserHeads:
 
     def head(self, entry: Entry) -> Head | None:
         live = self._live.get(entry.session)
-        if live is None or entry.value is None:
+        if live is None:
             return None
-        row = read_conversation(entry.value)
+        row = row_of(entry)
         unread = live.unread(self._user, base_of(row))
         if unread is None:
             return None
@@ -146,15 +163,14 @@ class UserHeads:
 
     async def _load(self, entry: Entry) -> None:
         live = await self._live.current(entry.session)
-        if entry.value is not None:
-            await self._live.count(live, self._user, base_of(read_conversation(entry.value)))
+        await self._live.count(live, self._user, base_of(row_of(entry)))
 
     def _said(self, live: LiveSession, row: Conversation) -> list[Any]:
         preview, group, base = live.preview, live.group, base_of(row)
         if preview is None or preview.seq < row.joined_seq:
             # What was said before he came is not his to read.
             preview = _NOTHING
-        elif row.preview is not None and row.preview.seq == preview.seq:
+        elif row.preview is not None and row.preview[:2] == (preview.seq, FOR_EVER):
             preview = preview.deleted()
         shown = preview[2:]
         inputs = None

@@ -144,7 +144,7 @@ class Mailboxes:
         """One row, wherever in the list it is, or hidden."""
         view = await self._view(user, at_least)
         entry = view.entry(session)
-        if entry is None:
+        if not view.knows(session):
             find = partial(self._find, view, user, session)
             entry = await self._flight((user, "row", session), find)
         await self._know_heads(user, view)
@@ -153,7 +153,7 @@ class Mailboxes:
         elif entry is not None:
             # The view was cut back while we waited.
             encoded = self._form.encode(entry, None)
-        if entry is None or entry.value is None:
+        if entry is None or (entry.value is None and not view.lists(session)):
             return Conversation(view.version, None, b"")
         return Conversation(view.version, entry, encoded)
 
@@ -324,7 +324,8 @@ class Mailboxes:
         known = self.views.get(user)
         if known is not None and known.version >= found.copy.version:
             return known
-        view = MailboxView(found.copy, self._form, self._heads(user))
+        standing = self._form.standing(user)
+        view = MailboxView(found.copy, self._form, self._heads(user), standing)
         view.hear(told)
         self.views.put(user, view)
         self.updates.loaded(user, found.tier, found.copy.version)

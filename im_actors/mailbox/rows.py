@@ -98,6 +98,9 @@ class RowFormat(Protocol):
     def entry(self, fact: Fact) -> Entry:
         """The row that a fact says."""
 
+    def standing(self, user: str) -> Sequence[Entry]:
+        """Live rows that a user has although his mailbox says nothing of them: their seq is 0."""
+
     def rank(self, entry: Entry, head: Head | None) -> int:
         """The place of a live row in the list with this head; 0: not listed."""
 

@@ -73,7 +73,7 @@ class FactTier:
         self,
         reader: FactReader,
         form: RowFormat,
-        noted: Sequence[str] = ("direct:", "notice:"),
+        noted: Sequence[str] = ("direct:",),
         name: str = "cold",
     ) -> None:
         self.name = name

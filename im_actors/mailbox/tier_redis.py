@@ -50,7 +50,7 @@ ROWS_PER_USER_MAX = 2_000
 """Most listed rows of one user, live ones not counted: the newest."""
 KEPT_S = 24 * 3600
 CONNECTIONS_MAX = 16
-_FORMAT = b"1"
+_FORMAT = b"2"
 _KINDS = ("meta", "rows", "order", "live", "unread")
 
 # What is there of a user now, and whether it is all that was written.

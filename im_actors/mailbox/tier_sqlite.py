@@ -45,7 +45,7 @@ USERS_MAX = 20_000
 """Most users; those whose copy was written longest ago go first."""
 WAITING_MAX = 1_000
 """Most calls that wait for the thread."""
-_FORMAT = 1
+_FORMAT = 2
 _FORGET_PART = 20
 """When there are too many users, this part of them goes at once."""
 
@@ -330,7 +330,7 @@ def _connect(path: Path) -> sqlite3.Connection:
             run(f"PRAGMA user_version={_FORMAT}")
             run("COMMIT")
         elif version != _FORMAT:
-            raise CorruptData(f"{path} has format {version}, this version uses {_FORMAT}")
+            raise ValueError(f"{path} has format {version}, this version uses {_FORMAT}")
     except BaseException:
         connection.close()
         raise

@@ -112,7 +112,9 @@ class _Row:
 class MailboxView:
     """The list of one user. Nothing here waits."""
 
-    def __init__(self, copy: Copy, form: RowFormat, heads: Heads) -> None:
+    def __init__(
+        self, copy: Copy, form: RowFormat, heads: Heads, standing: Iterable[Entry] = ()
+    ) -> None:
         self.base = copy.version
         self.version = copy.version
         self.heard = copy.version
@@ -129,6 +131,8 @@ class MailboxView:
         """(seq, session) of the rows that changed after ``base``."""
         self._early: set[int] = set()
         self._unread = self._muted = self._conversations = 0
+        for entry in standing:
+            self._take(entry)
         self.merge(copy, TOP)
 
     def __len__(self) -> int:
@@ -238,6 +242,17 @@ class MailboxView:
         row = self._rows.get(session)
         return None if row is None else row.entry
 
+    def knows(self, session: str) -> bool:
+        """Whether ``entry`` is what the mailbox says. Of a row that stands there anyway it may have
+        something to say, too."""
+        row = self._rows.get(session)
+        return row is not None and (row.entry.seq > 0 or self.complete[Listing.LIVE] == END)
+
+    def lists(self, session: str) -> bool:
+        """Whether the row is in a list."""
+        row = self._rows.get(session)
+        return row is not None and row.place is not None
+
     def encoded(self, session: str) -> bytes:
         """The row as clients get it; it has to be here."""
         row = self._rows[session]
@@ -273,7 +288,8 @@ class MailboxView:
         entries: dict[str, Entry] = {}
         if self.complete[Listing.LIVE] == END and len(self._live) <= rows_max:
             complete[Listing.LIVE] = END
-            entries.update((session, self._rows[session].entry) for session in self._live)
+            live = [self._rows[session].entry for session in self._live]
+            entries.update((entry.session, entry) for entry in live if entry.seq)
         last = TOP
         for entry in self._static(bound):
             if len(entries) >= rows_max:

@@ -7,7 +7,7 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -120,6 +120,9 @@ def _is_small(ops: list[StorageOp], bytes_max: int) -> bool:
 
 FACT_READS_MAX = 64
 """Sessions whose facts are read in one step of the history's thread."""
+STATE_READS_MAX = 512
+"""Sessions whose states are read in one step, and answered in one frame, unless one request asks
+for more."""
 
 
 def _facts_of(history: History, requests: list[LoadFacts]) -> list[FactsLoaded]:
@@ -128,6 +131,30 @@ def _facts_of(history: History, requests: list[LoadFacts]) -> list[FactsLoaded]:
         _, page = history.facts(session, OfKeys(keys))
         answers.append(FactsLoaded(slot, epoch, number, True, tuple(page.facts)))
     return answers
+
+
+def _states_of(history: History, requests: list[LoadSessions]) -> list[SessionsLoaded]:
+    answers = []
+    for slot, epoch, number, _, sessions in requests:
+        images = history.whole_states(list(sessions))
+        ready = images is not None
+        answers.append(SessionsLoaded(slot, epoch, number, ready, tuple(images or ())))
+    return answers
+
+
+def _parts(
+    asked: list[tuple[LinkConnection, LoadSessions]],
+) -> Iterator[list[tuple[LinkConnection, LoadSessions]]]:
+    """Requests together for as many sessions as may be loaded in one go."""
+    part: list[tuple[LinkConnection, LoadSessions]] = []
+    sessions = 0
+    for peer, request in asked:
+        if part and sessions + len(request.sessions) > STATE_READS_MAX:
+            yield part
+            part, sessions = [], 0
+        part.append((peer, request))
+        sessions += len(request.sessions)
+    yield part
 
 
 class ReplicaNode:
@@ -187,6 +214,7 @@ class ReplicaNode:
         self.month_work = Months(self._storage, name, self._stage_all)
         self._tasks: set[asyncio.Task[None]] = set()
         self._facts_asked: list[tuple[LinkConnection, LoadFacts]] = []
+        self._states_asked: list[tuple[LinkConnection, LoadSessions]] = []
         self._failed: ImError | None = None
         self._stopping = False
         self.commits = 0
@@ -488,14 +516,26 @@ class ReplicaNode:
         effect.peer.send(pack_inside(InsideType.ANSWERS, [answer]))
 
     async def _send_states(self, peer: LinkConnection, request: LoadSessions) -> None:
-        names = list(request.sessions)
-        images = await self._storage.in_history(self._storage.history.whole_states, names)
-        slot, epoch, number = request.slot, request.epoch, request.request
-        if images is None:
-            # Unknown, never absent: the owner asks another member.
-            logger.error("ALARM replica %s slot %d: rows of %s are lost", self.name, slot, names)
-        answer = SessionsLoaded(slot, epoch, number, images is not None, tuple(images or ()))
-        peer.send(pack_inside(InsideType.ANSWERS, [answer]))
+        """With all others that are asked for in this turn, like facts: a busy shard asks for many
+        slots at once."""
+        self._states_asked.append((peer, request))
+        if len(self._states_asked) > 1:
+            return
+        await asyncio.sleep(0)
+        asked, self._states_asked = self._states_asked, []
+        for part in _parts(asked):
+            requests = [request for _, request in part]
+            found = await self._storage.in_history(_states_of, self._storage.history, requests)
+            answers: dict[LinkConnection, list[SessionsLoaded]] = {}
+            for (peer, request), answer in zip(part, found, strict=True):
+                if not answer.ready:
+                    # Unknown, never absent: the owner asks another member.
+                    names = list(request.sessions)
+                    lost = (self.name, request.slot, names)
+                    logger.error("ALARM replica %s slot %d: rows of %s are lost", *lost)
+                answers.setdefault(peer, []).append(answer)
+            for peer, several in answers.items():
+                peer.send(pack_inside(InsideType.ANSWERS, several))
 
     async def _send_key(self, peer: LinkConnection, request: FindKey) -> None:
         find, slot, epoch, number = self._storage.history.find, *request[:3]

@@ -392,8 +392,17 @@ class History:
         missing."""
         if self.index.late:
             self.write()
-        images = [self.index.image(name) for name in names]
-        return [image for image, _ in images] if all(whole for _, whole in images) else None
+        absent = self.index.absent(names)
+        images = []
+        for name in names:
+            if name in absent:
+                images.append(SessionImage(name, 0, ()))
+                continue
+            image, whole = self.index.image(name)
+            if not whole:
+                return None
+            images.append(image)
+        return images
 
     def find(self, session: str, device: str, n: int) -> Sent | None:
         """The event with this key. For a resend from before the window: reads backwards."""

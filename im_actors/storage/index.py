@@ -14,6 +14,7 @@ this one brings them again. A record's part is in the index wholly or not at all
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import struct
 import zlib
@@ -81,6 +82,21 @@ FORMAT = Format(
 _RUN = "SELECT session, first_seq, last_seq, month, parts, guard FROM runs WHERE session=?"
 _SESSION = "SELECT id, slot, session, last_seq, folded_seq, guard FROM sessions"
 _DEVICE = "SELECT session, device, last_n, guard FROM devices"
+_ABSENT = (
+    # Of each name asked for: what lies at or below it in the index of names, and above it. 1: an
+    # entry whose row says the same, 0: one whose row does not, 2: that of the name itself.
+    "SELECT asked.key, (SELECT iif((SELECT at.session FROM sessions AS at WHERE at.id=near.id)"
+    " IS NOT near.session, 0, 1 + (near.session = asked.value)) FROM sessions AS near"
+    " INDEXED BY sqlite_autoindex_sessions_1 WHERE near.session <= asked.value"
+    " ORDER BY near.session DESC LIMIT 1), (SELECT (SELECT at.session FROM sessions AS at"
+    " WHERE at.id=near.id) IS near.session FROM sessions AS near"
+    " INDEXED BY sqlite_autoindex_sessions_1 WHERE near.session > asked.value"
+    " ORDER BY near.session LIMIT 1) FROM json_each(?) AS asked"
+)
+_STORED = (
+    "SELECT asked.key FROM json_each(?) AS asked"
+    " CROSS JOIN sessions ON sessions.session=asked.value"
+)
 _RUN_HEAD = struct.Struct(">4q")
 _pack = msgpack.Packer(autoreset=True).pack
 _unpack = msgpack.unpackb
@@ -121,6 +137,15 @@ class SessionEntry:
         """The last of them."""
         self.late: list[Run] = []
         """Staged, below what was here before, in any order."""
+
+    @classmethod
+    def begun(cls, identity: int, slot: int, name: str, run: Run) -> SessionEntry:
+        """Of a session that has no row, with its first events."""
+        entry = cls(identity, slot, name, 0, 0)
+        entry.stored = False
+        entry.runs.append(run)
+        entry.open = run
+        return entry
 
     @property
     def last_seq(self) -> int:
@@ -188,9 +213,15 @@ class IndexFile:
     def stage(self, slot: int, lsn: int, month: int, parts: list[Part]) -> None:
         """Take in the index of a record; the same record again changes nothing."""
         staged = self._staged.get
+        new = self._new(parts)
         # For each session of each record: names are bound, and calls are few.
         for name, first_seq, length, sends in parts:
             entry = staged(name)
+            if entry is None and name in new:
+                begun = Run(first_seq, first_seq + length - 1, month, [lsn, sends])
+                self._staged[name] = SessionEntry.begun(self._next_id, slot, name, begun)
+                self._next_id += 1
+                continue
             if entry is None or entry.slot != slot:
                 entry = self._enter(name, slot, first_seq)
             run = entry.open
@@ -229,6 +260,19 @@ class IndexFile:
         for first in range(1, self._next_id, COUNT_SESSIONS):
             yield Counter(dict(self.db.int_rows(select, (first, first + COUNT_SESSIONS - 1))))
             yield None
+
+    def _new(self, parts: list[Part]) -> set[str]:
+        """The sessions that begin in these parts and have no row: one statement for all."""
+        staged, cached = self._staged, self._cache
+        first = [
+            name
+            for name, seq, *_ in parts
+            if seq == 1 and name not in staged and name not in cached
+        ]
+        if not first:
+            return set()
+        known = {first[at] for (at,) in self.db.rows(_STORED, (json.dumps(first),))}
+        return set(first) - known if known else set(first)
 
     def _enter(self, name: str, slot: int, first_seq: int) -> SessionEntry:
         """The session's entry, loaded, or made if it is new."""
@@ -306,7 +350,8 @@ class IndexFile:
         for entry in entries:
             if entry.late:
                 self._fold_late(connection, entry)
-            if entry.last_seq - entry.folded_seq >= entry.fold_events:
+            run = entry.open
+            if run is not None and run.last_seq - entry.folded_seq >= entry.fold_events:
                 self._fold(connection, entry)
 
     def _fold(self, connection: sqlite3.Connection, entry: SessionEntry) -> None:
@@ -346,6 +391,18 @@ class IndexFile:
                 f"{self.db.path}: the index leads from session {name!r} to {row[2]!r}"
             )
         return self._entry(row)
+
+    def absent(self, names: Iterable[str]) -> set[str]:
+        """Those of these sessions that nothing is known of; like ``session``, for many."""
+        asked = [name for name in names if name not in self._staged]
+        found = set()
+        for at, below, above in self.db.rows(_ABSENT, (json.dumps(asked),)):
+            if below == 2:
+                continue
+            if below == 0 or above == 0:
+                raise CorruptData(f"{self.db.path}: the index of sessions is damaged")
+            found.add(asked[at])
+        return found
 
     def _check_neighbours(self, name: str) -> None:
         """A name whose bytes have changed in the index is not found, and is still in its place: a
@@ -511,13 +568,15 @@ def _run_rows(
     entries: list[SessionEntry], rest: Rest = no_rest
 ) -> list[tuple[int, int, int, int, bytes, int]]:
     rows = []
+    crc32, run_head = zlib.crc32, _RUN_HEAD.pack
     for step in in_steps(entries, rest):
         for entry in step:
             session = entry.id
-            for run in chain(entry.runs, entry.late):
+            for run in chain(entry.runs, entry.late) if entry.late else entry.runs:
+                first_seq, last_seq, month = run.first_seq, run.last_seq, run.month
                 parts = _pack(run.parts)
-                guard = run_guard(session, run.first_seq, run.last_seq, run.month, parts)
-                rows.append((session, run.first_seq, run.last_seq, run.month, parts, guard))
+                guard = crc32(parts, crc32(run_head(session, first_seq, last_seq, month)))
+                rows.append((session, first_seq, last_seq, month, parts, guard))
     # By key, so that neighbours share a page.
     rows.sort()
     return rows
@@ -526,8 +585,9 @@ def _run_rows(
 def _put_sessions(connection: sqlite3.Connection, entries: list[SessionEntry], rest: Rest) -> None:
     fresh, known = [], []
     for entry in entries:
-        identity, slot, name = entry.id, entry.slot, entry.name
-        last_seq, folded_seq = entry.last_seq, entry.folded_seq
+        identity, slot, name, run = entry.id, entry.slot, entry.name, entry.open
+        last_seq = entry.stored_seq if run is None else run.last_seq
+        folded_seq = entry.folded_seq
         guard = session_guard(identity, slot, name, last_seq, folded_seq)
         if entry.stored:
             known.append((last_seq, folded_seq, guard, identity))

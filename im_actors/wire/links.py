@@ -134,10 +134,13 @@ def _epochs(rows: list[Any]) -> m.Epochs:
 
 
 def _images(rows: list[Any]) -> tuple[m.SessionImage, ...]:
-    return tuple(
-        m.SessionImage(_str(session), _int(last_seq), tuple(map(_device, devices)))
-        for session, last_seq, devices in rows
-    )
+    # A batch loads one session for each recipient, most of which nobody has met before.
+    new, image, none = tuple.__new__, m.SessionImage, ()
+    found = []
+    for session, last_seq, rows_of_devices in rows:
+        devices = none if rows_of_devices == [] else tuple(map(_device, rows_of_devices))
+        found.append(new(image, (_str(session), _int(last_seq), devices)))
+    return tuple(found)
 
 
 def _device(row: list[Any]) -> m.DeviceImage:

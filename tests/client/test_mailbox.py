@@ -182,3 +182,17 @@ def test_a_group_that_was_left_does_not_come_back_when_its_events_are_read_again
     box, _ = mailbox(left)
     box.saw([Event("group:g", 1, 1 << 22, EventKind.MESSAGE, "bob/x", 1, b"x")], "me")
     assert box.rows() == []
+
+
+def test_a_row_that_was_looked_at_because_its_session_went_on_counts_once() -> None:
+    notice = ROW._replace(session="notice:system/me", version=0, last_seq=1, unread=1, inputs=None)
+    box, _ = mailbox(ROW)
+    box.counted(5, 6, 0)
+    box.look(notice)
+    box.look(notice)
+    assert (box.total(), box.last_seq(notice.session)) == (7, 1)
+    box.look(notice._replace(last_seq=2, unread=0))
+    box.look(notice)
+    assert (box.total(), box.last_seq(notice.session)) == (6, 2)
+    box.saw([Event(notice.session, 3, 3 << 22, 1, "shop/x", 1, b"x")], "me")
+    assert (box.last_seq(notice.session), box.last_seq("none")) == (3, 0)

@@ -1,4 +1,4 @@
-"""Who hears of an event: mailboxes of direct sessions and notices, of members, of the peer."""
+"""Who hears of an event: mailboxes of direct sessions, of members, of the peer."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def test_a_direct_message_is_heard_in_both_mailboxes() -> None:
     assert other.span.skips == ()
 
 
-def test_a_notice_is_heard_by_its_user_alone() -> None:
+def test_nobody_hears_of_a_notice_because_lists_read_its_channel() -> None:
     found = hearers(message(1, "press", "notice:system/alice"))
-    assert [subject for subject, _ in found] == [Subject("user:alice", "notice:system/alice")]
+    assert found == []
 
 
 def test_messages_of_groups_and_open_sessions_are_heard_by_nobody() -> None:

@@ -178,8 +178,7 @@ def test_a_cursor_only_moves_forward() -> None:
 def test_who_is_noted() -> None:
     assert notes.noted_mailboxes(DIRECT) == ["user:alice", "user:bob"]
     assert notes.noted_mailboxes("direct:alice/alice") == ["user:alice"]
-    assert notes.noted_mailboxes("notice:system/alice") == ["user:alice"]
-    for session in ("team", "group:g", "user:alice", "slot:3", "batch:b"):
+    for session in ("team", "notice:system/alice", "group:g", "user:alice", "slot:3", "batch:b"):
         assert notes.noted_mailboxes(session) == []
 
 

@@ -778,6 +778,12 @@ def test_a_member_that_does_not_answer_a_read_is_passed_over() -> None:
         asked.append(member)
         bench.wait(500)
     assert len(set(asked)) == 3
+    for waits_ms in (1_000, 1_000, 1_000, 2_000, 2_000, 2_000, 4_000, 4_000, 4_000, 4_000):
+        # All of them are slow.
+        assert len(hold(bench, LoadSessions)) == 1
+        bench.wait(waits_ms - 1)
+        assert hold(bench, LoadSessions) == []
+        bench.wait(1)
 
 
 def test_tables_that_lag_are_asked_again_and_not_believed() -> None:

@@ -283,6 +283,49 @@ async def test_a_list_is_fed_by_what_is_pushed_and_by_groups() -> None:
         assert [(row[0], row[8]) for row in changes[1]] == [(GROUP, 1)]
 
 
+NOTICES = "notice:system/alice"
+
+
+async def test_notices_are_listed_although_no_mailbox_says_anything_of_them() -> None:
+    async with cluster(**USERS) as running:
+        writer = Writer(running)
+        alice = await running.client()
+        assert (await alice.ask("conversations", None, 25, False, ""))[4] == [0, [], None, 0]
+        assert (await alice.ask("conversation", NOTICES))[4] == [0, None]
+        last = writer.message(2, session=NOTICES, sender="shop")
+        await eventually(lambda: running.gateway.followers.head(NOTICES) == last)
+        _, rows, _, total = (await alice.ask("conversations", None, 25, False, ""))[4]
+        row = q.read_row(rows[0])
+        assert (row.session, row.version, row.last_seq, row.unread) == (NOTICES, 0, 2, 2)
+        assert (row.sender, row.preview, row.inputs) == ("shop", "hello", [0, 2, 0, []])
+        assert (len(rows), total) == (1, 2)
+        assert q.read_row((await alice.ask("conversation", NOTICES))[4][1]) == row
+
+
+@pytest.mark.parametrize("noted", [Conversation(), Conversation(last_seq=1, last_key=1)])
+async def test_a_channel_of_notices_is_read_hidden_and_comes_back(noted: Conversation) -> None:
+    async with cluster(**USERS) as running:
+        writer = Writer(running)
+        writer.message(3, session=NOTICES, sender="shop")
+        alice = await running.client()
+
+        async def says(row: Conversation) -> list[tuple[int, int]]:
+            version = writer.row("alice", NOTICES, row)
+            await eventually(lambda: running.gateway.followers.head("user:alice") == version)
+            head = running.log.head(NOTICES)
+            await eventually(lambda: running.gateway.followers.head(NOTICES) in (0, head))
+            found = (await alice.ask("conversations", None, 25, False, ""))[4]
+            rows = [q.read_row(row) for row in found[1]]
+            assert found[3] == sum(row.unread for row in rows)
+            return [(row.last_seq, row.unread) for row in rows]
+
+        assert await says(noted.read(1)) == [(3, 2)]
+        assert await says(noted.read(1).hide(3)) == []
+        writer.message(session=NOTICES, sender="shop")
+        assert await says(noted.read(1).hide(3).mute(True)) == [(4, 3)]
+        assert await says(noted.read(4).hide(1)) == [(4, 0)]
+
+
 async def test_changes_from_before_memory_come_from_the_replicas() -> None:
     async with cluster(**USERS) as running:
         writer = Writer(running)
@@ -355,8 +398,8 @@ async def test_more_queries_than_allowed_and_wrong_ones_are_refused_alone() -> N
 
 
 async def test_of_many_groups_those_asked_for_last_are_kept_and_those_that_are_followed() -> None:
-    async with cluster(**USERS, live_sessions_max=3) as running:
-        names = [f"group:{n}" for n in range(9)]
+    async with cluster(**USERS, live_sessions_max=6) as running:
+        names = [f"group:{n}" for n in range(12)]
         writer = Writer(running)
         writer.members(alice=Role.MEMBER)
         alice = await running.client()
@@ -365,7 +408,7 @@ async def test_of_many_groups_those_asked_for_last_are_kept_and_those_that_are_f
         live = running.gateway.user_side.live  # type: ignore[union-attr]
         for name in names:
             assert (await alice.ask("group", name))[2] == NotFound.code
-            assert len(live) <= 3
+            assert len(live) <= 6
         assert live.get(GROUP) is not None
         assert live.get(names[-1]) is not None
         assert live.get(names[0]) is None
@@ -382,7 +425,7 @@ async def test_of_many_groups_those_asked_for_last_are_kept_and_those_that_are_f
             # Those that were forgotten come back when a list shows them.
             assert (await alice.ask("unread"))[4] == [head, 3]
             await alice.ask("group", name)
-            assert len(live) <= 3
+            assert len(live) <= 6
 
 
 # ---- devices and signals

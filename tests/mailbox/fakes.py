@@ -37,6 +37,9 @@ class PlainRows:
         unread, flags, label = msgpack.unpackb(fact.value)
         return Entry(session, fact.seq, fact.rank, unread, flags, label, fact.value)
 
+    def standing(self, user: str) -> list[Entry]:
+        return []
+
     def rank(self, entry: Entry, head: Head | None) -> int:
         return live_rank(entry, head)
 

@@ -231,7 +231,7 @@ def test_notes_that_wait_too_long_are_warned_of(caplog: pytest.LogCaptureFixture
     [
         (message(1), True),
         (message(1, "team"), False),
-        (message(1, "notice:system/bob"), True),
+        (message(1, "notice:system/bob"), False),
         (message(1, "group:climbers"), False),
         (Event("user:bob", 1, KEY, EventKind.MAILBOX, "bob/a", 1, pack_request("x")), True),
         (Event("group:g", 1, KEY, EventKind.GROUP, "bob/a", 1, pack_request("x")), True),

@@ -35,8 +35,6 @@ SHARE = 0.35
 PREFIX = "c/"
 READS = 1 << 62
 """Ranks of read positions begin here."""
-NOTICES = ("system", "interaction")
-NOTED = (SessionKind.DIRECT, SessionKind.NOTICE)
 LISTS = 0.6
 """Of the runs with mailboxes and without registers."""
 RULES = RuleSettings(recall_ms=0, edit_ms=0, services=SERVICES)
@@ -264,7 +262,8 @@ class Mailboxes:
         """A row says nothing of a conversation that is not committed there."""
         for key, _, value in msgpack.unpackb(event.body)[2]:
             session = key.removeprefix(PREFIX)
-            if session_kind(session) not in NOTED or not self.world.watched(session):
+            direct = session_kind(session) is SessionKind.DIRECT
+            if not direct or not self.world.watched(session):
                 continue
             row, last = Conversation.from_bytes(value), len(self.book.get(session, ()))
             if row.last_seq > last:
@@ -377,10 +376,6 @@ class Mailboxes:
             session = direct_session(user, peer)
             if events := self.book.get(session):
                 rows[session] = self._talk(user, peer, session, events)
-        for notice in NOTICES:
-            session = f"notice:{notice}/{user}"
-            if events := self.book.get(session):
-                rows[session] = self._talk(user, user, session, events)
         for crew in self.crews:
             seqs = {True: 0, False: 0}
             for seq, let_in in _memberships(user, self.book.get(crew, [])):

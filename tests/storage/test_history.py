@@ -686,6 +686,21 @@ def test_a_name_that_changed_in_the_index_is_no_new_session(
     history = History(stored)
     with pytest.raises(CorruptData, match="index"):
         history.session_states([name])
+    with pytest.raises(CorruptData, match="index"):
+        history.whole_states(["nobody's", name])
+    history.abandon()
+
+
+def test_many_are_known_or_absent_in_one_step_like_one_by_one(stored: Path, log: Any) -> None:
+    """Stored, staged, and such that lie before, between and behind them, with every odd letter."""
+    history = History(stored)
+    strange = ["", "s", "s00", "s1 ", 's1"', "s1'", "s\u0031", "s1\x7f", "𝄞", "zz"]
+    log.record(1, *((f"new {n}", "v/d") for n in range(3)))
+    history.stage(log.batch(1, 61), {1: 61})
+    names = sorted({*strange, *(f"s{n}" for n in range(4)), *(f"new {n}" for n in range(4))} - {""})
+    assert history.whole_states(names) == history.session_states(names)
+    known = [image.session for image in history.session_states(names) if image.last_seq]
+    assert set(names) - history.index.absent(names) == set(known) >= {"s0", "new 0", "new 2"}
     history.abandon()
 
 

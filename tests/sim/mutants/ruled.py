@@ -52,7 +52,7 @@ RULED = (
         "5.4: forgotten facts are loaded from tables that have what they were forgotten with",
         Edit(OWNER, _RAISE_FLOOR, ""),
         # The member that has applied most must be slow to answer, and one that lags asked then.
-        known=12,
+        known=16,
         faults=("slow_load=0.8", "slow_apply=1"),
     ),
     mutant(
