@@ -49,6 +49,7 @@ _LINE_OF = {
     SessionKind.MAILBOX: Line.DIRECT,
     SessionKind.BATCH: Line.BATCH,
     SessionKind.SLOT: Line.BATCH,
+    SessionKind.READS: Line.GROUP,
 }
 
 

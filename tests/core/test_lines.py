@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from im_actors.core.lines import LINES, Line, Lines, LineSettings, line_of, weight_of
+from im_actors.core.names import _PREFIXES, SessionKind, session_kind
 from im_actors.errors import SetupError
 
 DIRECT, GROUP, NOTICE, BATCH = Line
@@ -75,3 +76,10 @@ def test_nobody_is_shut_out_however_small_his_part() -> None:
     lines = Lines(LineSettings(direct=1_000, group=1_000, notice=1_000, batch=1), 1_000, 64)
     lines.open[:] = [1, 1, 1, 0]
     assert lines.limits(0)[BATCH] == 1
+
+
+def test_every_kind_of_session_has_its_line() -> None:
+    assert {line_of(f"{prefix}:x") for prefix in _PREFIXES} == set(Line)
+    assert {session_kind(f"{prefix}:x") for prefix in _PREFIXES} | {SessionKind.OPEN} == set(
+        SessionKind
+    )

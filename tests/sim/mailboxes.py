@@ -387,17 +387,17 @@ class Mailboxes:
         return rows
 
     def _read_seq(self, user: str, session: str) -> int:
-        asked = self._asked(user, "read")
+        asked = self._changes(user, "read")
         return max((seq for of, seq in asked if of == session), default=0)
 
     def _delivered_seq(self, user: str, session: str) -> int:
         asked = [
-            position for (positions,) in self._asked(user, "received") for position in positions
+            position for (positions,) in self._changes(user, "received") for position in positions
         ]
         received = [seq for of, seq in asked if of == session]
         return max(self._read_seq(user, session), *received, 0)
 
-    def _asked(self, user: str, what: str) -> list[Any]:
+    def _changes(self, user: str, what: str) -> list[Any]:
         """The arguments of what the user asked of his mailbox."""
         events = [e for e in self.book.get(f"user:{user}", []) if e.kind == EventKind.MAILBOX]
         bodies = [msgpack.unpackb(event.body) for event in events]

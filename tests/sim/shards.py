@@ -177,7 +177,9 @@ class SimShard(Process):
         end.on_lost = lambda: self._gateway_left(end)
 
     def _frame(self, end: End, frame: bytes) -> None:
-        kind, rows = msgpack.unpackb(frame[4:])
+        kind, rows, *_ = msgpack.unpackb(frame[4:])
+        if kind in (InsideType.SIGNAL, InsideType.HERE, InsideType.WHO_IS_HERE):
+            return  # Who is connected is told at best, and nothing rests on it.
         if kind == InsideType.SUBMIT:
             self._submitted(end, rows)
         elif kind == InsideType.WATCH:
@@ -391,7 +393,7 @@ class SimShard(Process):
         assert self.telling is not None
         self.telling.flush()
         if self.batches is not None:
-            self.batches.flush()
+            self.batches.flush(self.clock.now)
         self._plan_telling()
 
     def _plan_telling(self) -> None:
