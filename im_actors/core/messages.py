@@ -108,8 +108,9 @@ class Need(NamedTuple):
 class Fetch(NamedTuple):
     """Send records ``first_lsn`` .. ``last_lsn``, at most about ``bytes_max``, at least one.
 
-    With ``committed`` the answer ends at the replica's commit point (backfill); an owner that has
-    sealed the replica may read its uncommitted tail too.
+    With ``committed`` the asker knows that all of these are committed, and may ask any replica.
+    That one may never have heard of it, so backfill takes what is of the epochs of its own log.
+    Without, it is the owner that has sealed the replica.
     """
 
     slot: int

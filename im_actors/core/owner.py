@@ -1016,12 +1016,10 @@ class SlotOwner:
         ready = self._readable() if self.phase is SERVING else []
         if not ready:
             return
-        if self.untold:
-            # A member gives nothing above the commit point that it knows.
-            self._tell_commit()
         self._log_asked = first_lsn
         member = ready[self._log_tries % len(ready)]
         self._log_tries += 1
+        last_lsn = min(last_lsn, self.commit_lsn)
         request = Fetch(self.slot, self.epoch, first_lsn, last_lsn, FETCH_BYTES_MAX, True)
         self._effects.append(ToReplica(member, request))
 

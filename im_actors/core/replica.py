@@ -660,12 +660,10 @@ class Replica:
             if log is None:
                 return
         last = request.last_lsn
-        if log is not None and request.committed:
-            last = min(last, log.commit_lsn)
         stretch = next(
             (s for s in (log.held if log else ()) if s[0] <= request.first_lsn <= s[1]), None
         )
-        if stretch is None or request.first_lsn > min(last, stretch[1]):
+        if stretch is None or request.first_lsn > last:
             self._send(peer, Fetched(request.slot, request.epoch, request.first_lsn, ()))
             return
         self._effects.append(
@@ -748,19 +746,28 @@ class Replica:
         log = self.logs.get(answer.slot)
         if log is None or log.complete or not log.backfill_busy or not answer.records:
             return
-        first, last = log.held[0][1] + 1, log.held[1][0] - 1
-        records = answer.records
-        fits = records[0].lsn == first and records[-1].lsn <= last
-        for index, record in enumerate(records):
-            fits = fits and record.lsn == first + index and record_intact(answer.slot, record)
-            fits = fits and epoch_at(log.epochs, record.lsn) == record.epoch
-        if not fits:
-            self._note(answer.slot, f"backfill from {first} refused: not of this log")
+        records = self._of_this_log(log, answer)
+        if not records:
+            self._note(answer.slot, f"backfill from {answer.first_lsn} refused: not of this log")
             return
         log.backfill_busy = False
         log.backfill_storing = True
         log.backfill_source -= 1
         self._effects.append(StoreHistory(answer.slot, records))
+
+    @staticmethod
+    def _of_this_log(log: SlotLog, answer: Fetched) -> tuple[Record, ...]:
+        """The records of an answer that the first hole lacks, as far as they are of this log. What
+        its epochs say is enough: no (epoch, lsn) ever has two contents. The source may not know
+        that they are committed, and may go on with what was not."""
+        first, last = log.held[0][1] + 1, log.held[1][0] - 1
+        count = 0
+        for lsn, record in zip(range(first, last + 1), answer.records, strict=False):
+            same = record.lsn == lsn and epoch_at(log.epochs, lsn) == record.epoch
+            if not same or not record_intact(answer.slot, record):
+                break
+            count += 1
+        return answer.records[:count]
 
     def _history_stored(self, slot: int, first_lsn: int, last_lsn: int) -> None:
         log = self.logs.get(slot)

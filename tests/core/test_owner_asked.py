@@ -157,7 +157,7 @@ def test_records_are_read_up_to_the_commit_point_and_not_beyond() -> None:
     for n in (1, 2, 3):
         add(bench, n)
         bench.deliver()
-    assert bench.owner.untold  # The members hear of the last commit with the question.
+    assert bench.owner.untold  # The members need not know of the last commit yet.
     bench.tell(own.LogAsked(2, 9))
     bench.deliver()
     assert read(bench) == [(2, [2, 3, 4])]

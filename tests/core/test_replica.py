@@ -461,13 +461,13 @@ def fetched(there: BenchReplica, request: Fetch) -> list[int]:
     return [r.lsn for r in answer.records]
 
 
-def test_anybody_may_read_what_is_committed_and_no_more() -> None:
+def test_who_knows_what_is_committed_reads_it_also_where_that_is_not_known() -> None:
     there = holding(6, commit=4)
-    assert fetched(there, fetch(2, 6, epoch=99)) == [2, 3, 4]
-    assert fetched(there, fetch(5, 6)) == []
+    assert fetched(there, fetch(2, 5, epoch=99)) == [2, 3, 4, 5]
+    assert fetched(there, fetch(7, 9)) == []
 
 
-def test_only_the_owner_reads_the_uncommitted_tail() -> None:
+def test_only_the_owner_reads_the_tail_that_nobody_knows_to_be_committed() -> None:
     there = holding(6, commit=4)
     assert fetched(there, fetch(2, 6, committed=False)) == [2, 3, 4, 5, 6]
     there.ask(seal(2, "shard.2"))
@@ -584,12 +584,42 @@ def test_a_new_disk_is_filled_from_lsn_1() -> None:
 
 
 def test_backfill_of_another_log_is_not_taken() -> None:
-    for bad in ((record(6, 2),), (record(7),), (record(6), record(8)),
-                (record(6)._replace(payload=b"x"),), tuple(map(record, range(6, 10)))):  # fmt: skip
+    for bad in ((record(6, 2),), (record(7),), (record(6)._replace(payload=b"x"),)):
         there = backfilling(keep=5, start=9)
         tick(there)
         arrive(there, *bad)
         assert there.log.held == [[1, 5], [9, 12]]
+
+
+def test_of_an_answer_counts_what_fits() -> None:
+    for rest in ((record(8),), (record(7, 2),), (record(7)._replace(payload=b"x"),)):
+        there = backfilling(keep=5, start=9)
+        tick(there)
+        arrive(there, record(6), *rest)
+        assert there.log.held == [[1, 6], [9, 12]]
+    tick(there)
+    arrive(there, *map(record, range(7, 11)))
+    assert there.log.complete
+    assert record(9, 3) == there.disk.record(SLOT, 9)
+
+
+def test_a_former_member_fills_a_hole_with_what_it_never_heard_was_committed() -> None:
+    """The other members of its view, who knew, have lost their disks; their last records were
+    committed under a later epoch, and of its own it still has a tail that was not."""
+    former = holding(10, commit=5)
+    there = with_hole(keep=5, start=9)
+    there.log.epochs = ((1, 1), (2, 8), (3, 9))
+    there.machine.handle(rep.PeersChanged(("r1", "r2", "r3")), START_MS)
+    (asked,) = tick(there)
+    (answer,) = former.ask(asked.request)
+    there.run(there.machine.handle(rep.BackfillArrived("r2", answer), START_MS))
+    assert there.log.held == [[1, 7], [9, 12]]
+    tick(there)
+    arrive(there, record(8))
+    assert there.log.held == [[1, 7], [9, 12]]
+    tick(there, START_MS + rep.BACKFILL_RETRY_MS)
+    arrive(there, record(8, 2))
+    assert there.log.complete
 
 
 def test_backfill_that_nobody_asked_for_is_not_taken() -> None:

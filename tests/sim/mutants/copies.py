@@ -89,18 +89,28 @@ COPIES_OF_OLD = (
         "5.3: backfilled records are checked",
         Edit(
             REPLICA,
-            "record.lsn == first + index and record_intact(answer.slot, record)",
-            "record.lsn == first + index",
+            "if not same or not record_intact(answer.slot, record):",
+            "if not same:",
         ),
         faults=("bad_read", "crash_replica", "wipe_disk"),
+    ),
+    mutant(
+        "backfill-of-another-log",
+        "5.3: backfilled records are of the epochs of this log",
+        Edit(
+            REPLICA,
+            "same = record.lsn == lsn and epoch_at(log.epochs, lsn) == record.epoch",
+            "same = record.lsn == lsn",
+        ),
+        known=568,
     ),
     mutant(
         "backfill-stored-anywhere",
         "5.3: a backfilled stretch counts only where the hole begins",
         Edit(
             REPLICA,
-            "fits = records[0].lsn == first and records[-1].lsn <= last",
-            "fits, first = True, records[0].lsn",
+            "zip(range(first, last + 1), answer.records, strict=False)",
+            "enumerate(answer.records, answer.records[0].lsn)",
         ),
         Edit(REPLICA, "if log.complete or log.held[0][1] + 1 != first_lsn:", "if log.complete:"),
         # Within one life of a slot here no answer begins above what was filled once. It takes one

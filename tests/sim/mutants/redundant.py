@@ -204,23 +204,6 @@ REDUNDANT = (
         faults=("partition", "pause_replica", "needless_take", "crash_replica"),
     ),
     Redundant(
-        "backfill-of-another-log",
-        "5.3: backfilled records are of the epochs of this log",
-        "Backfill brings committed records only, and there is one committed log. Of uncommitted"
-        " ones, those of the epochs of this log are the same as those that were committed. Only a"
-        " deposed owner's tail at the source, in the hole of the one that asks, shows the lack of"
-        " both.",
-        edits=(
-            Edit(
-                REPLICA, "fits = fits and epoch_at(log.epochs, record.lsn) == record.epoch", "pass"
-            ),
-        ),
-        others=(
-            Edit(REPLICA, "last = min(last, log.commit_lsn)", "last = min(last, log.last_lsn)"),
-        ),
-        known=568,
-    ),
-    Redundant(
         "span-that-leaves-a-gap",
         "9: a row that ends before a span begins refuses it, so that no event is passed over",
         "An alarm: who tells goes on from the cursor, and one note after the other of a"
