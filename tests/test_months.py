@@ -15,6 +15,8 @@ from im_actors.core.model import Event, EventKind
 from im_actors.core.owner import OwnerSettings
 from im_actors.errors import BadRequest, MonthAway, NotFound, TooLate
 from im_actors.server import clock
+from im_actors.storage.months import month_at
+from im_actors.storage.places import month_text
 from im_actors.testing import LocalCluster
 
 BACK_MS = 40 * 24 * 3600 * 1000
@@ -162,7 +164,7 @@ async def test_a_month_is_moved_and_its_disk_goes_away(
         await talk(alice, come_home)
         month, slow = old_month(), tmp_path / "slow"
         with pytest.raises(BadRequest):
-            await cluster.operations.move_month(f"{datetime.now(UTC):%Y-%m}", str(slow))
+            await cluster.operations.move_month(month_text(month_at(clock.now_ms())), str(slow))
         results = await cluster.operations.move_month(month, str(slow))
         assert all("is no directory" in str(error) for error in results.values() if error)
         slow.mkdir()

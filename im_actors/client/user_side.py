@@ -34,7 +34,13 @@ from im_actors.core.model import MESSAGE_KINDS, Event, EventKind, pack
 from im_actors.core.names import NOTICE_CHANNELS, mailbox_of, notice_session
 from im_actors.errors import BadRequest, ImError, NotReachable, RequestError, RetryableError
 from im_actors.wire.limits import QUERY_ROWS_MAX
-from im_actors.wire.queries import ConversationRow, Signaled, read_fields, read_overlays
+from im_actors.wire.queries import (
+    ConversationRow,
+    RowFlag,
+    Signaled,
+    read_fields,
+    read_overlays,
+)
 
 if TYPE_CHECKING:
     from im_actors.client.engine import Engine
@@ -296,7 +302,7 @@ class UserSide:
                 break
             answer = await self.ask("changes", version, QUERY_ROWS_MAX)
             found, rows, complete = read_fields("changes", answer, int, list, bool)
-            self.mailbox.take(intact(rows))
+            self.mailbox.take(self._rows(rows))
             self.mailbox.learned(max(found, version), now_ms())
             if complete:
                 if found < upto:
@@ -331,7 +337,7 @@ class UserSide:
         types = (int, list, (str, type(None)), int)
         version, found, following, total = read_fields("conversations", answer, *types)
         self.mailbox.counted(version, total, now_ms())
-        return version, RowPage(intact(found), following, total)
+        return version, RowPage(self._rows(found), following, total)
 
     async def _register(self) -> None:
         """Be one of the user's devices, once for each store that lasts."""
@@ -347,22 +353,30 @@ class UserSide:
 
     def _heed(self, events: Sequence[Event]) -> None:
         """What the mailbox says and no row does: messages that were deleted, or came, on another
-        device, and that the user is a member of a group, perhaps of one that he has left and still
-        follows."""
+        device."""
         for event in events:
-            if event.kind not in (EventKind.MAILBOX, EventKind.NOTE):
+            if event.kind != EventKind.MAILBOX:
                 continue
             try:
                 what, args, _ = read_state(event.body)
             except Exception:
                 continue  # a form of a later version
             match what, args:
-                case "delete", [str(session), int(seq)] if event.kind == EventKind.MAILBOX:
+                case "delete", [str(session), int(seq)]:
                     self.overlays.delete(session, seq)
-                case "received", [list(positions)] if event.kind == EventKind.MAILBOX:
+                case "received", [list(positions)]:
                     self._received.told(positions)
-                case "joined", [str(session)] if event.kind == EventKind.NOTE:
-                    self._engine.let_in(session)
+
+    def _rows(self, rows: list[Any]) -> list[ConversationRow]:
+        """Rows from a server. A group that the user is in again is pushed to who still follows it
+        only when he follows it anew."""
+        found = intact(rows)
+        for row in found:
+            known = self.mailbox.row(row.session)
+            was_out = known is None or known.flags & RowFlag.LEFT
+            if was_out and not row.flags & RowFlag.LEFT:
+                self._engine.let_in(row.session)
+        return found
 
     # -- signals ---------------------------------------------------------------------------------
 

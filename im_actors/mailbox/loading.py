@@ -14,6 +14,7 @@ mailbox before asking, so that no change falls between the load and the first pu
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass, field
@@ -262,13 +263,15 @@ class Mailboxes:
     async def _know_heads(self, user: str, view: MailboxView) -> None:
         """Bring groups to their places, as far as their heads can be read."""
         unknown = view.refresh()
-        if not unknown:
-            return
-        try:
+        with contextlib.suppress(ImError, OSError):
             async with asyncio.timeout(self._config.heads_ms / 1000):
-                await self._flight((user, "heads"), lambda: self._heads(user).load(unknown))
-        except (ImError, OSError):
-            pass
+                # A flight that others began, and what came to the list meanwhile, leave some open.
+                for _ in range(RELOADS_MAX + 1):
+                    if not unknown:
+                        return
+                    load = partial(self._heads(user).load, unknown)
+                    await self._flight((user, "heads"), load)
+                    unknown = view.refresh()
         self.metrics.heads_unknown += len(view.refresh())
 
     # ---- views
