@@ -1,8 +1,9 @@
 """Who may read what: each FOLLOW and PULL passes here.
 
 Of most sessions the id says it. Of a group it is a fact of the group, which is known as long as the
-group is live here: who is in it reads from the event on that let him in, who has left reads up to
-the one that let him out. What the owner decides of a SEND is not repeated here.
+group is live here: who is in it reads from the event on that let him in up to the last one that is
+known here, since the next one may let him out; who has left reads up to the one that let him out.
+What the owner decides of a SEND is not repeated here.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from im_actors.gateway.followers import Follower, Followers
 from im_actors.gateway.live import LiveSessions
 from im_actors.gateway.pulls import Bounds, Pulls, Reader
 from im_actors.wire.codec import encode_frame
-from im_actors.wire.messages import NUMBER_MAX, Pull, heads, in_batches, push
+from im_actors.wire.messages import Pull, heads, in_batches, push
 
 _OPEN = SessionKind.OPEN
 _GROUP = SessionKind.GROUP
@@ -49,19 +50,18 @@ def may_by_id(user: str, session: str) -> bool | None:
     return kind in _BY_ID and user in users_of(session)
 
 
-def clip(pull: Pull, membership: Membership | None) -> Pull | None:
-    """The part of a PULL that a member, or a former one, may have; None: nothing of it."""
-    first, last = readable(membership)
-    if last is not None and last < first:
+def clip(pull: Pull, bounds: Bounds) -> Pull | None:
+    """The part of a PULL that lies within the bounds; None: nothing of it."""
+    first, last = bounds
+    if last < first:
         return None
     after, before, limit = pull.after, pull.before, pull.limit
     if after >= 0 and not before:
         # The oldest above ``after``: a bound above them has to be put into the limit.
         after = max(after, first - 1)
-        limit = limit if last is None else min(limit, last - after)
+        limit = min(limit, last - after)
     else:
-        end = NUMBER_MAX if last is None else last + 1
-        after, before = max(after, first - 1), min(before or end, end)
+        after, before = max(after, first - 1), min(before or last + 1, last + 1)
     if limit < 1 or (before and before <= after + 1):
         return None
     return pull._replace(after=after, before=before, limit=limit)
@@ -165,15 +165,13 @@ class Access:
 
     async def _pull_group(self, client: Client, pull: Pull) -> None:
         try:
-            membership = await self.membership(client.user, pull.session)
+            bounds = await self.bounds(client.user, pull.session)
         except ImError as error:
             client.pulls -= 1
             self._pulls.refuse(client, pull, error)
             return
         client.pulls -= 1
-        first, last = readable(membership)
-        bounds = Bounds(first, NUMBER_MAX if last is None else last)
-        clipped = clip(pull, membership)
+        clipped = clip(pull, bounds)
         if clipped is None:
             self._pulls.nothing(client, pull, bounds)
         else:
@@ -183,13 +181,26 @@ class Access:
 
     async def membership(self, user: str, group: str) -> Membership:
         """What the user is or was in the group. NotFound, Forbidden: nothing at all."""
+        return (await self._known(user, group))[0]
+
+    async def bounds(self, user: str, group: str) -> Bounds:
+        """The events that are his to read. A member's end with those by which it is known that he
+        is in: a replica may have the one that lets him out. Errors as of ``membership``."""
+        membership, upto = await self._known(user, group)
+        first, last = readable(membership)
+        return Bounds(first, upto if last is None else last)
+
+    async def _known(self, user: str, group: str) -> tuple[Membership, int]:
+        """(what the user is or was in the group, the seq up to which that is known)."""
         at_least = self._at_least(group)
         known, membership = self._live.known_membership(group, user)
         live = self._live.get(group)
-        if not known or live is None or live.upto < at_least:
-            membership = await self._live.membership(group, user, at_least)
+        if known and live is not None and live.upto >= at_least:
+            upto = live.upto
+        else:
+            membership, upto = await self._live.membership(group, user, at_least)
         if membership is not None:
-            return membership
+            return membership, upto
         live = self._live.get(group)
         if live is not None and live.group is None:
             raise NotFound(f"there is no group {group!r}")

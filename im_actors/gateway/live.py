@@ -172,6 +172,11 @@ class LiveSessions:
         live = self._sessions.get(session)
         return live if live is not None and live.current else None
 
+    def known(self, session: str) -> LiveSession | None:
+        """The session as it was known last, current or not; None: nothing is known here."""
+        live = self._sessions.get(session)
+        return live if live is not None and live.upto >= 0 else None
+
     def group(self, session: str) -> Group | None:
         """The group as it was known last, without asking anybody; None: it is not known here."""
         live = self._sessions.get(session)
@@ -197,11 +202,14 @@ class LiveSessions:
         except TimeoutError:
             raise NotReachable(f"the owner of {live.session!r} does not answer") from None
 
-    async def membership(self, session: str, user: str, at_least: int = 0) -> Membership | None:
-        """What the user is in the group; None: he never was in it."""
+    async def membership(
+        self, session: str, user: str, at_least: int = 0
+    ) -> tuple[Membership | None, int]:
+        """(what the user is in the group, None: he never was in it; the seq up to which that is
+        known)."""
         live = await self.current(session, at_least)
         value = await self.fact(live, member_key(user))
-        return None if value is None else Membership.from_bytes(value)
+        return None if value is None else Membership.from_bytes(value), live.upto
 
     def known_membership(self, session: str, user: str) -> tuple[bool, Membership | None]:
         """(whether it is known without asking anybody, what the user is)."""

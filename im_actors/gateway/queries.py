@@ -25,7 +25,6 @@ from im_actors.core.groups import (
     Role,
     member_key,
     member_rank,
-    readable,
 )
 from im_actors.core.model import EventKind, pack
 from im_actors.core.names import SessionKind, mailbox_of, peer_of, session_kind
@@ -229,6 +228,7 @@ class Queries:
 
     async def _conversation(self, user: str, session: str) -> bytes:
         found = await self._mailboxes.conversation(user, session, await self._heard(user))
+        self._check_heads(user, session)
         return packed_array((pack(found.version), found.encoded or pack(None)))
 
     async def _changes(self, user: str, since: int, limit: int) -> bytes:
@@ -257,10 +257,10 @@ class Queries:
         view = self._mailboxes.views.get(user)
         return view.version if view is not None else at_least
 
-    def _check_heads(self, user: str) -> None:
+    def _check_heads(self, user: str, session: str | None = None) -> None:
         """What is unread in a group of which nobody could say anything is not 0, but unknown."""
         view = self._mailboxes.views.get(user)
-        if view is not None and view.refresh() and view.headless:
+        if view is not None and view.refresh() and view.headless(session):
             raise NotReachable("groups of the list cannot be read at the moment, ask again")
 
     # ---- groups
@@ -373,8 +373,8 @@ class Queries:
     async def _overlays(self, user: str, session: str, first: int, last: int) -> bytes:
         may = may_by_id(user, session)
         if may is None:
-            begin, end = readable(await self._access.membership(user, session))
-            first, last = max(first, begin), last if end is None else min(last, end)
+            bounds = await self._access.bounds(user, session)
+            first, last = max(first, bounds.first), min(last, bounds.last)
         elif not may:
             raise Forbidden(f"{session!r} is not yours to read")
         if last - first >= OVERLAYS_RANGE_MAX:

@@ -142,7 +142,7 @@ class UserHeads:
         return live.mark if live is not None else 0
 
     def head(self, entry: Entry) -> Head | None:
-        live = self._live.get(entry.session)
+        live = self._live.known(entry.session)
         if live is None:
             return None
         row = row_of(entry)

@@ -86,7 +86,8 @@ class Heads(Protocol):
         """Another number after each change of the session's head; 0: the head is not known."""
 
     def head(self, entry: Entry) -> Head | None:
-        """The head for the user whose row this is; None: not known."""
+        """The head for the user whose row this is, as it was known last: ``mark`` says whether it
+        still is; None: not known."""
 
     async def load(self, entries: Sequence[Entry]) -> None:
         """Get to know the heads of these rows, as far as that is possible now."""

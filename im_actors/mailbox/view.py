@@ -311,8 +311,8 @@ class MailboxView:
     # ---- live rows
 
     def refresh(self) -> list[Entry]:
-        """Bring live rows to their places. Returns those whose heads are not known: they are shown
-        as they were, or as the mailbox says, until their heads are loaded."""
+        """Bring live rows to their places. Returns those whose heads are not known now: they are
+        shown as they were known last, until their heads are loaded."""
         heads = self._heads
         if heads.changes == self._heads_seen:
             return []
@@ -323,20 +323,21 @@ class MailboxView:
             if mark and mark == row.mark:
                 continue
             head = heads.head(row.entry)
-            if head is None:
+            if head is None or not mark:
                 unknown.append(row.entry)
-                continue
-            self._displace(row)
-            row.head, row.mark, row.encoded = head, mark, None
-            self._set(row)
+            row.mark = 0 if head is None else mark
+            if head is not None and head != row.head:
+                self._displace(row)
+                row.head, row.encoded = head, None
+                self._set(row)
         self._heads_seen = -1 if unknown else heads.changes
         return unknown
 
-    @property
-    def headless(self) -> bool:
-        """Whether a live row is shown of which no head was ever known: its place and its unread
+    def headless(self, session: str | None = None) -> bool:
+        """Whether a live row, this one or any, is shown without a head: its place and its unread
         count are not right then."""
-        return any(self._rows[session].head is None for session in self._live)
+        live = self._live if session is None else self._live & {session}
+        return any(self._rows[shown].head is None for shown in live)
 
     # ---- memory
 
@@ -385,7 +386,8 @@ class MailboxView:
             self._live.discard(entry.session)
             if row.entry.seq > self.base:
                 self._changed.remove((row.entry.seq, entry.session))
-            row.entry, row.encoded, row.mark = entry, None, 0
+            # What is unread in a head is above the position that the row had before.
+            row.entry, row.head, row.encoded, row.mark = entry, None, None, 0
         self._keep(row)
 
     def _keep(self, row: _Row) -> None:

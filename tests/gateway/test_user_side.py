@@ -22,6 +22,7 @@ from im_actors.core.model import EventKind, decode_event
 from im_actors.core.overlays import Overlay, overlay_key
 from im_actors.errors import BadRequest, Forbidden, NotFound, NotReachable, Overloaded
 from im_actors.gateway.access import clip, may_by_id
+from im_actors.gateway.pulls import Bounds
 from im_actors.wire import messages as m
 from im_actors.wire import queries as q
 from im_actors.wire.limits import Limits
@@ -121,8 +122,7 @@ def test_a_page_is_the_readable_part_of_the_page(
     after: int, before: int, limit: int, left: int
 ) -> None:
     everything: list[Any] = list(range(1, 13))
-    member = Membership(Role.STRANGER if left else Role.MEMBER, 5, left)
-    clipped = clip(Pull(1, GROUP, after, before, limit), member)
+    clipped = clip(Pull(1, GROUP, after, before, limit), Bounds(5, left or 12))
     found = [] if clipped is None else page_of(everything, *_bounds(clipped))
     readable = [seq for seq in everything if 5 <= seq <= (left or 12)]
     wanted = [seq for seq in readable if seq > after and (not before or seq < before)]
@@ -134,9 +134,9 @@ def _bounds(pull: Pull) -> tuple[int, int, int]:
     return pull.after, min(pull.before, 1 << 40), pull.limit
 
 
-def test_who_was_never_in_a_group_has_no_page_of_it() -> None:
-    assert clip(Pull(1, GROUP, 0, 0, 10), None) is None
-    assert clip(Pull(1, GROUP, -1, NUMBER_MAX, 10), None) is None
+def test_of_a_group_of_which_nothing_is_his_to_read_he_has_no_page() -> None:
+    assert clip(Pull(1, GROUP, 0, 0, 10), Bounds(1, 0)) is None
+    assert clip(Pull(1, GROUP, -1, NUMBER_MAX, 10), Bounds(1, 0)) is None
 
 
 async def test_follow_and_pull_of_what_one_may_not_read_are_refused() -> None:
@@ -233,6 +233,27 @@ async def test_who_was_let_out_while_pushes_were_lost_is_pushed_no_more() -> Non
         writer.message(1)
         await bob.events(1)
         assert alice.pushed == []
+
+
+async def test_a_page_ends_where_it_is_known_that_the_reader_is_in() -> None:
+    async with cluster(**USERS) as running:
+        writer = Writer(running)
+        writer.members(bob=Role.OWNER, alice=Role.MEMBER)
+        edited = writer.message(2)
+        alice = await running.client()
+        assert await page(alice, Pull(1, GROUP, 0, 0, 10)) == (3, 0, [1, 2, 3])
+        # The replicas have it already that she is out; the gateway has not heard of it.
+        writer.push = False
+        left = writer.members(bob=Role.OWNER, alice=Role.STRANGER)
+        writer.message(2)
+        asked = [Pull(3, GROUP, 1, 0, 10), Pull(5, GROUP, -1, 0, 2), Pull(7, GROUP, 0, 6, 3)]
+        pages = [await page(alice, pull) for pull in asked]
+        assert [seqs for _, _, seqs in pages] == [[2, 3], [2, 3], [1, 2, 3]]
+        assert await page(alice, Pull(9, GROUP, edited, 0, 10)) == (edited, 0, [])
+        writer.push = True
+        writer.message(1)
+        await eventually(lambda: running.gateway.user_side.live.get(GROUP) is None)
+        assert await page(alice, Pull(11, GROUP, 1, 0, 10)) == (left, 0, [2, 3, left])
 
 
 async def test_a_group_is_not_believed_before_its_owner_and_a_replica_agree() -> None:
@@ -382,6 +403,29 @@ async def test_a_list_with_a_group_that_cannot_be_read_is_an_error_and_no_wrong_
         while (answer := await alice.ask("unread"))[2]:
             assert answer[2] == NotReachable.code
         assert answer[4][1] == 2
+
+
+async def test_what_was_read_of_a_group_that_cannot_be_read_now_is_not_unread() -> None:
+    async with cluster(slots=1, **USERS, live_ms=100, read_ms=50) as running:
+        writer = Writer(running)
+        joined = writer.members(bob=Role.OWNER, alice=Role.MEMBER)
+        last = writer.message(2)
+        row = Conversation().joined(joined, 1)
+        writer.row("alice", GROUP, row)
+        alice = await running.client()
+        while (await alice.ask("unread"))[4:] != [[1, 2]]:
+            await asyncio.sleep(0)
+        writer.push = False
+        writer.message(1)
+        for replica in running.replicas:
+            replica.silent = True
+        writer.push = True
+        writer.message(1)
+        writer.row("alice", GROUP, row.read(last))
+        await eventually(lambda: running.gateway.user_side.live.get(GROUP) is None)
+        _, rows, _, total = (await alice.ask("conversations", None, 10, False, None))[4]
+        found = q.read_row(rows[0])
+        assert (found.last_seq, found.read_seq, found.unread, total) == (last, last, 0, 0)
 
 
 async def test_more_queries_than_allowed_and_wrong_ones_are_refused_alone() -> None:

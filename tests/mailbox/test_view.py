@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from im_actors.errors import BadRequest
 from im_actors.mailbox.cursor import Query, read_cursor, write_cursor
-from im_actors.mailbox.rows import END, TOP, Copy, Entry, Flag, Listing, entry_place
+from im_actors.mailbox.rows import END, TOP, Copy, Entry, Flag, Head, Listing, entry_place
 from im_actors.mailbox.view import EARLY_MAX, MailboxView, Needs, Page, Totals
 from tests.mailbox.fakes import FakeHeads, PlainRows, Truth
 
@@ -364,6 +364,37 @@ def test_a_group_whose_head_is_not_known_stays_where_it_was() -> None:
     page = view.page(Query())
     assert isinstance(page, Page)
     assert [entry.session for entry in page.entries] == ["group:g", "direct:a/1"]
+
+
+def test_what_was_unread_before_the_row_changed_is_not_shown_with_the_new_one() -> None:
+    truth, heads = Truth(), FakeHeads()
+    truth.write(("group:g", 10, 2, int(Flag.LIVE), ""), ("group:h", 11, 0, int(Flag.LIVE), ""))
+    view = view_of(truth, heads)
+    heads.set("group:g", 60, 5)
+    heads.set("group:h", 70, 0)
+    assert view.refresh() == []
+    heads.cold.add("group:g")
+    truth.write(("group:g", 10, 3, int(Flag.LIVE), ""))
+    view.feed(2, truth.events[1])
+    assert [entry.session for entry in view.refresh()] == ["group:g"]
+    assert view.headless()
+    assert view.headless("group:g")
+    assert not view.headless("group:h")
+    heads.cold.clear()
+    heads.set("group:g", 60, 1)
+    assert view.refresh() == []
+    assert not view.headless()
+    assert view.totals() == Totals(1, 0, 1)
+
+
+def test_a_head_that_is_not_known_to_hold_is_shown_and_asked_for() -> None:
+    truth, heads = Truth(), FakeHeads()
+    truth.write(("group:g", 10, 2, int(Flag.LIVE), ""))
+    view = view_of(truth, heads)
+    heads.heads["group:g"] = Head(7, 60, 5, b"")
+    for _ in range(2):
+        assert [entry.session for entry in view.refresh()] == ["group:g"]
+        assert view.totals() == Totals(5, 0, 1)
 
 
 def test_rows_are_encoded_once() -> None:

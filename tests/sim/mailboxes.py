@@ -216,8 +216,8 @@ class Mailboxes:
             if "last_seq" in row:
                 found[session] = (row["last_seq"], row["read_seq"], row["unread"])
             elif "joined_seq" in row:
-                events, joined = self.book[session], row["joined_seq"]
-                found[session] = (len(events), joined, _unread(user, events, joined))
+                events, read = self.book[session], row["read_seq"]
+                found[session] = (len(events), read, _unread(user, events, read))
         return {"": (sum(row[2] for row in found.values()),), **found}
 
     # -- what was committed --------------------------------------------------------------------
@@ -381,7 +381,9 @@ class Mailboxes:
             for seq, let_in in _memberships(user, self.book.get(crew, [])):
                 seqs[let_in] = seq
             if seqs[True] > seqs[False]:
-                rows[crew] = {"joined_seq": seqs[True]}
+                # Who was let in has read what came before.
+                read = max(seqs[True], self._read_seq(user, crew))
+                rows[crew] = {"joined_seq": seqs[True], "read_seq": read}
             elif seqs[False]:
                 rows[crew] = {"left_seq": seqs[False]}
         return rows
