@@ -149,7 +149,10 @@ class UserHeads:
         unread = live.unread(self._user, base_of(row))
         if unread is None:
             return None
-        return Head(live.upto, live.last_key, unread, pack(self._said(live, row)))
+        notice = session_kind(entry.session) is SessionKind.NOTICE
+        # What was refused leaves events, too, and a channel of these alone says nothing yet.
+        key = 0 if notice and live.preview is None else live.last_key
+        return Head(live.upto, key, unread, pack(self._said(live, row)))
 
     async def load(self, entries: Sequence[Entry]) -> None:
         """NotReachable, in the end, when one of them cannot be known now."""

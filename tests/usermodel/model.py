@@ -356,6 +356,9 @@ class Model:
             return None
         if kind is SessionKind.OPEN and not row.begun:
             return None
+        kinds = {line.kind for line in timeline.lines}
+        if kind is SessionKind.NOTICE and EventKind.MESSAGE not in kinds:
+            return None
         if 0 < timeline.last <= row.hidden:
             return None
         first, _ = timeline.readable(user)
