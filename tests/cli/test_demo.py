@@ -149,6 +149,7 @@ def temp() -> Iterator[Path]:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_under_ray(temp: Path) -> None:
     process = spawn("demo", "--messages", 4_000, "--window", 8, env={"TMPDIR": str(temp)})

@@ -187,6 +187,7 @@ def test_help_lists_the_faults(im: Run) -> None:
 
 @needs_ray
 @pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_a_short_torture(im: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "temp").mkdir()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -20,10 +21,17 @@ STATES_MIN = {
     "quick-forgetting": 800,
 }
 """Fewer would mean that the explorer does not look any more."""
+
+SLOW = ("quick-view-store", "quick-late-acks", "quick-live-owner")
 QUICK_CASES = ("promise-in-memory", "measure-before-promising", "no-epoch-start")
 
 
-@pytest.mark.parametrize("bounds", QUICK, ids=lambda bounds: bounds.name)
+def _param(bounds: Bounds) -> Any:
+    marks = [pytest.mark.slow] if bounds.name in SLOW else []
+    return pytest.param(bounds, id=bounds.name, marks=marks)
+
+
+@pytest.mark.parametrize("bounds", [_param(bounds) for bounds in QUICK])
 def test_the_rules_hold_in_every_state(bounds: Bounds) -> None:
     outcome = Search(bounds).run()
     replay = f"python -m tests.exhaustive --config {bounds.name}"
