@@ -305,8 +305,12 @@ class Serving:
             return None
         if outcome is FULL:
             return refused(token, Overloaded.code)
-        code = OutOfOrder.code if outcome is GAP else KeyConflict.code
-        return refused(token, code, seq)
+        if outcome is GAP:
+            return refused(token, OutOfOrder.code, seq)
+        if state.last_seq != state.committed_seq:
+            # The other body may be one that has not committed, and is lost with this owner.
+            return refused(token, Unknown.code)
+        return refused(token, KeyConflict.code, seq)
 
     # -- the lines' shares, when the slot is half full ----------------------------------------
 

@@ -202,6 +202,7 @@ REDUNDANT = (
         ),
         others=(_DELETED_LATER,),
         faults=("partition", "pause_replica", "needless_take", "crash_replica"),
+        known=58,
     ),
     Redundant(
         "span-that-leaves-a-gap",

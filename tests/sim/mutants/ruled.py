@@ -60,6 +60,7 @@ RULED = (
         "5.4: facts are forgotten only when the tables hold their events",
         Edit(KNOWLEDGE, _SETTLED, "        if True:\n"),
         Edit(OWNER, _RAISE_FLOOR, ""),
+        known=44,
     ),
     mutant(
         "forgets-uncommitted-facts",
@@ -113,6 +114,7 @@ RULED = (
         "5.4, I9: an answer from before tables had to come so far says nothing later on",
         Edit(OWNER, "            lookup.number = self._next_lookup()\n", ""),
         faults=("slow_load=0.8", "slow_apply=1"),
+        known=117,
     ),
     mutant(
         "event-to-come-is-absent",
