@@ -227,6 +227,7 @@ TAKEOVERS = (
         "opens-before-prepared",
         "5.3.5: nothing is appended before every member is at the kept log",
         Edit(OWNER, "if complete and attempt.prepared >= set(plan.members):", "if complete:"),
+        faults=("drop=0.3", "needless_take", "crash_replica"),
     ),
     mutant(
         "tail-unchecked",
