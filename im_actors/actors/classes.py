@@ -28,6 +28,8 @@ from im_actors.core.serving import ServingLimits
 from im_actors.errors import BadRequest, ImError, ShuttingDown
 from im_actors.gateway.config import GatewayConfig
 from im_actors.gateway.node import GatewayNode
+from im_actors.net.link import LinkConfig
+from im_actors.net.tls import Certificates, keep_fresh
 from im_actors.server.replica import ReplicaNode
 from im_actors.server.shard import ShardNode
 from im_actors.server.threads import name_thread
@@ -54,6 +56,8 @@ class Actor:
         self._name = name
         self._life = uuid.uuid4().hex
         self._node: Any = None
+        self._certificates: Certificates | None = None
+        self._freshening: asyncio.Task[None] | None = None
         self._start_ms = 0
         """How long the start took: for a replica the opening of its files and the journal."""
         self._starting: asyncio.Task[Any] | None = None
@@ -80,7 +84,10 @@ class Actor:
         begun = time.monotonic()
         name_thread("loop")
         try:
+            self._certificates = self._settings.certificates()
             address = await self._open(view_store)
+            if self._certificates is not None:
+                self._freshening = asyncio.create_task(keep_fresh(self._certificates))
             _tune_interpreter()
             if self._settings.joined:
                 publish_from_now_on(self._name, self._own_status)
@@ -94,6 +101,9 @@ class Actor:
 
     async def _open(self, view_store: str) -> Any:
         raise NotImplementedError
+
+    def _links(self) -> LinkConfig:
+        return LinkConfig.secured(self._certificates)
 
     def _start_failed(self) -> None:
         """Let go of what a failed start may hold."""
@@ -174,6 +184,7 @@ class ReplicaActor(Actor):
             settings.secret_bytes,
             random.Random(),
             self._fatal,
+            links=self._links(),
         )
         address = await node.start(self._inside_address())
         self._node = node
@@ -238,6 +249,7 @@ class ShardActor(Actor):
             views,
             random.Random(),
             controller.activated,
+            links=self._links(),
             limits=ServingLimits(lines=operator.lines),
             rules=operator.rules,
             batches=operator.batches,
@@ -268,8 +280,16 @@ class GatewayActor(Actor):
             host_label=self._host_label(),
             **settings.operator_settings.gateway_fields(settings.cluster, settings.directory),
         )
-        node = GatewayNode(self._name, config, settings.secret_bytes, random.Random())
-        await node.start(settings.host, settings.port, reuse_port=True)
+        node = GatewayNode(
+            self._name,
+            config,
+            settings.secret_bytes,
+            random.Random(),
+            link_config=self._links(),
+        )
+        tls = self._certificates
+        ssl = tls.clients if tls is not None else None
+        await node.start(settings.host, settings.port, reuse_port=True, ssl=ssl)
         self._node = node
         return GatewayAddress(self._name, self._public_address(), settings.port)
 

@@ -17,6 +17,8 @@ from im_actors.actors.remote_views import Question
 from im_actors.actors.settings import CONTROLLER, ActorSettings
 from im_actors.core.model import View, ViewState
 from im_actors.errors import BadRequest, ImError, NotReachable, Unknown
+from im_actors.net.link import LinkConfig
+from im_actors.net.tls import keep_fresh
 from im_actors.server.admin import AdminServer
 from im_actors.server.cluster_file import read_cluster, write_cluster
 from im_actors.server.controller import ControllerNode
@@ -50,6 +52,7 @@ class ControllerActor:
         self._error: Exception | None = None
         self._tried = asyncio.Event()
         self._open = asyncio.Event()
+        self._freshening: asyncio.Task[None] | None = None
         loop = asyncio.get_running_loop()
         log_loop_errors(loop)
         self._task = loop.create_task(self._start_until_it_works())
@@ -71,6 +74,7 @@ class ControllerActor:
 
     async def _start(self) -> None:
         settings = self._settings
+        certificates = settings.certificates()
         views = await self._open_views()
         try:
             platform = RayPlatform(settings, self._calls, self._place)
@@ -78,13 +82,16 @@ class ControllerActor:
             node = ControllerNode(
                 settings.slots, settings.desired(), platform, views, shards=settings.shards
             )
-            admin = AdminServer(CONTROLLER, settings.secret_bytes, self._methods(node))
+            links = LinkConfig.secured(certificates)
+            admin = AdminServer(CONTROLLER, settings.secret_bytes, self._methods(node), links)
             await admin.start(settings.admin_address, settings.admin_port)
         except BaseException:
             await views.close()
             raise
         self._views, self._platform, self._node = views, platform, node
         self._open.set()
+        if certificates is not None:
+            self._freshening = asyncio.create_task(keep_fresh(certificates))
         await node.start()
         if settings.joined:
             publish_from_now_on(CONTROLLER, node.summary)

@@ -28,7 +28,8 @@ from im_actors.errors import (
     WrongDirectory,
 )
 from im_actors.gateway.config import GatewayConfig
-from im_actors.server.admin import AdminClient
+from im_actors.net.tls import hosts_of
+from im_actors.server.admin import admin_of
 from im_actors.server.cluster_file import (
     ClusterFile,
     RunFile,
@@ -235,6 +236,7 @@ def _start(config: UpConfig, cluster: ClusterFile, data: Path, progress: Progres
         version=__version__,
         settings=asked,
     )
+    run = replace(run, tls_server_name=_server_name(run, progress))
     try:
         begin = _start_local if config.local else _join
         run = begin(run, settings, cluster, progress)
@@ -246,6 +248,21 @@ def _start(config: UpConfig, cluster: ClusterFile, data: Path, progress: Progres
             remove_run(data)
         raise
     return run
+
+
+def _server_name(run: RunFile, progress: Progress) -> str:
+    """What commands here compare the gateways' certificate with; empty: their address. SetupError:
+    nobody would accept it."""
+    files = run.tls.files
+    if files is None:
+        return ""
+    hosts = hosts_of(files)
+    if not _is_local(run) and not files.authorities:
+        progress("links between the actors are not encrypted: --tls-ca has them so, too")
+    if run.gateway_address in hosts:
+        return ""
+    # Where it is for all hosts of a domain, it is for any of them.
+    return hosts[0].replace("*", "im")
 
 
 def _settings(asked: dict[str, Any], cluster: ClusterFile, data: Path) -> ActorSettings:
@@ -369,8 +386,7 @@ def _known(data: Path) -> tuple[ClusterFile, RunFile]:
 
 
 async def _stop(run: RunFile, cluster: ClusterFile) -> None:
-    secret = cluster.secret_bytes
-    async with AdminClient(run.admin_address, run.admin_port, secret) as admin:
+    async with admin_of(run, cluster.secret_bytes) as admin:
         await admin.call("ping", timeout_s=PING_S)
         await admin.call("stop", timeout_s=STOP_S)
 
@@ -395,6 +411,8 @@ def _is_whole(run: RunFile, cluster: ClusterFile) -> bool:
     if _is_local(run) and not _ray_lives(run):
         # Without Ray's head the actors serve on for a minute, and nobody would restart them.
         return False
+    # Certificates that cannot be used are no sign of a dead cluster.
+    admin_of(run, cluster.secret_bytes)
     deadline = time.monotonic() + BACK_S
     while run.admin_port and time.monotonic() < deadline:
         if _answers(run, cluster):
@@ -415,8 +433,7 @@ def _ray_lives(run: RunFile) -> bool:
 
 def _answers(run: RunFile, cluster: ClusterFile) -> bool:
     async def ping() -> bool:
-        address, secret = run.admin_address, cluster.secret_bytes
-        async with AdminClient(address, run.admin_port, secret) as admin:
+        async with admin_of(run, cluster.secret_bytes) as admin:
             await admin.call("ping", timeout_s=PING_S)
             return True
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from im_actors.net.tls import Certificates
 from im_actors.server.controller import Desired
 from im_actors.server.settings import ClusterSettings
 
@@ -69,6 +70,11 @@ class ActorSettings:
     @property
     def operator_settings(self) -> ClusterSettings:
         return ClusterSettings.from_dict(self.operator)
+
+    def certificates(self) -> Certificates | None:
+        """Those of this host, None: no TLS. SetupError: they cannot be used."""
+        files = self.operator_settings.tls.files
+        return Certificates(files) if files is not None else None
 
     @property
     def directory(self) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 from im_actors.actors.settings import ActorSettings
 from im_actors.core.model import COPIES
 from im_actors.errors import NotReachable, error_for
-from im_actors.server.admin import AdminClient
+from im_actors.server.admin import admin_of
 from im_actors.server.cluster_file import ClusterFile, RunFile
 
 SERVE_S = 60.0
@@ -39,7 +39,7 @@ class Waiting:
     async def wait(self, run: RunFile, cluster: ClusterFile) -> None:
         begun = time.monotonic()
         served = 0.0
-        async with AdminClient(run.admin_address, run.admin_port, cluster.secret_bytes) as admin:
+        async with admin_of(run, cluster.secret_bytes) as admin:
             while True:
                 state = await admin.call("progress")
                 self._report(state)

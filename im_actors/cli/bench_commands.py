@@ -244,11 +244,12 @@ async def load_of(args: argparse.Namespace, running: Running | None) -> Load:
     from im_actors.client.config import parse_url
 
     if running is not None:
-        url = parse_url("im://" + ",".join(await running.gateways()))
+        scheme = running.run.url.partition("://")[0]
+        url = parse_url(f"{scheme}://" + ",".join(await running.gateways()))
     else:
         url = parse_url(url_of(args))
     if url.tls:
-        raise SetupError("bench speaks no TLS: give an im:// address")
+        raise SetupError("bench speaks no TLS: give an im:// address, of a cluster without TLS")
     connections = args.connections or CONNECTIONS
     sessions = args.sessions or (1 if args.fanout else SESSIONS)
     most = max(1, (os.cpu_count() or 1) // 2)

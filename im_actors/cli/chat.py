@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from im_actors.cli import chat_lines
 from im_actors.cli.chat_help import COMMANDS, KEYS
 from im_actors.cli.client_commands import AddCommand, send_leftovers
-from im_actors.cli.target import add_client_options, store_of, url_of
+from im_actors.cli.target import add_client_options, client_config, store_of, url_of
 from im_actors.cli.terminal import Plain, Terminal
 from im_actors.errors import WrongDirectory
 
@@ -83,13 +83,13 @@ async def _opened(args: argparse.Namespace) -> AsyncIterator[Client]:
     """A user may chat in several terminals: each has a file and a device of its own."""
     from im_actors.client import Client
 
-    url = url_of(args)
+    url, config = url_of(args), client_config(args)
     async with contextlib.AsyncExitStack() as stack:
         for number in range(1, CHATS_PER_USER_MAX + 1):
             device = DEVICE if number == 1 else f"{DEVICE}-{number}"
             path: Path = store_of(args, args.user, device)
             with contextlib.suppress(WrongDirectory):
-                client = Client(url, args.user, device, path, args.token)
+                client = Client(url, args.user, device, path, args.token, config=config)
                 await stack.enter_async_context(client)
                 break
         else:

@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from im_actors.cli.output import event_fields, event_line, note, print_json
-from im_actors.cli.target import add_client_options, login_name, store_of, url_of
+from im_actors.cli.target import (
+    add_client_options,
+    client_config,
+    login_name,
+    store_of,
+    url_of,
+)
 from im_actors.errors import ImError, RetryableError, Unknown, WrongDirectory
 
 if TYPE_CHECKING:
@@ -197,11 +203,11 @@ async def own_client(
     """The user's own client with its file. Another command may be using the file: ``wait`` for it,
     or else do without, which is enough for reading. ``mailbox``: keep the conversation list up to
     date meanwhile."""
-    from im_actors.client import Client, ClientConfig
+    from im_actors.client import Client
 
     path: Path | None = store_of(args, args.user, DEVICE)
     give_up_s = time.monotonic() + STORE_WAIT_S
-    config = ClientConfig(mailbox=mailbox)
+    config = client_config(args, mailbox=mailbox)
     client = Client(url_of(args), args.user, DEVICE, path, args.token, config=config)
     while True:
         try:
@@ -227,9 +233,9 @@ async def own_client(
 async def reading_client(args: argparse.Namespace, device: str) -> AsyncIterator[Client]:
     """A client that only reads, and so needs no file. What the user's own file still holds from
     commands that met no server is sent meanwhile."""
-    from im_actors.client import Client, ClientConfig
+    from im_actors.client import Client
 
-    config = ClientConfig(mailbox=False)
+    config = client_config(args, mailbox=False)
     leftovers = asyncio.create_task(send_leftovers(args))
     try:
         url = url_of(args)
@@ -253,9 +259,9 @@ async def send_leftovers(args: argparse.Namespace) -> None:
     """Deliver what is still in the user's file, and let go of the file."""
     if not store_of(args, args.user, DEVICE).exists():
         return
-    from im_actors.client import Client, ClientConfig
+    from im_actors.client import Client
 
-    config = ClientConfig(mailbox=False)
+    config = client_config(args, mailbox=False)
     path = store_of(args, args.user, DEVICE)
     with contextlib.suppress(ImError):  # in use: whoever uses it sends what it holds
         url = url_of(args)

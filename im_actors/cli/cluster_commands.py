@@ -25,6 +25,7 @@ from im_actors.cli.target import (
 from im_actors.errors import ImError, NotReachable, SetupError
 from im_actors.server.settings import (
     ClusterSettings,
+    TlsSettings,
     check_redis_url,
     has_password,
     read_settings,
@@ -62,6 +63,7 @@ def _register_up(add: AddCommand) -> None:
         "  im-actors up --data /srv/im --shards 4 --gateways 2 --port 7070\n"
         "  im-actors up --address auto --redis redis://10.0.0.5:6379/0\n"
         "  im-actors up --host 0.0.0.0 --token-secret-file /etc/im.secret\n"
+        "  im-actors up --tls-cert host.pem --tls-key host.key --tls-ca ca.pem\n"
         "  im-actors up --services support,billing --settings /etc/im.toml\n\n"
         "In the settings file, for instance:\n"
         "  [rules]\n"
@@ -73,6 +75,10 @@ def _register_up(add: AddCommand) -> None:
         "  in_flight_max = 512\n"
         "  [mailbox]\n"
         '  large_accounts = ["support"]\n'
+        "  [tls]                     # paths begin where this file is\n"
+        '  certificate = "host.pem"\n'
+        '  key = "host.key"\n'
+        '  authorities = "ca.pem"\n'
         "A name that does not exist is refused with those that do.",
     )
     parser.add_argument(
@@ -147,7 +153,28 @@ def _add_settings_options(parser: argparse.ArgumentParser) -> None:
         "--settings",
         metavar="FILE",
         type=Path,
-        help="a TOML file with the sections [rules], [lines], [batches] and [mailbox]",
+        help="a TOML file with the sections [rules], [lines], [batches], [mailbox] and [tls]",
+    )
+    _add_tls_options(parser)
+
+
+def _add_tls_options(parser: argparse.ArgumentParser) -> None:
+    """For certificates; a renewed one is picked up without a restart."""
+    group = parser.add_argument_group(
+        "TLS",
+        "PEM files, the same paths on every host. Replace them, and new connections get what they"
+        " hold within seconds, without a restart. In the settings file: section [tls].",
+    )
+    group.add_argument(
+        "--tls-cert", metavar="FILE", help="this host's certificate: clients connect with ims://"
+    )
+    group.add_argument("--tls-key", metavar="FILE", help="its private key, without a password")
+    group.add_argument(
+        "--tls-ca",
+        metavar="FILE",
+        help="who signed the hosts' certificates (for a self-signed one: itself): links between"
+        " actors use TLS, too, and both ends show a certificate. Without it the certificate must be"
+        " one that the system believes",
     )
 
 
@@ -259,6 +286,12 @@ def operator_settings(args: argparse.Namespace) -> ClusterSettings:
     if args.services is not None:
         services = frozenset(filter(None, map(str.strip, args.services.split(","))))
         found = replace(found, rules=replace(found.rules, services=services))
+    tls = TlsSettings(
+        certificate=args.tls_cert or found.tls.certificate,
+        key=args.tls_key or found.tls.key,
+        authorities=args.tls_ca or found.tls.authorities,
+    )
+    found = replace(found, tls=tls.below(Path.cwd()))
     redis = _redis_of(args, "mailbox_redis")
     if redis:
         found = replace(found, mailbox=replace(found.mailbox, redis=redis))

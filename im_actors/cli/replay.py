@@ -12,7 +12,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 from im_actors.cli.chatfile import Line, Rate, due_times
@@ -112,6 +112,7 @@ class Replay:
         token_for: Callable[[str], str | None],
         watcher: Watcher,
         scheme: str = "im",
+        client: ClientConfig | None = None,
     ) -> None:
         self._lines = list(lines)
         self._gateways = list(gateways)
@@ -120,6 +121,7 @@ class Replay:
         self._token_for = token_for
         self._watcher = watcher
         self._scheme = scheme
+        self._client_config = replace(client or ClientConfig(), mailbox=False)
         self.run_id = secrets.token_hex(4)
         self.ledger = Ledger()
         self._players: list[Player] = []
@@ -167,8 +169,8 @@ class Replay:
         count = len(self._gateways)
         turn = [self._gateways[(first_gateway + i) % count] for i in range(count)]
         url = f"{self._scheme}://{','.join(turn)}"
-        config = ClientConfig(mailbox=False)
-        return Client(url, user, DEVICE, token=lambda: self._token_for(user), config=config)
+        config, token = self._client_config, lambda: self._token_for(user)
+        return Client(url, user, DEVICE, token=token, config=config)
 
     def _cast(self) -> None:
         """Give every sender a client, and every conversation a reader."""

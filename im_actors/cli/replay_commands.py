@@ -23,6 +23,7 @@ from im_actors.cli.target import (
     Running,
     add_client_options,
     add_secret_option,
+    client_config,
     data_of,
     running_cluster,
     token_maker,
@@ -30,6 +31,7 @@ from im_actors.cli.target import (
 )
 from im_actors.errors import WrongDirectory
 from im_actors.server.cluster_file import read_run
+from im_actors.server.settings import ClusterSettings
 
 if TYPE_CHECKING:
     from im_actors.cli.chatfile import Line
@@ -203,12 +205,11 @@ async def play(
     from im_actors.cli.replay import Replay, ReplayConfig
     from im_actors.client.config import parse_url
 
-    scheme, gateways = "im", []
+    asked = hasattr(args, "token")
+    url = parse_url(running.run.url if running is not None else url_of(args))
+    gateways = [str(a) for a in url.addresses]
     if running is not None:
         gateways = await running.gateways()
-    else:
-        url = parse_url(url_of(args))
-        scheme, gateways = "ims" if url.tls else "im", [str(a) for a in url.addresses]
     plan = FaultPlan(tuple(_kinds(args)))
     if running is not None:
         plan = replace(
@@ -224,8 +225,10 @@ async def play(
         f"playing {len(lines):,} messages in {conversations:,} conversations"
         f" through {', '.join(gateways)}"
     )
-    token_for = token_maker(args) if hasattr(args, "token") else _no_token
-    return await Replay(lines, gateways, plan, config, token_for, progress, scheme).run()
+    token_for = token_maker(args) if asked else _no_token
+    client = client_config(args) if asked else None
+    scheme = "ims" if url.tls else "im"
+    return await Replay(lines, gateways, plan, config, token_for, progress, scheme, client).run()
 
 
 def _no_token(user: str) -> str | None:
@@ -254,7 +257,11 @@ async def start_all(running: Running) -> None:
 
     settings = running.run.settings
     names = set(deploy.UpConfig.__dataclass_fields__) & set(settings)
-    config = deploy.UpConfig(**{name: settings[name] for name in names} | {"data": running.data})
+    changed = {
+        "data": running.data,
+        "operator": ClusterSettings.from_dict(settings.get("operator", {})),
+    }
+    config = deploy.UpConfig(**{name: settings[name] for name in names} | changed)
     give_up_s = time.monotonic() + RESTART_S
     while True:
         try:

@@ -16,6 +16,7 @@ from im_actors.errors import NotReachable, SetupError
 from im_actors.server.cluster_file import RunFile, default_data, read_cluster, read_run
 
 if TYPE_CHECKING:
+    from im_actors.client.config import ClientConfig
     from im_actors.server.admin import AdminClient
 
 URL_DEFAULT = "im://127.0.0.1:7070"
@@ -43,6 +44,18 @@ def add_client_options(parser: argparse.ArgumentParser) -> None:
         default=os.environ.get("IM_ACTORS_TOKEN") or None,
         help="the user's token (default: $IM_ACTORS_TOKEN)",
     )
+    parser.add_argument(
+        "--tls-ca",
+        metavar="FILE",
+        help="for ims://: the authorities whose signature is believed, a PEM file (default:"
+        " $IM_ACTORS_TLS_CA, else those that the cluster from --data was started with, else the"
+        " system's)",
+    )
+    parser.add_argument(
+        "--tls-server-name",
+        metavar="NAME",
+        help="for ims://: the name in the server's certificate, when it is not the host of the URL",
+    )
     add_data_option(parser)
 
 
@@ -60,6 +73,19 @@ def url_of(args: argparse.Namespace) -> str:
         return str(args.url)
     run = read_run(data_of(args))
     return run.url if run is not None else URL_DEFAULT
+
+
+def client_config(args: argparse.Namespace, **fields: Any) -> ClientConfig:
+    """The settings of a command's client: how it knows the server, and ``fields``."""
+    from im_actors.client.config import ClientConfig, parse_url
+
+    ca, name = args.tls_ca or "", args.tls_server_name or ""
+    if not ca and parse_url(url_of(args)).tls:
+        ca = os.environ.get("IM_ACTORS_TLS_CA", "")
+        run = read_run(data_of(args)) if args.url is None else None
+        if run is not None:
+            ca, name = ca or run.tls.authorities, name or run.tls_server_name
+    return ClientConfig(tls_ca=ca, tls_server_name=name, **fields)
 
 
 def store_of(args: argparse.Namespace, user: str, device: str) -> Path:
@@ -104,9 +130,9 @@ class Running:
     secret: bytes
 
     def admin(self, timeout_s: float = 10.0) -> AdminClient:
-        from im_actors.server.admin import AdminClient
+        from im_actors.server.admin import admin_of
 
-        return AdminClient(self.run.admin_address, self.run.admin_port, self.secret, timeout_s)
+        return admin_of(self.run, self.secret, timeout_s)
 
     async def call(self, method: str, *arguments: Any, timeout_s: float = 10.0) -> Any:
         """One admin call on a connection of its own."""

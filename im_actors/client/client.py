@@ -39,8 +39,9 @@ class Client(UserCalls):
             async for event in im.follow("team"):    # in order, no gap, no repeat
                 print(event.seq, event.sender, event.text)
 
-    ``url``      im://HOST:PORT, several as im://a:7070,b:7071; ims:// is TLS, with ``ssl`` as its
-                 context if the default one does not do
+    ``url``      im://HOST:PORT, several as im://a:7070,b:7071; ims:// is TLS, which believes the
+                 system's authorities, or those of ``ClientConfig.tls_ca``; ``ssl`` is a context of
+                 your own instead
     ``device``   names this device among the user's; a store belongs to one device
     ``store``    a file of its own, which keeps sends, positions and a copy of what was read; None:
                  in memory, for programs that may lose what has no ACK when they end

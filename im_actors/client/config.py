@@ -78,6 +78,11 @@ class ClientConfig:
     received_ms: int = 1_000
     """What came in direct conversations is reported to their senders at most so often, by devices
     whose store lasts and that follow the mailbox."""
+    tls_ca: str = ""
+    """PEM file with the certificates of the authorities that are believed, for ims://; empty: the
+    system's."""
+    tls_server_name: str = ""
+    """The name that the server's certificate must be for; empty: the host in the URL."""
     agent: str = f"im_actors {__version__}"
     """What the client says of itself to the server."""
 

@@ -14,8 +14,9 @@ from typing import Protocol
 
 from im_actors.client import dialer as d
 from im_actors.client.config import Address, ClientConfig, Url
-from im_actors.errors import ImError, NotReachable
+from im_actors.errors import ImError, NotReachable, SetupError
 from im_actors.net.connection import FramedProtocol
+from im_actors.net.tls import client_context, why_not
 from im_actors.wire import answers, messages
 from im_actors.wire.codec import Message, encode_frame
 from im_actors.wire.limits import Limits
@@ -85,7 +86,9 @@ class Connection:
         rng: Random,
     ) -> None:
         self._owner = owner
-        self._tls = (ssl_context or ssl.create_default_context()) if url.tls else None
+        self._tls = _context(url, ssl_context, config)
+        self._refusal = SetupError if len(url.addresses) == 1 else NotReachable
+        """Waiting does not mend a server's certificate; another server may have a good one."""
         self._user = user
         self._device = ""
         self._token = token
@@ -96,6 +99,8 @@ class Connection:
         self._dialing: asyncio.Task[None] | None = None
         self._last_heard_ms = 0
         self._last_sent_ms = 0
+        self._silent = True
+        """Nothing has come over the present link yet."""
         self.dialer = d.Dialer(url.addresses, config, rng)
         self.limits = Limits()
         """Those of the last WELCOME; the defaults before the first one."""
@@ -155,10 +160,13 @@ class Connection:
         error: ImError
         try:
             self._hello_token = await self._fetch_token()
+            name = (self._config.tls_server_name or address.host) if self._tls else None
             await asyncio.get_running_loop().create_connection(
-                lambda: Link(self), address.host, address.port, ssl=self._tls
+                lambda: Link(self), address.host, address.port, ssl=self._tls, server_hostname=name
             )
             return
+        except ssl.SSLError as problem:
+            error = self._refusal(f"no TLS with {address}: {why_not(problem)}")
         except OSError as problem:
             error = NotReachable(f"cannot connect to {address}: {problem}")
         except ImError as problem:
@@ -181,11 +189,18 @@ class Connection:
     def link_opened(self, link: Link) -> None:
         self._link = self._last_link = link
         self._dialing = None
+        self._silent = True
         self._last_heard_ms = self._last_sent_ms = _now_ms()
         self._handle(d.LinkOpened())
 
     def link_closed(self, error: ImError | None) -> None:
         self._link = None
+        if self._silent and self._tls is None:
+            # What a door with TLS makes of HELLO is nothing that it could answer.
+            how = error or f"{self.dialer.address} closed the connection"
+            error = NotReachable(
+                f"{how}, and said nothing: does it want TLS, ims:// and not im://?"
+            )
         self._handle(d.LinkLost(error))
 
     def _hang_up(self) -> None:
@@ -201,6 +216,7 @@ class Connection:
 
     def received(self, link: Link, frames: list[Message]) -> None:
         """An ImError that this raises closes the connection as a violation of the protocol."""
+        self._silent = False
         self._last_heard_ms = _now_ms()
         for frame in frames:
             if self._link is not link:
@@ -221,6 +237,17 @@ class Connection:
                 case _:
                     self.limits = answers.read_welcome(frame).limits
                     self._handle(d.Welcomed(self.limits.heartbeat_ms))
+
+
+def _context(url: Url, given: ssl.SSLContext | None, config: ClientConfig) -> ssl.SSLContext | None:
+    named = [name for name in ("tls_ca", "tls_server_name") if getattr(config, name)]
+    if named and not url.tls:
+        raise SetupError(f"{' and '.join(named)}: the address has to begin with ims:// for TLS")
+    if given is not None and config.tls_ca:
+        raise SetupError("ssl and tls_ca exclude each other")
+    if not url.tls:
+        return None
+    return given or client_context(config.tls_ca)
 
 
 def _now_ms() -> int:

@@ -101,6 +101,11 @@ class LinkConfig:
     tls: Certificates | None = field(default=None, repr=False)
     """What either side shows and believes; None: links are not encrypted."""
 
+    @classmethod
+    def secured(cls, certificates: Certificates | None) -> LinkConfig:
+        """The defaults, with TLS where the certificates do for links."""
+        return cls(tls=certificates if certificates and certificates.for_links else None)
+
     def validate(self) -> LinkConfig:
         """Itself; SetupError when a value or a pair of them makes no sense."""
         for name in self.__slots__:

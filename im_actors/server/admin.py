@@ -17,6 +17,8 @@ from im_actors.errors import BadRequest, ImError, NotReachable, SetupError, erro
 from im_actors.net.link import Link, LinkConfig, PeerInfo
 from im_actors.net.link_connection import LinkConnection
 from im_actors.net.link_server import LinkCallbacks, LinkServer
+from im_actors.net.tls import Certificates
+from im_actors.server.cluster_file import RunFile
 from im_actors.wire.links import pack_frame
 
 CALL = 170
@@ -76,6 +78,13 @@ class AdminServer:
         except Exception as error:
             answer = (RESULT, request, False, json.dumps([SetupError.code, repr(error)]))
         connection.send(pack_frame(answer))
+
+
+def admin_of(run: RunFile, secret: bytes, timeout_s: float = 10.0) -> AdminClient:
+    """A client for the cluster that runs; SetupError when its certificates cannot be used."""
+    files = run.tls.files
+    links = LinkConfig.secured(Certificates(files) if files is not None else None)
+    return AdminClient(run.admin_address, run.admin_port, secret, timeout_s, links)
 
 
 class AdminClient:

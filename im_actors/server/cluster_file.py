@@ -14,6 +14,7 @@ from typing import Any
 
 from im_actors.core.model import COPIES, SLOTS_MAX
 from im_actors.errors import CorruptData, DiskFailed, NewerFormat, SetupError
+from im_actors.server.settings import TlsSettings
 
 FORMAT = 1
 
@@ -55,10 +56,18 @@ class RunFile:
     version: str
     settings: dict[str, Any] = field(default_factory=dict)
     """What ``up`` was asked for."""
+    tls_server_name: str = ""
+    """A name that the gateways' certificate is for, when it is not for ``gateway_address``."""
 
     @property
     def url(self) -> str:
-        return f"im://{self.gateway_address}:{self.gateway_port}"
+        scheme = "ims" if self.tls.certificate else "im"
+        return f"{scheme}://{self.gateway_address}:{self.gateway_port}"
+
+    @property
+    def tls(self) -> TlsSettings:
+        """The files of this host."""
+        return TlsSettings(**self.settings.get("operator", {}).get("tls", {}))
 
 
 def default_data() -> Path:

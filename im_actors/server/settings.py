@@ -16,6 +16,11 @@
     [mailbox]        # MailboxSettings
     redis = "redis://:password@10.0.0.5/0"
 
+    [tls]            # TlsSettings
+    certificate = "/etc/im/host.pem"
+    key = "/etc/im/host.key"
+    authorities = "/etc/im/ca.pem"
+
 What is not named keeps its default; a name that nobody knows is an error.
 """
 
@@ -33,6 +38,7 @@ from im_actors.core.lines import LineSettings
 from im_actors.core.model import check_name
 from im_actors.core.rule_settings import RuleSettings
 from im_actors.errors import ImError, SetupError
+from im_actors.net.tls import TlsFiles
 
 LARGE_ACCOUNTS_MAX = 1_000
 SERVICES_MAX = 10_000
@@ -66,6 +72,39 @@ class MailboxSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TlsSettings:
+    """PEM files at the same paths on every host, each host with a certificate of its own. When they
+    are replaced, new connections are shown the new ones within seconds."""
+
+    certificate: str = ""
+    """The chain, this host's certificate first. Empty: no TLS."""
+    key: str = ""
+    """Its private key, without a password."""
+    authorities: str = ""
+    """Who signs the hosts' certificates: with it gateways, shards, replicas and commands show each
+    other theirs. Empty: TLS for clients only, with a certificate that their systems believe."""
+
+    def validate(self) -> TlsSettings:
+        """Itself; SetupError when one is missing. The files are not looked at."""
+        if bool(self.certificate) != bool(self.key):
+            raise SetupError("tls: certificate and key belong together (--tls-cert, --tls-key)")
+        if self.authorities and not self.certificate:
+            raise SetupError("tls: authorities (--tls-ca) mean nothing without a certificate")
+        return self
+
+    def below(self, directory: Path) -> TlsSettings:
+        """With absolute paths; ``directory`` is where relative ones begin."""
+        paths = {name: value for name, value in asdict(self).items() if value}
+        return replace(self, **{n: str((directory / p).absolute()) for n, p in paths.items()})
+
+    @property
+    def files(self) -> TlsFiles | None:
+        """None: no TLS."""
+        files = TlsFiles(self.certificate, self.key, self.authorities)
+        return files if self.certificate else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterSettings:
     """All of it."""
 
@@ -73,6 +112,7 @@ class ClusterSettings:
     lines: LineSettings = field(default_factory=LineSettings)
     batches: BatchSettings = field(default_factory=BatchSettings)
     mailbox: MailboxSettings = field(default_factory=MailboxSettings)
+    tls: TlsSettings = field(default_factory=TlsSettings)
 
     def validate(self) -> ClusterSettings:
         """Itself; SetupError when a value or a pair of values makes no sense."""
@@ -86,6 +126,7 @@ class ClusterSettings:
         except ValueError as error:
             raise SetupError(f"batches: {error}") from None
         self.mailbox.validate()
+        self.tls.validate()
         return self
 
     def to_dict(self) -> dict[str, Any]:
@@ -123,7 +164,8 @@ def read_settings(path: Path) -> ClusterSettings:
         raise SetupError(f"{path} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SetupError(f"{path} is not TOML: {error}") from None
-    return ClusterSettings.from_dict(given, str(path))
+    found = ClusterSettings.from_dict(given, str(path))
+    return replace(found, tls=found.tls.below(path.absolute().parent))
 
 
 def check_redis_url(name: str, url: str) -> None:

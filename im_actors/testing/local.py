@@ -20,6 +20,8 @@ from im_actors.core.serving import ServingLimits
 from im_actors.errors import BadRequest, NotReachable, SetupError
 from im_actors.gateway.config import GatewayConfig
 from im_actors.gateway.node import GatewayNode
+from im_actors.net.link import LinkConfig
+from im_actors.net.tls import Certificates
 from im_actors.server.admin import AdminClient, AdminServer
 from im_actors.server.cluster_file import ClusterFile, open_or_create_cluster, write_cluster
 from im_actors.server.controller import ControllerConfig, ControllerNode, Desired
@@ -96,6 +98,9 @@ class LocalCluster:
         )
         # Here, and not where a gateway starts: what cannot start is tried again for ever.
         self._operator = operator.validate()
+        files = operator.tls.files
+        self.certificates = Certificates(files) if files is not None else None
+        self._links = LinkConfig.secured(self.certificates)
         self._own_data = tempfile.TemporaryDirectory(prefix="im_actors-") if data is None else None
         self.data = Path(self._own_data.name) if self._own_data else Path(str(data))
         config = gateway or GatewayConfig()
@@ -151,7 +156,7 @@ class LocalCluster:
         await self.controller.start()
         self.operations = Operations(self.controller)
         self._admin = AdminServer(
-            "controller", self.cluster.secret_bytes, self.operations.methods()
+            "controller", self.cluster.secret_bytes, self.operations.methods(), self._links
         )
         await self._admin.start(LOOPBACK)
         await self.operations.wait_serving()
@@ -200,7 +205,8 @@ class LocalCluster:
             raise NotReachable(f"{desired.name} is held down by the test")
         node = self._make(desired)
         if desired.kind == "gateway":
-            await node.start(LOOPBACK, self._ports.get(desired.name, 0))
+            ssl = self.certificates.clients if self.certificates else None
+            await node.start(LOOPBACK, self._ports.get(desired.name, 0), ssl=ssl)
             address: Any = GatewayAddress(desired.name, LOOPBACK, node.port)
             self._ports[desired.name] = node.port
         else:
@@ -214,7 +220,8 @@ class LocalCluster:
         rng = random.Random(self._random.random())
         secret = self.cluster.secret_bytes
         if kind == "gateway":
-            return GatewayNode(name, self._gateway_config, secret, rng)
+            config, links = self._gateway_config, self._links
+            return GatewayNode(name, config, secret, rng, link_config=links)
         if kind == "shard":
             return ShardNode(
                 name,
@@ -225,6 +232,7 @@ class LocalCluster:
                 self.controller.activated,
                 self._owner_settings,
                 ServingLimits(lines=self._operator.lines),
+                links=self._links,
                 rules=self._operator.rules,
                 batches=self._operator.batches,
             )
@@ -239,6 +247,7 @@ class LocalCluster:
             rng,
             lambda error: self._failed(name, str(error)),
             self._replica_config,
+            links=self._links,
         )
 
     async def wait_down(self, name: str) -> str:
@@ -285,11 +294,13 @@ class LocalCluster:
     def url(self) -> str:
         """Where clients connect: all gateways."""
         gateways: list[GatewayAddress] = sorted(self.controller.running("gateway"))
-        return "im://" + ",".join(f"{g.address}:{g.port}" for g in gateways)
+        scheme = "ims" if self.certificates else "im"
+        return f"{scheme}://" + ",".join(f"{g.address}:{g.port}" for g in gateways)
 
     def admin(self) -> AdminClient:
         """A client for the admin methods; use it as ``async with``."""
-        return AdminClient(LOOPBACK, self._admin.port, self.cluster.secret_bytes)
+        secret = self.cluster.secret_bytes
+        return AdminClient(LOOPBACK, self._admin.port, secret, links=self._links)
 
     def node(self, name: str) -> Any:
         """The running node of this name."""

@@ -32,6 +32,7 @@ from im_actors.server.cluster_file import (
     write_cluster,
     write_run,
 )
+from im_actors.server.settings import ClusterSettings, TlsSettings
 
 
 @pytest.fixture(autouse=True)
@@ -103,6 +104,45 @@ def test_nonsense_is_refused(tmp_path: Path, settings: dict[str, Any], what: str
     with pytest.raises(SetupError, match=what):
         up(tmp_path / "data", **settings)
     assert not (tmp_path / "data").exists()
+
+
+def test_certificates_are_looked_at_before_anything_starts(
+    tmp_path: Path, authorities: Any
+) -> None:
+    late = TlsSettings(**authorities[0].sign("late", days=-1)._asdict())
+    for tls, what in ((late, "has expired"), (replace(late, key="/no/such"), "cannot read /no/")):
+        with pytest.raises(SetupError, match=what):
+            up(tmp_path / "data", operator=ClusterSettings(tls=tls))
+    assert read_run(tmp_path / "data") is None
+
+
+@pytest.mark.parametrize(
+    ("names", "compared"),
+    [
+        ("DNS:im.test,IP:127.0.0.1", ""),
+        ("DNS:*.im.test,DNS:other.test", "im.im.test"),
+        ("IP:10.0.0.9", "10.0.0.9"),
+    ],
+)
+def test_what_commands_compare_a_certificate_with(
+    tmp_path: Path, authorities: Any, names: str, compared: str
+) -> None:
+    tls = TlsSettings(**authorities[0].sign("named", names)._asdict())
+    operator = ClusterSettings(tls=tls).public()
+    run = stale_run(tmp_path, settings={"address": "local", "operator": operator})
+    assert run.url == "ims://127.0.0.1:7070"
+    assert deploy._server_name(run, lambda _: None) == compared
+
+
+def test_a_cluster_that_cannot_be_asked_is_not_ended(tmp_path: Path, authorities: Any) -> None:
+    """Whoever looks with an expired certificate does not take what runs for dead."""
+    open_or_create_cluster(tmp_path)
+    tls = TlsSettings(**authorities[0].sign("late", days=-1)._asdict())
+    operator = ClusterSettings(tls=tls).public()
+    run = stale_run(tmp_path, settings={"address": "auto", "operator": operator})
+    with pytest.raises(SetupError, match="has expired"):
+        up(tmp_path)
+    assert read_run(tmp_path) == run
 
 
 def test_good_settings_pass(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import pytest
 from im_actors import __version__
 from im_actors.cli.main import main
 from im_actors.server.cluster_file import RunFile, remove_run, write_run
+from im_actors.server.settings import ClusterSettings
 from im_actors.testing import LocalCluster
 
 
@@ -40,7 +41,8 @@ class ClusterThread:
         self.cluster = LocalCluster(self.data, **self._settings)
         self.run(self.cluster.start())
         self.running = True
-        gateways = self.cluster.url.removeprefix("im://").split(",")
+        gateways = self.cluster.url.partition("://")[2].split(",")
+        operator = self._settings.get("settings", ClusterSettings())
         host, _, port = gateways[0].rpartition(":")
         admin = self.cluster.admin()
         write_run(
@@ -56,6 +58,7 @@ class ClusterThread:
                 gateway_port=int(port),
                 started_ms=int(time.time() * 1000),
                 version=__version__,
+                settings={"operator": operator.public()},
             ),
         )
 
@@ -78,7 +81,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """No test touches the user's own files."""
     home = tmp_path / "home"
     monkeypatch.setenv("XDG_DATA_HOME", str(home))
-    for name in ("DATA", "TOKEN", "TOKEN_SECRET_FILE"):
+    for name in ("DATA", "TOKEN", "TOKEN_SECRET_FILE", "TLS_CA"):
         monkeypatch.delenv(f"IM_ACTORS_{name}", raising=False)
     return home
 

@@ -179,6 +179,16 @@ def test_options_take_the_place_of_the_settings_file(
     assert settings_of("--mailbox-redis", "redis://c").mailbox.redis == "redis://c"
 
 
+def test_files_for_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "im.toml"
+    file.write_text('[tls]\ncertificate = "a.pem"\nkey = "a.key"\nauthorities = "/ca.pem"\n')
+    monkeypatch.chdir(tmp_path.parent)
+    found = settings_of("--settings", file, "--tls-cert", "b.pem", "--tls-key", "/b.key").tls
+    assert found.files == (str(tmp_path.parent / "b.pem"), "/b.key", "/ca.pem")
+    with pytest.raises(SetupError, match="belong together"):
+        settings_of("--tls-cert", "b.pem")
+
+
 @pytest.mark.parametrize("option", ["--redis", "--mailbox-redis"])
 def test_no_password_on_a_command_line(option: str) -> None:
     with pytest.raises(SetupError, match="everybody") as refused:

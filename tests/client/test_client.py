@@ -593,8 +593,8 @@ async def test_tls(gateway: Any, certificate: tuple[SSLContext, SSLContext], sto
     url = f"ims://localhost:{gateway.port}"
     async with client(url, ssl=trusting, connect_timeout=10) as im:
         await (await im.send("team", "secret")).acked(timeout=10)
-    with pytest.raises(NotReachable, match="CERTIFICATE_VERIFY_FAILED"):
-        async with client(url, connect_timeout=0.3):
+    with pytest.raises(SetupError, match="signed it is not believed here"):
+        async with client(url, connect_timeout=10):
             pass
 
 

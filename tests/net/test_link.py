@@ -8,6 +8,7 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -428,12 +429,14 @@ async def test_tls_against_a_listener_without(net: Net, authorities: Any) -> Non
 
 @pytest.mark.parametrize("stranger", [0, 1])
 async def test_either_side_refuses_a_certificate_of_others(
-    net: Net, authorities: Any, stranger: int
+    net: Net, authorities: Any, stranger: int, tmp_path: Path
 ) -> None:
     ours, theirs = authorities
     mine, other = ours.sign("a"), theirs.sign("b")
     # The stranger believes us, so that it is for us to refuse.
-    configs = [with_tls(mine), with_tls(other._replace(authorities=mine.authorities))]
+    both = tmp_path / "both.pem"
+    both.write_text(ours.certificate.read_text() + theirs.certificate.read_text())
+    configs = [with_tls(mine), with_tls(other._replace(authorities=str(both)))]
     side = await net.serve(config=configs[1 - stranger])
     _, log = net.dial(side.server.port, config=configs[stranger])
     await log.until(lambda: log.downs)

@@ -14,7 +14,7 @@ import pytest
 from im_actors.errors import SetupError
 from im_actors.net.connection import FramedProtocol
 from im_actors.net.listener import listen
-from im_actors.net.tls import Certificates, TlsFiles, client_context
+from im_actors.net.tls import Certificates, TlsFiles, client_context, hosts_of, keep_fresh
 from im_actors.wire.codec import Message
 
 
@@ -106,3 +106,54 @@ def test_a_key_of_another_certificate(files: TlsFiles, authorities: Any) -> None
     put(authorities[0].sign("other"), files, "key")
     with pytest.raises(SetupError, match="cannot be used together: key values mismatch"):
         Certificates(files)
+
+
+def test_the_hosts_of_a_certificate(authorities: Any) -> None:
+    signed = authorities[0].sign("many", "DNS:im.test,DNS:*.im.test,IP:127.0.0.1")
+    assert hosts_of(signed) == ("im.test", "*.im.test", "127.0.0.1")
+
+
+@pytest.mark.parametrize(
+    ("host", "days", "foreign", "says"),
+    [
+        ("IP:127.0.0.1", -1, False, "has expired"),
+        ("IP:127.0.0.1", 1, True, "whoever signed it is not believed here"),
+        ("", 1, False, "names no host"),
+    ],
+)
+def test_a_certificate_that_others_would_refuse(
+    authorities: Any, host: str, days: int, foreign: bool, says: str
+) -> None:
+    ours, theirs = authorities
+    signed = ours.sign("refused", host, days)
+    if foreign:
+        signed = signed._replace(authorities=str(theirs.certificate))
+    with pytest.raises(SetupError, match=says) as refused:
+        Certificates(signed)
+    assert signed.certificate in str(refused.value)
+    # For clients alone it is up to them: who believes the system's would not.
+    assert not Certificates(signed._replace(authorities="")).for_links
+    with pytest.raises(SetupError, match="nobody would accept"):
+        hosts_of(signed._replace(authorities=""))
+
+
+async def test_files_are_looked_at_again_and_again(
+    files: TlsFiles, authorities: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    certificates = Certificates(files)
+    listener = await listen(Quiet, "127.0.0.1", 0, ssl=certificates.clients)
+    watching = asyncio.create_task(keep_fresh(certificates, 0.01))
+    try:
+        put(authorities[0].sign("late", days=-1), files, "certificate", "key")
+        async with asyncio.timeout(10):
+            while "stay in use" not in caplog.text:
+                await asyncio.sleep(0.01)
+        newer = authorities[0].sign("there")
+        put(newer, files, "certificate", "key")
+        async with asyncio.timeout(10):
+            while await shown_by(listener.port, files) != fingerprint(newer.certificate):
+                await asyncio.sleep(0.01)
+    finally:
+        watching.cancel()
+        listener.close()
+        await listener.wait_closed()

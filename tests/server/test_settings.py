@@ -32,10 +32,17 @@ def test_a_file_changes_what_it_names(tmp_path: Path) -> None:
     assert ClusterSettings.from_dict(json.loads(json.dumps(found.to_dict()))) == found
 
 
+def test_paths_begin_where_the_settings_file_is(tmp_path: Path) -> None:
+    path = tmp_path / "im.toml"
+    path.write_text('[tls]\ncertificate = "host.pem"\nkey = "/etc/im/host.key"\n')
+    assert read_settings(path).tls.files == (str(tmp_path / "host.pem"), "/etc/im/host.key", "")
+    assert ClusterSettings().tls.files is None
+
+
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        ("[rule]\n", "has no 'rule'; it has batches, lines, mailbox, rules"),
+        ("[rule]\n", "has no 'rule'; it has batches, lines, mailbox, rules, tls"),
         ("[rules]\nrecal_ms = 1\n", r"\[rules\] has no 'recal_ms'"),
         ("[batches.low]\n", r"\[batches\] has no 'low'"),
         ("[batches]\nhigh = 3\n", r"high is a section, \[batches.high\]"),
@@ -50,6 +57,8 @@ def test_a_file_changes_what_it_names(tmp_path: Path) -> None:
         ('[mailbox]\nredis = "10.0.0.5"\n', "must be a URL"),
         ("[lines]\ndirect = 0\n", "direct is 0"),
         ("[lines\n", "is not TOML"),
+        ('[tls]\ncertificate = "x"\n', "certificate and key belong together"),
+        ('[tls]\nauthorities = "x"\n', "mean nothing without a certificate"),
     ],
 )
 def test_what_makes_no_sense_is_refused(tmp_path: Path, text: str, what: str) -> None:

@@ -1,4 +1,4 @@
-"""Certificates for the tests of this directory, made on the spot."""
+"""Certificates for tests, made on the spot."""
 
 from __future__ import annotations
 
@@ -26,16 +26,26 @@ class Authority:
             *("-keyout", str(self._key), "-out", str(self.certificate)),
         )
 
-    def sign(self, name: str, host: str = "IP:127.0.0.1") -> TlsFiles:
-        """A new pair; under a name that is there already it takes the place of the old one."""
+    def sign(self, name: str, host: str = "IP:127.0.0.1", days: int = 1) -> TlsFiles:
+        """A new pair; under a name that is there already it takes the place of the old one. It has
+        expired when ``days`` is negative."""
         key, request, pair = (self.directory / f"{name}.{end}" for end in ("key", "csr", "pem"))
         self._openssl(
             "req", *_EC, "-subj", f"/CN={name}", "-keyout", str(key), "-out", str(request)
         )
         extensions = self.directory / "extensions"
-        extensions.write_text(f"subjectAltName={host}\n")
+        extensions.write_text(f"subjectAltName={host}\n" if host else "")
         self._openssl(
-            *("x509", "-req", "-days", "1", "-in", str(request), "-CA", str(self.certificate)),
+            *(
+                "x509",
+                "-req",
+                "-days",
+                str(days),
+                "-in",
+                str(request),
+                "-CA",
+                str(self.certificate),
+            ),
             *("-CAkey", str(self._key), "-CAcreateserial", "-extfile", str(extensions)),
             *("-out", str(pair)),
         )
