@@ -75,6 +75,11 @@ def _register_up(add: AddCommand) -> None:
         "  in_flight_max = 512\n"
         "  [mailbox]\n"
         '  large_accounts = ["support"]\n'
+        "  [shares]                  # of one gateway, so that nobody has all of it\n"
+        "  connections_per_address = 2000\n"
+        "  attempts_per_s = 100      # new connections of one address\n"
+        "  connections_per_user = 100\n"
+        "  sends_per_s = 50000       # of one user\n"
         "  [tls]                     # paths begin where this file is\n"
         '  certificate = "host.pem"\n'
         '  key = "host.key"\n'
@@ -153,7 +158,8 @@ def _add_settings_options(parser: argparse.ArgumentParser) -> None:
         "--settings",
         metavar="FILE",
         type=Path,
-        help="a TOML file with the sections [rules], [lines], [batches], [mailbox] and [tls]",
+        help="a TOML file with the sections [rules], [lines], [batches], [mailbox], [shares] and"
+        " [tls]",
     )
     _add_tls_options(parser)
 

@@ -52,7 +52,6 @@ class ClientConnection(FramedProtocol):
         self._decoder.greet(HELLO_BYTES_MAX, HELLO_ITEMS_MAX)
         self._node = node
         self._limits = config.limits
-        self._bucket = TokenBucket(config.sends_per_s, config.sends_burst)
         self._asks = TokenBucket(config.asks_per_s, config.asks_burst)
         self._later: list[Message] = []
         """What was read and waits, with all that was not read, until ``_resume``."""
@@ -60,6 +59,8 @@ class ClientConnection(FramedProtocol):
         self._heard_bytes = 0
         self._expires_ms: int | None = None
         """When the client's token does, in ms since 1970."""
+        self._bucket: TokenBucket
+        """What its sends are taken from, from its HELLO on."""
         self.hello: Hello | None = None
         """None: a stranger."""
         self.address = ""
@@ -87,6 +88,8 @@ class ClientConnection(FramedProtocol):
         now_ms = self.heard_ms = self._node.now_ms()
         if self.hello is None:
             self._greet(messages[0])
+            if self.hello is None:
+                return
             messages = self._decoder.go_on(self._limits.frame_bytes, CLIENT_ARRAY_ITEMS_MAX)
         if self._resume is not None:
             self._later += messages
@@ -123,12 +126,6 @@ class ClientConnection(FramedProtocol):
     def device(self) -> str:
         """Without the user."""
         return self.hello.device if self.hello is not None else ""
-
-    @property
-    def peer_host(self) -> str:
-        """The IP address at the other end; empty when there is none."""
-        name = self._transport.get_extra_info("peername") if self._transport else None
-        return str(name[0]) if isinstance(name, tuple) and name else ""
 
     def flush_answers(self) -> None:
         """Send the ACKs and NACKs that have gathered."""
@@ -233,6 +230,11 @@ class ClientConnection(FramedProtocol):
     def _greet(self, message: Message) -> None:
         hello = m.check_hello(message)
         self._expires_ms = self._node.check_hello(self, hello)
+        try:
+            self._bucket = self._node.greeted(self, hello)
+        except Overloaded as error:
+            self._end(str(error), error.retry_after_ms)
+            return
         self.hello = hello
         self.address = hello.address
         self.send(encode_frame(m.welcome(self._node.name, self._node.wall_ms(), self._limits)))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from im_actors.core.lines import LineSettings
 from im_actors.errors import SetupError
 from im_actors.net.connection import BUFFERED_BYTES_MAX, WRITE_HIGH_BYTES
+from im_actors.net.shares import ShareSettings
 from im_actors.wire.limits import Limits
 
 TOKEN_SECRET_BYTES_MIN = 32
@@ -18,7 +19,7 @@ _COUNT_MAX = 100_000_000
 _TIME_MS_MAX = 3_600_000
 _NOT_NUMBERS = frozenset(
     (
-        *("limits", "lines", "token_secret", "insecure_open", "host_label"),
+        *("limits", "lines", "shares", "token_secret", "insecure_open", "host_label"),
         *("mailbox_redis", "mailbox_cluster", "mailbox_dir", "large_accounts"),
     )
 )
@@ -51,12 +52,10 @@ class GatewayConfig:
     """Connections at a time; further ones are told OVERLOADED and closed."""
     strangers_max: int = 2_048
     """Connections at a time that have not said HELLO yet: each may hold a frame's memory."""
+    shares: ShareSettings = field(default_factory=ShareSettings)
+    """What one address and one user may have of all that."""
 
     # Sending.
-    sends_per_s: int = 50_000
-    """SEND entries per second of one connection in the long run; more are RATE_LIMITED."""
-    sends_burst: int = 50_000
-    """SEND entries of one connection that may come at once."""
     asks_per_s: int = 5_000
     """What one connection may ask for besides good sends, per second in the long run: a name in
     FOLLOW or UNFOLLOW counts 1, a PULL 5 and 1 more for each 4 KiB of its page, an entry that gets
@@ -160,6 +159,7 @@ class GatewayConfig:
         """Itself; SetupError when a value or a pair of values makes no sense."""
         self.limits.validate()
         self.lines.validate()
+        self.shares.validate()
         for name in self.__slots__:
             value = getattr(self, name)
             if name in _NOT_NUMBERS:
@@ -199,10 +199,10 @@ class GatewayConfig:
         ):
             if getattr(self, low) > getattr(self, high):
                 raise SetupError(f"gateway: {low} is above {high}")
-        if self.outstanding_per_connection < window or self.sends_burst < window:
+        if self.outstanding_per_connection < window or self.shares.sends_burst < window:
             raise SetupError(
-                f"gateway: outstanding_per_connection and sends_burst must be at least {window},"
-                " the window that clients are told"
+                f"gateway: outstanding_per_connection and shares: sends_burst must be at least"
+                f" {window}, the window that clients are told"
             )
         if self.outstanding_bytes_max > BUFFERED_BYTES_MAX:
             raise SetupError(

@@ -17,14 +17,14 @@ import functools
 import ipaddress
 import logging
 import socket
-from collections import Counter
 from collections.abc import Sequence
 from random import Random
 from ssl import SSLContext
 from typing import Any
 
 from im_actors.core.directory import Directory
-from im_actors.errors import BadRequest, Overloaded, SetupError, Unauthenticated
+from im_actors.core.ratelimit import TokenBucket
+from im_actors.errors import BadRequest, ImError, SetupError, Unauthenticated
 from im_actors.gateway.batch_reads import Contents
 from im_actors.gateway.client_connection import ClientConnection
 from im_actors.gateway.config import Clock, GatewayConfig
@@ -40,9 +40,10 @@ from im_actors.gateway.user_side import UserSide
 from im_actors.mailbox.tier_facts import FactPage
 from im_actors.net.link import LinkConfig, PeerInfo
 from im_actors.net.listener import Listener, listen
+from im_actors.net.shares import Shares
 from im_actors.wire.codec import Message, encode_frame
 from im_actors.wire.links import InsideType
-from im_actors.wire.messages import Hello, Pull, error_message
+from im_actors.wire.messages import Hello, Pull
 from im_actors.wire.queries import Query, Signal, refusal
 
 logger = logging.getLogger(__name__)
@@ -89,8 +90,7 @@ class GatewayNode:
         self._listeners: list[Listener] = []
         self._timers: list[asyncio.TimerHandle] = []
         self._connections: set[ClientConnection] = set()
-        self._strangers: set[ClientConnection] = set()
-        self._users: Counter[str] = Counter()
+        self.shares = Shares(config.shares, config.strangers_max, bool(config.token_secret))
         self._stopped = False
         self._answered = asyncio.Event()
         """Set while draining, when no connection waits for an answer any more."""
@@ -153,6 +153,7 @@ class GatewayNode:
                 reuse_port=reuse_port,
                 ssl=ssl,
                 connections_max=self.config.connections_max,
+                guard=self,
             )
         )
         if not self._timers:
@@ -217,8 +218,9 @@ class GatewayNode:
             "draining": self.draining,
             "directory": peers.directory.version if peers.directory is not None else None,
             "connections": len(self._connections),
-            "strangers": len(self._strangers),
-            "users": len(self._users),
+            "strangers": self.shares.strangers,
+            "users": self.shares.users,
+            "refused": self.shares.refused,
             "outstanding": router.outstanding,
             "outstanding_bytes": router.outstanding_bytes,
             "lines": router.turns.status(),
@@ -250,14 +252,16 @@ class GatewayNode:
 
     # ---- for connections
 
+    def arrived(self, host: str) -> ImError | None:
+        """Of the listener: whether a connection from there is one too many."""
+        return self.shares.arrived(host, self.now_ms())
+
+    def gone(self, host: str) -> None:
+        self.shares.gone(host, self.now_ms())
+
     def connection_opened(self, connection: ClientConnection) -> None:
-        """Let the connection say HELLO, if it comes from where clients may come from."""
+        """Let the connection say HELLO."""
         self._connections.add(connection)
-        if len(self._strangers) >= self.config.strangers_max:
-            refusal = Overloaded("too many connections have not said HELLO yet")
-            connection.close(encode_frame(error_message(refusal)))
-            return
-        self._strangers.add(connection)
 
     def check_hello(self, connection: ClientConnection, hello: Hello) -> int | None:
         """Unauthenticated or Forbidden when this client may not come in; until when it may stay,
@@ -271,10 +275,12 @@ class GatewayNode:
             )
         return None
 
+    def greeted(self, connection: ClientConnection, hello: Hello) -> TokenBucket:
+        """It is a stranger no more: what its sends are taken from. Overloaded: its user has too
+        many connections."""
+        return self.shares.greeted(connection.peer_host, hello.user, self.now_ms())
+
     def connection_welcomed(self, connection: ClientConnection, hello: Hello) -> None:
-        """It is a stranger no more."""
-        self._strangers.discard(connection)
-        self._users[hello.user] += 1
         if self.user_side is not None:
             self.user_side.online.came(connection)
 
@@ -311,15 +317,11 @@ class GatewayNode:
     def connection_closed(self, connection: ClientConnection) -> None:
         """Forget it. Its sends go on; nobody is told of their answers."""
         self._connections.discard(connection)
-        self._strangers.discard(connection)
         self.followers.left(connection)
         if connection.hello is not None:
             if self.user_side is not None:
                 self.user_side.online.left(connection)
-            user = connection.hello.user
-            self._users[user] -= 1
-            if not self._users[user]:
-                del self._users[user]
+            self.shares.left(connection.peer_host, connection.hello.user, self.now_ms())
 
     # ---- PeerEvents
 
@@ -447,6 +449,7 @@ class GatewayNode:
             self._answered.set()
 
     def _sweep(self, now_ms: int) -> None:
+        self.shares.forget(now_ms)
         for connection in list(self._connections):
             connection.look_after(now_ms)
 

@@ -74,6 +74,8 @@ class FramedProtocol(asyncio.Protocol):
         self._receiving = False
         self._admitted = True
         self._waiter: asyncio.Future[None] | None = None
+        self.peer_host = ""
+        """The IP address at the other end; empty when there is none."""
         self.gate: Gate | None = None
         """Set by the listener before the connection is made."""
         self.writable = True
@@ -103,6 +105,11 @@ class FramedProtocol(asyncio.Protocol):
     def is_open(self) -> bool:
         """Whether ``send`` still takes frames."""
         return self._open
+
+    @property
+    def made(self) -> bool:
+        """Whether there was ever a connection, with TLS: a handshake that was completed."""
+        return self._transport is not None
 
     @property
     def lost(self) -> bool:
@@ -209,6 +216,7 @@ class FramedProtocol(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         self._loop = asyncio.get_running_loop()
         self._transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
+        self.peer_host = host_of(transport)
         tune_socket(self._transport.get_extra_info("socket"), self.user_timeout_ms)
         self._open = True
         self._admitted = self.gate is None or self.gate.admit(self)
@@ -288,6 +296,12 @@ class FramedProtocol(asyncio.Protocol):
         self._transport.write(data)
         if not self.writable and self._transport.get_write_buffer_size() > self.buffered_bytes_max:
             self.abort(Overloaded(f"{self.peername} left {self.buffered_bytes_max} bytes unread"))
+
+
+def host_of(transport: asyncio.BaseTransport) -> str:
+    """The IP address at the other end; empty when there is none."""
+    name = transport.get_extra_info("peername")
+    return str(name[0]) if isinstance(name, tuple) and name else ""
 
 
 def tune_socket(sock: Any, user_timeout_ms: int) -> None:

@@ -16,6 +16,9 @@
     [mailbox]        # MailboxSettings
     redis = "redis://:password@10.0.0.5/0"
 
+    [shares]         # net.shares.ShareSettings
+    connections_per_user = 20
+
     [tls]            # TlsSettings
     certificate = "/etc/im/host.pem"
     key = "/etc/im/host.key"
@@ -38,6 +41,7 @@ from im_actors.core.lines import LineSettings
 from im_actors.core.model import check_name
 from im_actors.core.rule_settings import RuleSettings
 from im_actors.errors import ImError, SetupError
+from im_actors.net.shares import ShareSettings
 from im_actors.net.tls import TlsFiles
 
 LARGE_ACCOUNTS_MAX = 1_000
@@ -113,6 +117,7 @@ class ClusterSettings:
     batches: BatchSettings = field(default_factory=BatchSettings)
     mailbox: MailboxSettings = field(default_factory=MailboxSettings)
     tls: TlsSettings = field(default_factory=TlsSettings)
+    shares: ShareSettings = field(default_factory=ShareSettings)
 
     def validate(self) -> ClusterSettings:
         """Itself; SetupError when a value or a pair of values makes no sense."""
@@ -127,6 +132,7 @@ class ClusterSettings:
             raise SetupError(f"batches: {error}") from None
         self.mailbox.validate()
         self.tls.validate()
+        self.shares.validate()
         return self
 
     def to_dict(self) -> dict[str, Any]:
@@ -148,6 +154,7 @@ class ClusterSettings:
         """What a GatewayConfig takes over; ``directory`` is the data directory."""
         return {
             "lines": self.lines,
+            "shares": self.shares,
             "mailbox_redis": self.mailbox.redis,
             "mailbox_cluster": cluster,
             "mailbox_dir": str(directory / MAILBOX_FILES) if self.mailbox.warm else "",

@@ -301,8 +301,9 @@ def left_behind(cluster: LocalCluster) -> dict[str, int]:
         lists = node.user_side.live._sessions if node.user_side is not None else {}
         held: dict[str, Any] = {
             "connections": node._connections,
-            "strangers": node._strangers,
-            "users": node._users,
+            "accepted": range(node.shares.connections),
+            "strangers": range(node.shares.strangers),
+            "users": range(node.shares.users),
             "rows in flight": router._in_flight,
             "held slots": router._held,
             "held rows": router._slot_of_held,
@@ -315,7 +316,7 @@ def left_behind(cluster: LocalCluster) -> dict[str, int]:
             "reads": node.reads._open,
         }
         for listener in node._listeners:
-            held["accepted"] = [*listener.connections, *listener._refused]
+            held["listener"] = [*listener.connections, *listener._refused]
         found.update({what: len(those) for what, those in held.items()})
         found.update({"bytes": router.outstanding_bytes, "follows": followers.follows})
         found["reads of replicas"] += sum(r.outstanding for r in node.peers.replicas.values())

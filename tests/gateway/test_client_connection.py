@@ -12,11 +12,14 @@ from im_actors.errors import (
     BadRequest,
     Overloaded,
     ProtocolViolation,
+    RateLimited,
     ShuttingDown,
     TooLarge,
     UnknownVersion,
 )
 from im_actors.gateway import Clock
+from im_actors.gateway.tokens import make_token
+from im_actors.net.shares import CROWDED_MS, ShareSettings
 from im_actors.wire import messages as m
 from im_actors.wire.codec import encode_frame
 from tests.gateway.fakes import RawClient, cluster, eventually, text
@@ -270,6 +273,60 @@ async def test_too_many_strangers_and_too_many_connections() -> None:
         assert second.received[0][1] == Overloaded.code
         await stranger.hello()
         await c.client("bob")
+
+
+async def test_an_address_that_comes_too_often_is_told_when_to_come_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("im_actors.net.connection.host_of", lambda _: "192.0.2.7")
+    shares = ShareSettings(attempts_per_s=1, attempts_burst=2)
+    async with cluster(insecure_open=True, shares=shares) as c:
+        await c.client()
+        second = await c.client()
+        third = await c.connect()
+        await third.until(lambda: third.ended)
+        kind, reason, reconnect_after_ms = third.received[0]
+        assert (kind, reason) == (
+            m.SERVER_BYE,
+            "too many connections a second from your address",
+        )
+        assert 0 < reconnect_after_ms <= 1_000
+        assert not second.ended
+        status = c.gateway.status()
+        assert (status["connections"], status["strangers"], status["refused"]) == (2, 0, 1)
+
+
+async def test_a_user_with_too_many_connections_is_told_when_to_come_back() -> None:
+    secret = "s" * 32
+    shares = ShareSettings(connections_per_user=1)
+    async with cluster(token_secret=secret, shares=shares) as c:
+        token = make_token(secret, "alice")
+        first, second = await c.connect(), await c.connect()
+        await first.hello(token=token)
+        await second.send(m.hello("alice", "tablet", token, ""), text("team", 1))
+        await second.until(lambda: second.ended)
+        ((kind, reason, reconnect_after_ms),) = second.received
+        assert (kind, reconnect_after_ms) == (m.SERVER_BYE, CROWDED_MS)
+        assert "'alice' has too many connections" in reason
+        await (await c.connect()).hello("bob", make_token(secret, "bob"))
+        await first.close()
+        await eventually(lambda: c.gateway.status()["users"] == 1)
+        await (await c.connect()).hello(token=token)
+
+
+async def test_the_connections_of_a_user_share_his_sends() -> None:
+    secret = "s" * 32
+    shares = ShareSettings(sends_per_s=1, sends_burst=128)
+    async with cluster(token_secret=secret, shares=shares) as c:
+        token = make_token(secret, "alice")
+        phone = await (await c.connect()).hello(token=token)
+        tablet = await (await c.connect()).hello(token=token, device="tablet")
+        await phone.send(text("team", *range(1, 129)))
+        await phone.until(lambda: len(phone.acked) == 128)
+        await tablet.send(text("team", 1))
+        await tablet.until(lambda: tablet.rows(m.NACK))
+        assert tablet.rows(m.NACK)[0][2] == RateLimited.code
+        assert tablet.rows(m.NACK)[0][3] > 0
 
 
 async def test_sends_while_stopping_are_refused_definitely() -> None:

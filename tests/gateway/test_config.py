@@ -8,6 +8,7 @@ import pytest
 
 from im_actors.errors import SetupError
 from im_actors.gateway import GatewayConfig
+from im_actors.net.shares import ShareSettings
 from im_actors.wire.limits import Limits
 
 
@@ -22,11 +23,11 @@ def test_the_defaults_are_valid() -> None:
         ({"hold_ms": 0}, "hold_ms is 0"),
         ({"hold_ms": 4_000_000}, "must be 1 to 3600000"),
         ({"follows_max": True}, "follows_max is True"),
-        ({"sends_per_s": 1.5}, "sends_per_s is 1.5"),
+        ({"shares": ShareSettings(sends_per_s=1.5)}, "sends_per_s is 1.5"),
         ({"retry_ms_min": 600}, "retry_ms_min is above retry_ms_max"),
         ({"answer_ms": 20_000}, "answer_ms is above hold_ms"),
         ({"outstanding_per_connection": 100}, "at least 128"),
-        ({"sends_burst": 100}, "at least 128"),
+        ({"shares": ShareSettings(sends_burst=100)}, "at least 128"),
         ({"outstanding_rows_max": 1_000}, "outstanding_per_connection is above"),
         ({"outstanding_bytes_max": 1 << 30}, "a link to a shard may have unread"),
         ({"slow_reader_bytes": 1_000}, "slow_reader_bytes"),

@@ -13,7 +13,6 @@ import pytest
 
 from im_actors.errors import SetupError, ShuttingDown, Unauthenticated
 from im_actors.gateway import GatewayConfig, GatewayNode
-from im_actors.gateway.client_connection import ClientConnection
 from im_actors.gateway.node import is_loopback
 from im_actors.wire import messages as m
 from tests.gateway.fakes import SECRET, cluster, eventually, text
@@ -49,7 +48,7 @@ async def test_with_a_secret_or_by_consent_any_address_will_do(settings: dict[st
 async def test_a_client_from_elsewhere_is_refused_without_a_secret(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(ClientConnection, "peer_host", property(lambda self: "192.0.2.7"))
+    monkeypatch.setattr("im_actors.net.connection.host_of", lambda _: "192.0.2.7")
     async with cluster() as c:
         client = await c.connect()
         await client.send(m.hello("alice", "phone", None, ""))

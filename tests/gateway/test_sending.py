@@ -12,6 +12,7 @@ from im_actors.errors import (
     SlotMoving,
     Unknown,
 )
+from im_actors.net.shares import ShareSettings
 from im_actors.wire import messages as m
 from tests.gateway.fakes import TIME_MS, cluster, eventually, text
 
@@ -144,7 +145,7 @@ async def test_refusals_of_the_shard_reach_the_client() -> None:
 
 
 async def test_too_fast_is_told_when_to_come_back() -> None:
-    async with cluster(sends_per_s=10, sends_burst=128) as c:
+    async with cluster(shares=ShareSettings(sends_per_s=10, sends_burst=128)) as c:
         client = await c.client()
         await client.send(text("team", *range(1, 129)), text("team", 129))
         await client.until(lambda: len(client.acked) == 128 and client.rows(m.NACK))
@@ -169,7 +170,7 @@ async def test_who_is_overloaded_and_goes_on_is_not_read_from_for_a_while() -> N
 
 async def test_a_full_gateway_says_that_it_is_full_and_not_that_the_client_is_too_fast() -> None:
     limits = {"outstanding_per_connection": 128, "outstanding_rows_max": 128}
-    async with cluster(sends_per_s=1, sends_burst=128, **limits) as c:
+    async with cluster(shares=ShareSettings(sends_per_s=1, sends_burst=128), **limits) as c:
         client = await c.client()
         c.shards[0].silent = True
         await client.send(text("team", *range(1, 129)), text("team", 129))

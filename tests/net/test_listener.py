@@ -7,10 +7,11 @@ import contextlib
 import errno
 import socket
 import ssl
+from collections.abc import Callable
 
 import pytest
 
-from im_actors.errors import SetupError
+from im_actors.errors import ImError, RateLimited, SetupError
 from im_actors.net import listener as module
 from im_actors.net.connection import FramedProtocol
 from im_actors.net.listener import listen
@@ -187,3 +188,122 @@ async def test_a_failed_tls_handshake_takes_no_place(
     listener.close()
     listener.abort_connections()
     await listener.wait_closed()
+
+
+class Counting:
+    """A guard that counts, and refuses when it is told to."""
+
+    def __init__(self) -> None:
+        self.here = self.ever = 0
+        self.refuses = False
+
+    def arrived(self, host: str) -> ImError | None:
+        assert host == "127.0.0.1"
+        if self.refuses:
+            return RateLimited("slower", 250)
+        self.here += 1
+        self.ever += 1
+        return None
+
+    def gone(self, host: str) -> None:
+        self.here -= 1
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def test_a_guard_is_asked_and_told(tls: tuple[ssl.SSLContext, ssl.SSLContext]) -> None:
+    server, client = tls
+    guard = Counting()
+    for contexts in ((None, None), (server, client)):
+        guard.ever, guard.refuses = 0, False
+        listener = await listen(Echo, "127.0.0.1", 0, ssl=contexts[0], guard=guard)
+        first = await asyncio.open_connection("127.0.0.1", listener.port, ssl=contexts[1])
+        assert await ask(*first, [6, 1]) == [6, 1]
+        guard.refuses = True
+        if contexts[0] is None:
+            reader, writer = await asyncio.open_connection("127.0.0.1", listener.port)
+            assert await answer(reader) == [71, "slower", 250]
+            writer.close()
+        else:
+            # It is not worth a handshake, so there is no way to tell it.
+            with pytest.raises((OSError, EOFError)):
+                await asyncio.open_connection("127.0.0.1", listener.port, ssl=client)
+        assert (guard.here, guard.ever) == (1, 1)
+        first[1].close()
+        await until(lambda: guard.here == 0)
+        listener.close()
+        await listener.wait_closed()
+
+
+async def test_handshakes_that_never_end(
+    tls: tuple[ssl.SSLContext, ssl.SSLContext], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are counted from the first moment on, and end after a while."""
+    monkeypatch.setattr(module, "TLS_HANDSHAKE_S", 0.2)
+    guard = Counting()
+    listener = await listen(Echo, "127.0.0.1", 0, ssl=tls[0], guard=guard)
+    silent = await asyncio.open_connection("127.0.0.1", listener.port)
+    slow = await asyncio.open_connection("127.0.0.1", listener.port)
+    slow[1].write(b"\x16\x03\x01")
+    await until(lambda: guard.ever == 2)
+    assert not listener.connections
+    for reader, writer in (silent, slow):
+        async with asyncio.timeout(10):
+            with contextlib.suppress(ConnectionError):
+                assert await reader.read() == b""
+        writer.close()
+    await until(lambda: guard.here == 0)
+    # One that is under way does not outlive the listener.
+    monkeypatch.setattr(module, "TLS_HANDSHAKE_S", 60.0)
+    _, writer = await asyncio.open_connection("127.0.0.1", listener.port)
+    await until(lambda: guard.here == 1)
+    listener.close()
+    listener.abort_connections()
+    await listener.wait_closed()
+    assert guard.here == 0
+    writer.close()
+
+
+def test_tls_on_the_loop_of_the_actors(tls: tuple[ssl.SSLContext, ssl.SSLContext]) -> None:
+    """What comes at once with the end of the handshake is not lost, on either kind of loop."""
+    uvloop = pytest.importorskip("uvloop")
+
+    async def talk() -> None:
+        listener = await listen(Echo, "127.0.0.1", 0, ssl=tls[0], guard=(guard := Counting()))
+        for _ in range(20):
+            reader, writer = await asyncio.open_connection("127.0.0.1", listener.port, ssl=tls[1])
+            assert await ask(reader, writer, [6, 1]) == [6, 1]
+            writer.close()
+        await until(lambda: guard.here == 0)
+        # In one write with the last part of the handshake, as an eager client may do.
+        to_client, to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
+        end = tls[1].wrap_bio(to_client, to_server, server_hostname="127.0.0.1")
+        reader, writer = await asyncio.open_connection("127.0.0.1", listener.port)
+        with contextlib.suppress(ssl.SSLWantReadError):
+            end.do_handshake()
+        writer.write(to_server.read())
+        while True:
+            to_client.write(await reader.read(65_536))
+            with contextlib.suppress(ssl.SSLWantReadError):
+                end.do_handshake()
+                break
+        end.write(encode_frame([6, 7]))
+        writer.write(to_server.read())
+        got = b""
+        async with asyncio.timeout(10):
+            while got != encode_frame([6, 7]):
+                to_client.write(await reader.read(65_536))
+                with contextlib.suppress(ssl.SSLWantReadError):
+                    got += end.read(65_536)
+        writer.close()
+        listener.close()
+        listener.abort_connections()
+        await listener.wait_closed()
+
+    for factory in (asyncio.new_event_loop, uvloop.new_event_loop):
+        with asyncio.Runner(loop_factory=factory) as runner:
+            runner.run(talk())

@@ -42,7 +42,7 @@ def test_paths_begin_where_the_settings_file_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        ("[rule]\n", "has no 'rule'; it has batches, lines, mailbox, rules, tls"),
+        ("[rule]\n", "has no 'rule'; it has batches, lines, mailbox, rules, shares, tls"),
         ("[rules]\nrecal_ms = 1\n", r"\[rules\] has no 'recal_ms'"),
         ("[batches.low]\n", r"\[batches\] has no 'low'"),
         ("[batches]\nhigh = 3\n", r"high is a section, \[batches.high\]"),
@@ -57,6 +57,7 @@ def test_paths_begin_where_the_settings_file_is(tmp_path: Path) -> None:
         ('[mailbox]\nredis = "10.0.0.5"\n', "must be a URL"),
         ("[lines]\ndirect = 0\n", "direct is 0"),
         ("[lines\n", "is not TOML"),
+        ("[shares]\nattempts_per_s = 0\n", "attempts_per_s is 0"),
         ('[tls]\ncertificate = "x"\n', "certificate and key belong together"),
         ('[tls]\nauthorities = "x"\n', "mean nothing without a certificate"),
     ],
