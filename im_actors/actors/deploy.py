@@ -216,6 +216,7 @@ def _start(config: UpConfig, cluster: ClusterFile, data: Path, progress: Progres
     taken = processes.port_taken(config.host, port) if config.local else None
     if taken:
         raise SetupError(f"port {port} on {config.host}: {taken}; choose another --port")
+    certified = _certified(config, progress)
     asked = _asked(config, port)
     settings = replace(
         _settings(asked, cluster, data),
@@ -236,10 +237,11 @@ def _start(config: UpConfig, cluster: ClusterFile, data: Path, progress: Progres
         version=__version__,
         settings=asked,
     )
-    run = replace(run, tls_server_name=_server_name(run, progress))
     try:
         begin = _start_local if config.local else _join
         run = begin(run, settings, cluster, progress)
+        run = replace(run, tls_server_name=_server_name(run, certified))
+        write_run(data, run)
         _until_served(run, cluster, settings, progress)
     except BaseException:
         left = read_run(data)
@@ -250,19 +252,22 @@ def _start(config: UpConfig, cluster: ClusterFile, data: Path, progress: Progres
     return run
 
 
-def _server_name(run: RunFile, progress: Progress) -> str:
-    """What commands here compare the gateways' certificate with; empty: their address. SetupError:
-    nobody would accept it."""
-    files = run.tls.files
+def _certified(config: UpConfig, progress: Progress) -> tuple[str, ...]:
+    """The hosts that this host's certificate is for. SetupError: nobody would accept it."""
+    files = config.operator.tls.files
     if files is None:
-        return ""
-    hosts = hosts_of(files)
-    if not _is_local(run) and not files.authorities:
+        return ()
+    if not config.local and not files.authorities:
         progress("links between the actors are not encrypted: --tls-ca has them so, too")
-    if run.gateway_address in hosts:
+    return hosts_of(files)
+
+
+def _server_name(run: RunFile, certified: tuple[str, ...]) -> str:
+    """What commands here compare the gateways' certificates with; empty: the address of each. Where
+    one is for all hosts of a domain, it is for any of them."""
+    if not certified or set(run.gateway_address.split(",")) & set(certified):
         return ""
-    # Where it is for all hosts of a domain, it is for any of them.
-    return hosts[0].replace("*", "im")
+    return certified[0].replace("*", "im")
 
 
 def _settings(asked: dict[str, Any], cluster: ClusterFile, data: Path) -> ActorSettings:

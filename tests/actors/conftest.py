@@ -17,7 +17,7 @@ import pytest
 from im_actors.actors import deploy, processes
 from im_actors.client import Client
 from im_actors.errors import ImError
-from im_actors.server.admin import AdminClient
+from im_actors.server.admin import admin_of
 from im_actors.server.cluster_file import RunFile, read_cluster, read_run
 
 WAIT_S = 30.0
@@ -49,10 +49,9 @@ class RayCluster:
         return asyncio.run(self.ask(method, *args, timeout_s=timeout_s))
 
     async def ask(self, method: str, *args: Any, timeout_s: float = 10.0) -> Any:
-        cluster, run = read_cluster(self.data), self.run
+        cluster = read_cluster(self.data)
         assert cluster is not None
-        secret = cluster.secret_bytes
-        async with AdminClient(run.admin_address, run.admin_port, secret) as admin:
+        async with admin_of(self.run, cluster.secret_bytes) as admin:
             return await admin.call(method, *args, timeout_s=timeout_s)
 
     def pids(self) -> dict[str, int]:
@@ -81,6 +80,21 @@ class RayCluster:
     def processes(self) -> int:
         run = self.run
         return len(processes.session_processes(run.ray_sid, run.ray_temp_dir))
+
+    def shown(self, words: list[str]) -> list[str]:
+        """Where one of these can be read by others: command lines of this machine's processes and
+        log files of this cluster."""
+        found = []
+        for path in (*Path("/proc").glob("[0-9]*/cmdline"), *self._logs()):
+            with contextlib.suppress(OSError):
+                content = path.read_bytes()
+                found += [f"{path}: {word[:4]}…" for word in words if word.encode() in content]
+        return found
+
+    def _logs(self) -> Iterator[Path]:
+        yield from (path for path in (self.data / "logs").rglob("*") if path.is_file())
+        temp_dir = Path(self.run.ray_temp_dir)
+        yield from (path for path in temp_dir.glob("session_*/logs/**/*") if path.is_file())
 
     def client(self, user: str, **settings: Any) -> Client:
         return Client(self.run.url, user=user, device="test", **settings)

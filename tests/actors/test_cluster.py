@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from im_actors.actors import deploy, processes
+from im_actors.actors.ports import listening, unlisted
 from im_actors.errors import SetupError, WrongDirectory
-from im_actors.server.cluster_file import read_run, remove_run, write_run
+from im_actors.server.cluster_file import read_cluster, read_run, remove_run, write_run
 
 if TYPE_CHECKING:
     from conftest import RayCluster
@@ -55,6 +56,28 @@ def test_up_again_reports_the_cluster_that_runs(cluster: RayCluster) -> None:
 def test_files_with_secrets_are_for_their_owner_only(cluster: RayCluster) -> None:
     for name in ("cluster.json", "run.json", "ray-token"):
         assert (cluster.data / name).stat().st_mode & 0o077 == 0
+
+
+def test_each_listening_port_is_in_the_table_and_on_loopback(cluster: RayCluster) -> None:
+    run = cluster.run
+    found = listening(processes.session_processes(run.ray_sid, run.ray_temp_dir))
+    assert unlisted(found) == []
+    assert {one.address for one in found} == {"127.0.0.1"}
+    # The scan sees what is there: ours among them.
+    assert {(one.kind, one.port) for one in found} >= {
+        ("GatewayActor", run.gateway_port),
+        ("ControllerActor", run.admin_port),
+        ("gcs_server", int(run.ray_address.rpartition(":")[2])),
+    }
+    assert {"ShardActor", "ReplicaActor", "raylet"} <= {one.kind for one in found}
+
+
+def test_secrets_are_in_no_log_and_on_no_command_line(cluster: RayCluster) -> None:
+    known = read_cluster(cluster.data)
+    assert known is not None
+    secrets = [known.secret, (cluster.data / "ray-token").read_text()]
+    assert cluster.shown([known.cluster]), "it is looked where something is to be found"
+    assert cluster.shown(secrets) == []
 
 
 @pytest.mark.parametrize("name", ["shard-1", "replica-2", "gateway-1", "controller"])

@@ -24,6 +24,7 @@ from im_actors.errors import (
     SetupError,
     WrongDirectory,
 )
+from im_actors.net.tls import hosts_of
 from im_actors.server.cluster_file import (
     RunFile,
     open_or_create_cluster,
@@ -131,7 +132,9 @@ def test_what_commands_compare_a_certificate_with(
     operator = ClusterSettings(tls=tls).public()
     run = stale_run(tmp_path, settings={"address": "local", "operator": operator})
     assert run.url == "ims://127.0.0.1:7070"
-    assert deploy._server_name(run, lambda _: None) == compared
+    assert run.tls.files is not None
+    assert deploy._server_name(run, hosts_of(run.tls.files)) == compared
+    assert deploy._server_name(run, ()) == ""
 
 
 def test_a_cluster_that_cannot_be_asked_is_not_ended(tmp_path: Path, authorities: Any) -> None:
