@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import socket
+import tomllib
+from dataclasses import asdict
+from pathlib import Path
 
 import psutil
 import pytest
 
 from im_actors.actors.ports import TABLE, Listening, kind_of, listening, unlisted
+from im_actors.net.shares import ShareSettings
 
 
 @pytest.mark.parametrize(
@@ -44,3 +48,20 @@ def test_one_more_than_the_table_has_is_found() -> None:
     assert unlisted([Listening(2, "nc", "0.0.0.0", 4444)]) == [
         "nc (pid 2) listens on 0.0.0.0:4444, of which 0 are known"
     ]
+
+
+def test_the_guide_has_the_same_table() -> None:
+    guide = (Path(__file__).parents[2] / "cluster" / "security.md").read_text()
+    rows = [
+        f"| {kind} | {port.what} | {port.guard} |"
+        for kind, ports in TABLE.items()
+        for port in ports
+    ]
+    table = guide.partition("<!-- ports -->\n")[2].partition("\n\n")[0].splitlines()
+    assert table[2:] == rows
+
+
+def test_the_guide_has_the_settings() -> None:
+    guide = (Path(__file__).parents[2] / "cluster" / "security.md").read_text()
+    shares = tomllib.loads("[shares]" + guide.partition("[shares]")[2].partition("\n\n")[0])
+    assert shares["shares"] == asdict(ShareSettings())
