@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 
+from im_actors.core.model import View, ViewState
 from tests.sim.__main__ import SEEDS_FOR_ALL_KINDS, Report, main, replay_command
 from tests.sim.faults import KINDS
 from tests.sim.mailboxes import STEPS
@@ -113,6 +114,22 @@ def test_a_healed_replica_gets_through_what_its_slow_history_left() -> None:
     while len(done) < 300 and world.clock.now_ms < healed_ms + 300 * HISTORY_MS:
         world.clock.step()
     assert done == list(range(300))
+
+
+def test_what_was_on_its_way_to_a_store_that_is_rolled_back_never_arrives() -> None:
+    """Seed 657425286: late repeats of its last swaps made the store again what it had been."""
+    world = World(Plan(1, operations=5, safety_ms=500), traced=False)
+    old = View(0, 1, ViewState.ACTIVE, "shard-1.1", ())
+    new = old._replace(epoch=2)
+    world.faults.heal()
+    world.store.views[0] = old
+    answers: list[View | None] = []
+    world.store.swap(old, new, answers.append)
+    world.store.roll_back(old)
+    world.store.read(0, answers.append)
+    while len(answers) < 2:
+        world.clock.step()
+    assert set(answers) == {None, old}
 
 
 def _digest_with(hash_seed: str) -> str:
