@@ -29,6 +29,8 @@ SEEDS_FOR_ALL_KINDS = 200
 all that they may do."""
 PROGRESS_S = 10.0
 TRACE_SHOWN = 80
+FAILURE_CHARS_MAX = 300
+"""Of a failure's first line, where all of them are listed at the end."""
 
 
 def main() -> int:
@@ -130,7 +132,8 @@ class Report:
     def __init__(self, verbose: bool, seeds: int | None) -> None:
         self.verbose = verbose
         self.seeds = seeds
-        self.passed = self.failed = self.takeovers = 0
+        self.passed = self.takeovers = 0
+        self.failures: list[str] = []
         self.counts: Counter[str] = Counter()
         self.met: Counter[str] = Counter()
         self.cpu_s = 0.0
@@ -144,14 +147,16 @@ class Report:
         if outcome.problem is None:
             self.passed += 1
         else:
-            self.failed += 1
+            first_line = str(outcome.problem).partition("\n")[0][:FAILURE_CHARS_MAX]
+            self.failures.append(f"{replay_command(outcome.plan)}\n  {first_line}")
             self._tell_failure(outcome)
         if self.verbose and outcome.problem is None:
             print(f"seed {outcome.plan.seed} passed {_rates(outcome)}", flush=True)
         elif time.monotonic() - self._told > PROGRESS_S:
             self._told = time.monotonic()
             of = "" if self.seeds is None else f" of {self.seeds}"
-            print(f"{self.passed + self.failed}{of} seeds, {self.failed} failed", flush=True)
+            failed = len(self.failures)
+            print(f"{self.passed + failed}{of} seeds, {failed} failed", flush=True)
 
     def _tell_failure(self, outcome: Outcome) -> None:
         assert outcome.problem is not None
@@ -172,7 +177,7 @@ class Report:
         print(*shown, sep="\n", flush=True)
 
     def end(self, all_kinds: bool) -> int:
-        seeds = self.passed + self.failed
+        seeds = self.passed + len(self.failures)
         speed = seeds / max(self.cpu_s, 0.001) * 60
         print(f"injected {json.dumps(dict(sorted(self.counts.items())))}")
         print(f"met {json.dumps(dict(sorted(self.met.items())))}")
@@ -180,10 +185,12 @@ class Report:
         never = [kind for kind in KINDS if not self.counts[kind]]
         never += [step for step in STEPS if not self.met[step]]
         if all_kinds and never and seeds >= SEEDS_FOR_ALL_KINDS:
-            print(f"never injected: {', '.join(never)}")
-            self.failed += 1
-        print(f"{self.passed} passed, {self.failed} failed")
-        return 1 if self.failed else 0
+            self.failures.append(f"never injected: {', '.join(never)}")
+        # Once more at the end, which is what a reader of a long log sees first.
+        for failure in self.failures:
+            print(f"failed: {failure}")
+        print(f"{self.passed} passed, {len(self.failures)} failed")
+        return 1 if self.failures else 0
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from tests.sim.world import World
 
 TICK_MS = 150
+HISTORY_MS = 20
+"""What the history's thread takes for one thing, at most."""
 HEAD_WAIT_MS = 150
 """How long a read waits for a seq that the gateway has already heard of."""
 
@@ -63,6 +66,8 @@ class SimReplica(Process):
         """What the journal may delete soon."""
         self._effects: list[list[Any]] = []
         """What the machine said since the last transaction began, by event."""
+        self._history_work: deque[Callable[[], None]] = deque()
+        """What the history's thread has still to do."""
 
     @property
     def member(self) -> Member:
@@ -79,6 +84,7 @@ class SimReplica(Process):
         self._effects, self._writing = [], False
         self._applying = self._apply_planned = False
         self._history_free_ms = 0.0
+        self._history_work = deque()
         self._waiting = ApplyQueue()
         self._trims = {}
         logs = self._load()
@@ -110,6 +116,13 @@ class SimReplica(Process):
     def crashed(self) -> None:
         self.machine = None
         self._effects = []
+
+    def heal(self) -> None:
+        """There is room on the disk, and what waits for history takes no longer than usual: half a
+        minute of slow reads may have left several minutes of them."""
+        self.full_until_ms = self._history_free_ms = 0.0
+        for _ in self._history_work:
+            self._turn(HISTORY_MS)
 
     def wipe(self) -> None:
         """Come back with an empty disk, which is another member."""
@@ -352,10 +365,18 @@ class SimReplica(Process):
 
     def _in_history(self, call: Callable[[], None]) -> None:
         """Done by the history's thread: later, one after the other."""
-        start = max(self._history_free_ms, self.clock.now_ms)
         busy = self.world.faults.strikes("slow_history", self.rng)
-        self._history_free_ms = start + self.rng.uniform(0.1, 3_000 if busy else 20)
-        self.clock.at(self._history_free_ms, self.alive(call))
+        self._history_work.append(call)
+        self._turn(self.rng.uniform(0.1, 3_000 if busy else HISTORY_MS))
+
+    def _turn(self, takes_ms: float) -> None:
+        """The history's thread does one thing more, in its turn."""
+        self._history_free_ms = max(self._history_free_ms, self.clock.now_ms) + takes_ms
+        self.clock.at(self._history_free_ms, self.alive(self._next_in_history))
+
+    def _next_in_history(self) -> None:
+        if self._history_work:
+            self._history_work.popleft()()
 
     def _drop_history(self, slot: int) -> None:
         self.disk.drop_history(slot, self.world.slot_of)

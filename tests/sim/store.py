@@ -23,12 +23,25 @@ class ViewStore:
         self.views: dict[int, View] = {}
         self.past: dict[int, list[View]] = {}
         """The views that each slot had before."""
+        self.life = 0
+        """What is on its way to the store when it is rolled back never reaches it: an old copy is
+        restored by starting the store again, and every connection ends."""
+
+    def roll_back(self, older: View) -> None:
+        """Be again what it was before some changes of a slot."""
+        self.life += 1
+        self.views[older.slot] = older
 
     def read(self, slot: int, answer: Answer) -> None:
         self._delayed(lambda: self._reply(answer, self.views.get(slot)))
 
     def swap(self, old: View, new: View, answer: Answer) -> None:
+        life = self.life
+
         def compare_and_swap() -> None:
+            if self.life != life:
+                answer(None)
+                return
             if self.views[old.slot] == old:
                 self.past.setdefault(old.slot, []).append(old)
                 self.views[old.slot] = new

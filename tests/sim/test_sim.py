@@ -9,12 +9,14 @@ from dataclasses import replace
 
 import pytest
 
+from im_actors.core.model import View, ViewState
 from tests.sim.__main__ import SEEDS_FOR_ALL_KINDS, Report, main, replay_command
 from tests.sim.faults import KINDS
 from tests.sim.mailboxes import STEPS
+from tests.sim.replicas import HISTORY_MS
 from tests.sim.runs import run_plan
 from tests.sim.shrink import shrink
-from tests.sim.world import Plan
+from tests.sim.world import Plan, World
 
 OPERATIONS = 300
 SEEDS = range(1, 15)
@@ -78,6 +80,7 @@ def test_a_failure_is_told_with_the_command_that_replays_it(
     assert main() == 1
     lines = capsys.readouterr().out.splitlines()
     assert f"replay: {command}" in lines
+    assert f"failed: {command}" in lines[-3:]
     assert lines[-1] == "0 passed, 1 failed"
 
 
@@ -93,6 +96,40 @@ def test_a_kind_that_is_never_injected_fails_a_long_run(
     del report.counts["torn_batch"], report.met["batch_recall"]
     assert report.end(all_kinds=True) == 1
     assert "never injected: torn_batch, batch_recall" in capsys.readouterr().out
+
+
+def test_a_healed_replica_gets_through_what_its_slow_history_left() -> None:
+    """Seed 878941698: half a minute of slow reads had filled its thread for more than three
+    minutes, and it was called stuck."""
+    world = World(Plan(1, operations=5, safety_ms=500), traced=False)
+    replica = world.replicas["replica-1"]
+    replica.start()
+    world.faults.rates["slow_history"] = 1.0
+    done: list[int] = []
+    for number in range(300):
+        replica._in_history(lambda number=number: done.append(number))
+    world.faults.heal()
+    replica.heal()
+    healed_ms = world.clock.now_ms
+    while len(done) < 300 and world.clock.now_ms < healed_ms + 300 * HISTORY_MS:
+        world.clock.step()
+    assert done == list(range(300))
+
+
+def test_what_was_on_its_way_to_a_store_that_is_rolled_back_never_arrives() -> None:
+    """Seed 657425286: late repeats of its last swaps made the store again what it had been."""
+    world = World(Plan(1, operations=5, safety_ms=500), traced=False)
+    old = View(0, 1, ViewState.ACTIVE, "shard-1.1", ())
+    new = old._replace(epoch=2)
+    world.faults.heal()
+    world.store.views[0] = old
+    answers: list[View | None] = []
+    world.store.swap(old, new, answers.append)
+    world.store.roll_back(old)
+    world.store.read(0, answers.append)
+    while len(answers) < 2:
+        world.clock.step()
+    assert set(answers) == {None, old}
 
 
 def _digest_with(hash_seed: str) -> str:

@@ -172,7 +172,7 @@ class Troubles:
         if not older:
             return None
         self.world.faults.happened("roll_back")
-        store.views[slot] = self.rng.choice(older)
+        store.roll_back(self.rng.choice(older))
         return slot
 
     # -- copies from the past ------------------------------------------------------------------

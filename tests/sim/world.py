@@ -347,7 +347,7 @@ class World:
             if process is self.second:
                 continue
             if isinstance(process, SimReplica):
-                process.full_until_ms = 0.0
+                process.heal()
             if process.paused:
                 process.resume()
             process.start()
