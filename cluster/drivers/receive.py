@@ -2,7 +2,8 @@
 
     python cluster/drivers/receive.py im://127.0.0.1:7070 bob team [COUNT]
 
-Ends after COUNT messages, or with Ctrl-C. IM_ACTORS_TOKEN holds the token where one is asked for.
+Ends after COUNT messages, or with Ctrl-C. IM_ACTORS_TOKEN holds the token where one is asked for,
+IM_ACTORS_TLS_CA the file of an authority of its own for ims://.
 """
 
 import json
@@ -10,6 +11,7 @@ import os
 import sys
 from itertools import islice
 
+from im_actors.client import ClientConfig
 from im_actors.client.sync import Client
 
 
@@ -19,7 +21,11 @@ def main() -> int:
         return 2
     url, user, session, *count = sys.argv[1:]
     token = os.environ.get("IM_ACTORS_TOKEN")
-    with Client(url, user, "driver", token=token) as im, im.follow(session, after=0) as events:
+    ca = os.environ.get("IM_ACTORS_TLS_CA", "") if url.startswith("ims:") else ""
+    with (
+        Client(url, user, "driver", token=token, config=ClientConfig(tls_ca=ca)) as im,
+        im.follow(session, after=0) as events,
+    ):
         for event in islice(events, int(count[0]) if count else None):
             fields = {"seq": event.seq, "sender": event.sender, "text": event.text}
             print(json.dumps(fields, ensure_ascii=False), flush=True)

@@ -16,6 +16,7 @@ from im_actors.net.tls import Certificates
 from im_actors.server.cluster_file import read_run
 from im_actors.server.settings import ClusterSettings, TlsSettings
 from tests.cli.conftest import ClusterThread, Result, json_lines
+from tests.cli.test_drivers import drive
 from tests.net.test_tls import Quiet
 
 Run = Callable[..., Result]
@@ -69,6 +70,13 @@ def test_a_client_elsewhere_names_the_authority(
     monkeypatch.setenv("IM_ACTORS_TLS_CA", str(theirs))
     assert im(*send, "--timeout", "0.2")[0] == 1
     assert im(*send, "--tls-ca", ours)[0] == 0, "the option comes before the environment"
+
+
+def test_the_drivers(url: str, authorities: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IM_ACTORS_TLS_CA", str(authorities[0].certificate))
+    sent = drive("send.py", url, "alice", "drivers", text="hello")
+    assert (sent.returncode, sent.stdout, sent.stderr) == (0, "drivers 1\n", "")
+    assert drive("receive.py", url, "bob", "drivers", 1).returncode == 0
 
 
 @pytest.mark.parametrize(
