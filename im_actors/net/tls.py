@@ -23,6 +23,8 @@ REFRESH_S = 2.0
 _FLIGHTS_MAX = 10
 _UNSIGNED = frozenset((2, 18, 19, 20, 21, 24, 27))
 """X509_V_ERR_…: no issuer, self-signed, unverifiable, an authority that is none, untrusted."""
+_PURPOSE = 26
+"""X509_V_ERR_INVALID_PURPOSE."""
 _NO_TLS = frozenset(("WRONG_VERSION_NUMBER", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE"))
 
 
@@ -142,6 +144,11 @@ def why_not(error: ssl.SSLError) -> str:
             return (
                 f"whoever signed it is not believed here ({error.verify_message}); the file with"
                 " the certificate of its authority has to be named (--tls-ca, tls_ca)"
+            )
+        if error.verify_code == _PURPOSE:
+            return (
+                "its extendedKeyUsage forbids it: a host of a cluster needs serverAuth and"
+                " clientAuth, a gateway alone serverAuth"
             )
         return f"{error.verify_message}".lower().rstrip(".")
     if error.reason in _NO_TLS:

@@ -92,7 +92,7 @@ def test_a_cluster_that_keeps_strangers_out(
     sent = im(secured, *send, token=token)
     assert (sent.returncode, sent.stderr) == (0, "")
     assert "on 3 disks" in sent.stdout
-    assert im(secured, "status", token="").returncode == 0
+    secured.wait(lambda: im(secured, "status", token="").returncode == 0)
     # What strangers try leaves traces in logs, and these hold nothing of use.
     forged = im(secured, "tail", "team", "--as", "alice", token=make_token("f" * 40, "alice"))
     assert forged.returncode == 1

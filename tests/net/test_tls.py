@@ -119,6 +119,7 @@ def test_the_hosts_of_a_certificate(authorities: Any) -> None:
         ("IP:127.0.0.1", -1, False, "has expired"),
         ("IP:127.0.0.1", 1, True, "whoever signed it is not believed here"),
         ("", 1, False, "names no host"),
+        ("IP:127.0.0.1\nextendedKeyUsage=serverAuth", 1, False, "needs serverAuth and clientAuth"),
     ],
 )
 def test_a_certificate_that_others_would_refuse(
