@@ -23,6 +23,7 @@ from im_actors.cli import (
     cluster_commands,
     conversation_commands,
     group_commands,
+    growth_commands,
     months_commands,
     replay_commands,
     top,
@@ -114,8 +115,8 @@ def build_parser() -> argparse.ArgumentParser:
         )
 
     modules = (
-        cluster_commands, top, months_commands, client_commands, conversation_commands,
-        group_commands,
+        cluster_commands, growth_commands, top, months_commands, client_commands,
+        conversation_commands, group_commands,
         broadcast_commands, chat,
         replay_commands, torture_commands, bench_commands,
     )  # fmt: skip
