@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 STEP_S = 0.25
 CHANGE_S = 4.0
 """A change of members that is not done after so long has failed; another one is tried then."""
+AGAIN_S, AGAIN_S_MAX = 2.0, 60.0
+"""Wait after a change that failed, doubling: each may have held up its slot for a moment."""
 DROP_S = 30.0
 """How long a replica that is in no view any more may take to delete what it had."""
 UNHEALTHY_SHOWN = 3
@@ -95,9 +97,12 @@ class Growth:
         self._save = save
         self._allot = allot
         self._wake = asyncio.Event()
+        self._changing = asyncio.Lock()
         self._waits = ""
         self._filling: list[dict[str, Any]] = []
         self._out_since: dict[str, float] = {}
+        self._failures = 0
+        self._again_at = 0.0
 
     def methods(self) -> dict[str, Callable[..., Awaitable[Any]]]:
         return {"scale": self.scale, "drain": self.drain, "growth": self.progress}
@@ -108,7 +113,7 @@ class Growth:
         self, shards: int | None = None, replicas: int | None = None, gateways: int | None = None
     ) -> dict[str, Any]:
         """Other numbers of actors; None: as it is. Returns how far it is, at once."""
-        await self._adopt(self.topology.scaled(shards, replicas, gateways))
+        await self._adopt(lambda now: now.scaled(shards, replicas, gateways))
         return await self.progress()
 
     async def drain(self, what: str, cancel: bool = False) -> dict[str, Any]:
@@ -119,10 +124,10 @@ class Growth:
         if cancel:
             if host not in topology.hosts_out and not set(names) & set(topology.leaving):
                 raise BadRequest(f"{what} is not being drained")
-            await self._adopt(topology.taken_back(names, host))
+            await self._adopt(lambda now: now.taken_back(names, host))
         else:
             self._check_others(names)
-            await self._adopt(topology.drained(names, host))
+            await self._adopt(lambda now: now.drained(names, host))
         return await self.progress()
 
     def _meant(self, what: str) -> tuple[tuple[str, ...], str]:
@@ -150,13 +155,16 @@ class Growth:
                 f" {COPIES} are needed; missing: {', '.join(sorted(away))}"
             )
 
-    async def _adopt(self, topology: Topology) -> None:
-        new = [name for name in topology.replicas if name not in self.topology.replicas]
-        fresh = [name for name in new if name not in self.topology.leaving]
-        if fresh and self._allot is not None:
-            await self._allot(fresh, topology.hosts_out)
-        self._take_over(topology)
-        logger.info("wanted is now %s", topology)
+    async def _adopt(self, change: Callable[[Topology], Topology]) -> None:
+        async with self._changing:
+            new = change(self.topology).replicas
+            known = {desired.name for desired in self.topology.desired()}
+            fresh = [name for name in new if name not in known]
+            if fresh and self._allot is not None:
+                await self._allot(fresh, self.topology.hosts_out)
+            # Of what it is by now: somebody who was leaving may have ended meanwhile.
+            self._take_over(change(self.topology))
+        logger.info("wanted is now %s", self.topology)
         self._wake.set()
 
     def _take_over(self, topology: Topology) -> None:
@@ -213,8 +221,9 @@ class Growth:
 
     async def _step(self) -> None:
         await self._end_who_has_nothing()
-        self._waits = self._obstacle()
-        if self._waits:
+        obstacle = self._obstacle()
+        if obstacle:
+            self._waits = obstacle
             return
         self._filling = await self._incomplete()
         if self._filling:
@@ -223,7 +232,8 @@ class Growth:
             return
         change = self._next()
         if change is not None:
-            await self._change(change)
+            if time.monotonic() >= self._again_at:
+                await self._change(change)
         elif self.topology.spreading:
             self._take_over(replace(self.topology, spreading=False))
 
@@ -279,12 +289,17 @@ class Growth:
         while time.monotonic() < deadline:
             view = controller.views[slot]
             done = view.epoch > before.epoch and view.state == ViewState.ACTIVE
-            if done:
-                if change.leaves in view.members:
-                    logger.warning("slot %d still has %s", slot, change.leaves.replica)
+            if done and change.leaves not in view.members:
+                self._failures = 0
                 return
+            if done:
+                break
             await asyncio.sleep(STEP_S / 10)
-        self._waits = f"slot {slot} did not change its members within {CHANGE_S:.0f} s"
+        wait_s = min(AGAIN_S_MAX, AGAIN_S * 2**self._failures)
+        self._failures += 1
+        self._again_at = time.monotonic() + wait_s
+        self._waits = f"slot {slot}: no other replica took over from {change.leaves.replica}"
+        logger.warning("%s, again after %.0f s", self._waits, wait_s)
 
     async def _end_who_has_nothing(self) -> None:
         for name in self.topology.leaving:

@@ -247,14 +247,16 @@ class ShardNode:
         They are told to the owner as out of reach until the change is done, or has come to nothing
         for so long that it goes on with those it had. Until then they still take what it writes.
         """
-        if not self.serves(slot) or slot in self._barred:
+        members = frozenset(Member(*fields) for fields in barred)
+        others = self._links.keys() - members - self._owners[slot].members.keys()
+        able = any(self._links[member].up for member in others)
+        if not able or not self.serves(slot) or slot in self._barred:
             return
-        members = [Member(*fields) for fields in barred]
-        self._barred[slot] = frozenset(members)
+        self._barred[slot] = members
         for member in members:
             self._handle(slot, own.MemberDown(member))
         self.take([slot], reason, force=True)
-        self._loop.call_later(BARRED_S, self._unbar, slot, self._barred[slot])
+        self._loop.call_later(BARRED_S, self._unbar, slot, members)
 
     def _unbar(self, slot: int, barred: frozenset[Member]) -> None:
         if self._stopping or self._barred.get(slot) is not barred:

@@ -13,6 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from im_actors.cli.cluster_commands import sound
+from im_actors.cli.verify_offline import verify_directories
 from im_actors.client import Client
 from im_actors.core.model import COPIES, View, ViewState
 from im_actors.core.owner import OwnerSettings
@@ -255,6 +257,10 @@ async def test_a_drained_replica_goes_when_three_others_have_everything(
         await forgetful.operations.methods()["drain"]("replica-2")
     with pytest.raises(BadRequest, match="scale --replicas 4 first"):
         await forgetful.operations.methods()["drain"]("replica-1")
+    assert (forgetful.data / "replica-2").is_dir(), "nobody deletes a directory for the operator"
+    await forgetful.stop()
+    offline = await asyncio.to_thread(verify_directories, forgetful.data)
+    assert sound(offline), offline
 
 
 class Copies:
