@@ -29,6 +29,7 @@ from typing import Any
 
 from bench.machine import describe, fsync_us
 from bench.running import Cluster, run, say, until_quiet
+from bench.scale_plot import svg
 from im_actors.cli.bench.plan import Load
 from im_actors.cli.bench.processes import Figures, Generators
 from im_actors.cli.bench.server_side import ServerSide
@@ -356,14 +357,12 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "costs": fitted.to_dict(),
         "held_out": held_out,
     }
-    _write(args.out, report)
+    if args.out is not None:
+        args.out.write_text(json.dumps(report, indent=1) + "\n")
+        say(f"written to {args.out}: im-actors plan --costs {args.out}")
+    if args.plot is not None:
+        args.plot.write_text(svg(report))
     return report
-
-
-def _write(out: Path | None, report: dict[str, Any]) -> None:
-    if out is not None:
-        out.write_text(json.dumps(report, indent=1) + "\n")
-        say(f"written to {out}: im-actors plan --costs {out}")
 
 
 def shown(report: dict[str, Any]) -> str:
@@ -424,6 +423,7 @@ def main() -> int:
         type=Path,
         help=f"file for im-actors plan; the project's own is bench/results/{SOURCE.name}",
     )
+    parser.add_argument("--plot", type=Path, help="file for a picture, SVG")
     parser.add_argument("--json", action="store_true", help="the last line is one JSON object")
     return run(parser.parse_args(), measure, shown)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from xml.etree import ElementTree
 
 import pytest
 
 from bench.scale import FOLLOWERS_MORE, Point, costs_of, prediction, shown
+from bench.scale_plot import svg
 from im_actors.cli.capacity import Costs, PartCost
 
 TRUTH = {
@@ -89,3 +91,12 @@ def test_the_tables_name_all_points() -> None:
     assert "replica" in text
     assert "not fitted to" in text
     assert text.count("\n") > 10
+
+
+def test_the_picture_has_a_bar_for_each_number_of_shards_and_no_other_point() -> None:
+    full = [replace(point(8_000, shards=shards), rate=None) for shards in (1, 2, 4)]
+    picture = svg({"points": [p.to_json() for p in (*full, point(2_000))]})
+    ElementTree.fromstring(picture)
+    assert picture.count("msg/s<") == 3
+    assert "4 shards" in picture
+    assert "replica" in picture
