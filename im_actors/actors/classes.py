@@ -261,6 +261,9 @@ class ShardActor(Actor):
     async def take(self, slots: list[int], reason: str, force: bool = False) -> None:
         self._running().take(slots, reason, force)
 
+    async def change_members(self, slot: int, barred: list[Any], reason: str) -> None:
+        self._running().change_members(slot, barred, reason)
+
     async def story(self, slot: int) -> list[str]:
         story: list[str] = self._running().story(slot)
         return story

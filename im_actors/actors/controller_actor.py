@@ -6,13 +6,15 @@ import asyncio
 import logging
 import os
 import signal
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from im_actors.actors.classes import FAULT_DELAY_S, SIGNALS
 from im_actors.actors.logs import log_loop_errors, log_to_file
 from im_actors.actors.metrics import publish_from_now_on
-from im_actors.actors.platform import RayCalls, RayPlatform
+from im_actors.actors.placement import place, read_places, write_places
+from im_actors.actors.platform import STOP_S, RayCalls, RayPlatform
 from im_actors.actors.remote_views import Question
 from im_actors.actors.settings import CONTROLLER, ActorSettings
 from im_actors.core.model import View, ViewState
@@ -20,8 +22,9 @@ from im_actors.errors import BadRequest, ImError, NotReachable, Unknown
 from im_actors.net.link import LinkConfig
 from im_actors.net.tls import keep_fresh
 from im_actors.server.admin import AdminServer
-from im_actors.server.cluster_file import read_cluster, write_cluster
+from im_actors.server.cluster_file import read_cluster, write_cluster, write_topology
 from im_actors.server.controller import ControllerNode
+from im_actors.server.growth import Growth
 from im_actors.server.operations import Operations
 from im_actors.server.views import ViewStore, open_view_store
 
@@ -32,8 +35,6 @@ RETRY_S_MAX = 2.0
 """Between two tries to start itself; doubling."""
 STARTING_S = 1.5
 """How long a question about a view waits for the store to be open; less than the asker waits."""
-STOP_S = 10.0
-"""Bound of one actor's stop; what is killed afterwards loses nothing that was promised."""
 
 
 class ControllerActor:
@@ -79,11 +80,20 @@ class ControllerActor:
         try:
             platform = RayPlatform(settings, self._calls, self._place)
             platform.view_store = views.identity
-            node = ControllerNode(
-                settings.slots, settings.desired(), platform, views, shards=settings.shards
+            topology = settings.topology
+            node = ControllerNode(settings.slots, topology.desired(), platform, views)
+            node.want(topology)
+            growth = Growth(
+                node,
+                topology,
+                lambda new: write_topology(settings.directory, new),
+                self._allot if settings.joined else None,
             )
+            if settings.joined:
+                platform.places |= read_places(settings.directory)
+            methods = self._methods(node, growth)
             links = LinkConfig.secured(certificates)
-            admin = AdminServer(CONTROLLER, settings.secret_bytes, self._methods(node), links)
+            admin = AdminServer(CONTROLLER, settings.secret_bytes, methods, links)
             await admin.start(settings.admin_address, settings.admin_port)
         except BaseException:
             await views.close()
@@ -93,6 +103,7 @@ class ControllerActor:
         if certificates is not None:
             self._freshening = asyncio.create_task(keep_fresh(certificates))
         await node.start()
+        node.spawn(growth.run())
         if settings.joined:
             publish_from_now_on(CONTROLLER, node.summary)
         logger.info("the controller serves on port %d", settings.admin_port)
@@ -112,6 +123,15 @@ class ControllerActor:
                 replace(cluster, view_store=kind, view_store_identity=views.identity),
             )
         return views
+
+    async def _allot(self, names: Sequence[str], but: Sequence[str]) -> None:
+        """Tie new replicas to disks, those first that have none; on none of the hosts ``but``."""
+        from im_actors.actors import ray_api
+
+        found = [h for h in await asyncio.to_thread(ray_api.hosts) if h.address not in but]
+        places = place(names, found, read_places(self._settings.directory))
+        write_places(self._settings.directory, places)
+        self._platform.places |= places
 
     # -- for up --------------------------------------------------------------------------------
 
@@ -149,8 +169,8 @@ class ControllerActor:
 
     # -- the operator's door -------------------------------------------------------------------
 
-    def _methods(self, node: ControllerNode) -> dict[str, Any]:
-        self._operations = Operations(node, self._stop)
+    def _methods(self, node: ControllerNode, growth: Growth) -> dict[str, Any]:
+        self._operations = Operations(node, growth, self._stop)
         return {
             **self._operations.methods(),
             "names": self._names,

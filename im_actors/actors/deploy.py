@@ -36,14 +36,15 @@ from im_actors.server.cluster_file import (
     open_or_create_cluster,
     read_cluster,
     read_run,
+    read_topology,
     remove_run,
     write_cluster,
     write_run,
 )
 from im_actors.server.settings import ClusterSettings
+from im_actors.server.topology import ACTORS_MAX
 
 LOOPBACK = "127.0.0.1"
-ACTORS_MAX = 256
 PING_S = 2.0
 """How long a controller may take to show that it lives."""
 BACK_S = 5.0
@@ -129,7 +130,8 @@ def up(config: UpConfig, progress: Progress) -> RunFile:
         run = read_run(data)
         if run is not None:
             if _is_whole(run, cluster):
-                progress("the cluster already runs" + _other(run.settings, config))
+                runs = run.settings | _scaled(data)
+                progress("the cluster already runs" + _other(runs, config))
                 _until_served(run, cluster, _settings(run.settings, cluster, data), progress)
                 return run
             progress("ending what remains of a cluster that died")
@@ -147,7 +149,23 @@ def _other(runs: dict[str, Any], config: UpConfig) -> str:
         for key, value in asked.items()
         if runs.get(key, value) != value
     ]
-    return f", with {', '.join(differs)}; im-actors down first to change it" if differs else ""
+    return (
+        f", with {', '.join(differs)}; im-actors scale changes numbers, down and up the rest"
+        if differs
+        else ""
+    )
+
+
+def _scaled(data: Path) -> dict[str, int]:
+    """The numbers of actors that ``scale`` and ``drain`` have left; empty if nobody used them."""
+    topology = read_topology(data)
+    if topology is None:
+        return {}
+    return {
+        "shards": topology.shards,
+        "replicas": len(topology.replicas),
+        "gateways": topology.gateways,
+    }
 
 
 def _asked(config: UpConfig, port: int) -> dict[str, Any]:
@@ -217,7 +235,11 @@ def _start(config: UpConfig, cluster: ClusterFile, data: Path, progress: Progres
     if taken:
         raise SetupError(f"port {port} on {config.host}: {taken}; choose another --port")
     certified = _certified(config, progress)
-    asked = _asked(config, port)
+    scaled = _scaled(data)
+    asked = _asked(config, port) | scaled
+    if scaled:
+        counts = ", ".join(f"{count} {kind}" for kind, count in scaled.items())
+        progress(f"{counts}, as im-actors scale or drain left them")
     settings = replace(
         _settings(asked, cluster, data),
         redis=config.redis or "",
@@ -279,7 +301,7 @@ def _settings(asked: dict[str, Any], cluster: ClusterFile, data: Path) -> ActorS
         data=str(data),
         inside_address=LOOPBACK if local else "",
         joined=not local,
-        **{key: value for key, value in asked.items() if key != "address"},
+        **{key: value for key, value in (asked | _scaled(data)).items() if key != "address"},
     )
 
 

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 from im_actors.actors.classes import KINDS
 from im_actors.actors.relay import relayed
 from im_actors.actors.settings import SPARE_WORKERS, ActorSettings, Started, actor_env
-from im_actors.errors import FatalError, NotReachable
-from im_actors.server.controller import Desired
+from im_actors.errors import FatalError, ImError, NotReachable
+from im_actors.server.topology import Desired
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +23,8 @@ START_S = 30.0
 running and has hung for so long is killed, so that Ray starts another."""
 AGAIN_S = 0.03
 """Between two tries to reach an actor that is being restarted."""
+STOP_S = 10.0
+"""Bound of one actor's stop; what is killed afterwards loses nothing that was promised."""
 WARM_AFTER_S = 1.0
 """Spare workers are made when nothing has started for so long: not beside what they are for."""
 
@@ -46,6 +48,8 @@ class RayCalls(Protocol):
 
     async def warm_workers(self, count: int) -> None: ...
 
+    def kill(self, handle: Any) -> None: ...
+
 
 class RayPlatform:
     """A ``Platform``. ``failures`` are the errors that keep actors from starting, by name."""
@@ -55,6 +59,8 @@ class RayPlatform:
         self._calls = calls
         self._node = node
         """The controller's own node: processes there can be signalled."""
+        self.places = dict(settings.places)
+        """Actor to the resource of the host that it is tied to."""
         self._handles: dict[str, Any] = {}
         self._started: dict[str, Started] = {}
         self.failures: dict[str, FatalError] = {}
@@ -87,6 +93,20 @@ class RayPlatform:
         if name not in self._handles:
             raise NotReachable(f"{name} has not been started")
         return await self._calls.call(self._handles[name], method, *args)
+
+    async def end(self, name: str) -> None:
+        """Stop the actor in order, and have Ray forget it."""
+        handle = self._handles.pop(name, None)
+        self._started.pop(name, None)
+        self.failures.pop(name, None)
+        if handle is None:
+            return
+        try:
+            async with asyncio.timeout(STOP_S):
+                await self._calls.call(handle, "stop")
+        except (ImError, TimeoutError) as error:
+            logger.warning("%s did not stop: %r", name, error)
+        await asyncio.to_thread(self._calls.kill, handle)
 
     def pids(self) -> dict[str, int]:
         return {name: started.pid for name, started in self._started.items()}
@@ -126,13 +146,13 @@ class RayPlatform:
                     name,
                     settings.namespace,
                     (settings, name),
-                    settings.places.get(name, ""),
+                    self.places.get(name, ""),
                     actor_env(settings),
                 )
         return self._handles[name]
 
     def _waits(self, name: str) -> str:
-        place = self._settings.places.get(name)
+        place = self.places.get(name)
         why = f"; it waits for a host that offers {place}" if place else ""
         return f"{name} did not start within {START_S:.0f} s{why}"
 

@@ -196,6 +196,14 @@ def call_and_wait(handle: Any, method: str, timeout_s: float, *args: Any) -> Any
         raise NotReachable(f"{method}: {_first_line(error)}") from error
 
 
+def kill(handle: Any) -> None:
+    """End an actor for good. Blocks for a moment."""
+    try:
+        ray.kill(handle, no_restart=True)
+    except (ValueError, RayError) as error:
+        raise NotReachable(f"an actor is not ended: {_first_line(error)}") from error
+
+
 def end(namespace: str, names: list[str], timeout_s: float) -> list[str]:
     """End actors for good, in this order, and return when their names are free."""
     found = []

@@ -9,16 +9,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from im_actors.net.tls import Certificates
-from im_actors.server.controller import Desired
+from im_actors.server.cluster_file import read_topology
 from im_actors.server.settings import ClusterSettings
+from im_actors.server.topology import SHARDS_MIN, Desired, Topology
 
 CONTROLLER = "controller"
 SPARE_WORKERS = 2
 """Idle workers that a local cluster keeps: a restarted actor takes one of them, which saves it the
 start of a Python process. One such worker is about 43 MB."""
-SHARDS_MIN = 2
-"""As many shards run at least, so that a killed one is replaced by one that is there. An idle one
-takes about 95 MB."""
 ACTOR_CALLS_MAX = 1_000
 """Calls at a time in one actor, so that control calls never wait behind others."""
 
@@ -80,14 +78,16 @@ class ActorSettings:
     def directory(self) -> Path:
         return Path(self.data)
 
+    @property
+    def topology(self) -> Topology:
+        """What should run: what ``scale`` or ``drain`` has written down, else what ``up`` was asked
+        for. Known where the data directory is: to the controller and to ``up``."""
+        fresh = Topology.fresh(self.replicas, self.shards, self.gateways)
+        return read_topology(self.directory) or fresh
+
     def desired(self) -> Iterator[Desired]:
         """The actors that should run, replicas first: everything else waits for them."""
-        for kind, count in (
-            ("replica", self.replicas),
-            ("shard", self.shards_running),
-            ("gateway", self.gateways),
-        ):
-            yield from (Desired(kind, f"{kind}-{number}") for number in range(1, count + 1))
+        return self.topology.desired()
 
     @property
     def shards_running(self) -> int:

@@ -23,7 +23,9 @@ from im_actors.cli import (
     cluster_commands,
     conversation_commands,
     group_commands,
+    growth_commands,
     months_commands,
+    plan_commands,
     replay_commands,
     top,
     torture_commands,
@@ -114,10 +116,10 @@ def build_parser() -> argparse.ArgumentParser:
         )
 
     modules = (
-        cluster_commands, top, months_commands, client_commands, conversation_commands,
-        group_commands,
+        cluster_commands, growth_commands, top, months_commands, client_commands,
+        conversation_commands, group_commands,
         broadcast_commands, chat,
-        replay_commands, torture_commands, bench_commands,
+        replay_commands, torture_commands, bench_commands, plan_commands,
     )  # fmt: skip
     for module in modules:
         module.register(add)

@@ -40,6 +40,7 @@ def status_parts(status: dict[str, Any], paths: bool = True) -> Iterator[Any]:
     for name, replica in sorted(status["replicas"].items()):
         for path in replica.get("months_away", ()):
             yield f"[red]away[/] {_plain(name)}: {_plain(path)} is not there: mount it"
+    yield from map(_plain, growth_lines(status.get("growth", {})))
     if slots["unhealthy"]:
         yield _unhealthy(slots["unhealthy"])
         hidden = len(slots["unhealthy"]) - UNHEALTHY_SHOWN
@@ -49,6 +50,27 @@ def status_parts(status: dict[str, Any], paths: bool = True) -> Iterator[Any]:
     yield _shards(status["shards"], starts)
     yield _replicas(status["replicas"], starts, paths)
     yield _gateways(status["gateways"], starts)
+
+
+def growth_lines(growth: dict[str, Any]) -> Iterator[str]:
+    """What a cluster that is being scaled or drained has still to do."""
+    if growth.get("hosts_out"):
+        yield f"out of use: {', '.join(growth['hosts_out'])}"
+    if not growth.get("busy"):
+        return
+    counts = [
+        f"{growth[name]} {what}"
+        for name, what in (
+            ("slots_to_move", "slots to move to other shards"),
+            ("members_to_move", "members to move to other replicas"),
+        )
+        if growth[name]
+    ]
+    if growth["leaving"]:
+        counts.append(f"{', '.join(growth['leaving'])} to leave")
+    counts += [f"{name}: {why}" for name, why in growth["starting"].items()]
+    now = f" (now: {growth['waits']})" if growth["waits"] else ""
+    yield f"changing: {'; '.join(counts) or 'almost done'}{now}"
 
 
 def _plain(value: object) -> str:

@@ -1,4 +1,5 @@
-"""The two files that make a directory a cluster: what it is for ever, and what runs now."""
+"""The files that make a directory a cluster: what it is for ever, what runs now, and what should
+run since somebody changed it."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from typing import Any
 from im_actors.core.model import COPIES, SLOTS_MAX
 from im_actors.errors import CorruptData, DiskFailed, NewerFormat, SetupError
 from im_actors.server.settings import TlsSettings
+from im_actors.server.topology import Topology
 
 FORMAT = 1
 
@@ -122,6 +124,16 @@ def read_run(data: Path) -> RunFile | None:
 
 def remove_run(data: Path) -> None:
     (data / "run.json").unlink(missing_ok=True)
+
+
+def write_topology(data: Path, topology: Topology) -> None:
+    _write(data / "topology.json", topology.to_dict())
+
+
+def read_topology(data: Path) -> Topology | None:
+    """What should run; None when nobody has changed what ``up`` was asked for."""
+    fields = _read(data / "topology.json")
+    return Topology.from_dict(fields) if fields is not None else None
 
 
 def replica_paths(data: Path, count: int) -> list[Path]:

@@ -11,12 +11,13 @@ import logging
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from im_actors.core.directory import Directory, ReplicaAddress, ShardAddress
 from im_actors.core.model import COPIES, View, ViewState
 from im_actors.core.placement import members_for, owner_for
 from im_actors.errors import ImError
+from im_actors.server.topology import Desired, Topology, kind_of
 from im_actors.server.views import ViewStore
 
 logger = logging.getLogger(__name__)
@@ -51,13 +52,6 @@ class ControllerConfig:
     """Bound of one call to an actor."""
 
 
-class Desired(NamedTuple):
-    """One actor that should run."""
-
-    kind: str
-    name: str
-
-
 class Platform(Protocol):
     """What runs actors: Ray, or the test's own process."""
 
@@ -69,6 +63,9 @@ class Platform(Protocol):
 
     async def call(self, name: str, method: str, *args: Any) -> Any:
         """Call a method of the actor. Any error means that the outcome is unknown."""
+
+    async def end(self, name: str) -> None:
+        """Stop the actor in order, and for good."""
 
 
 @dataclass(slots=True)
@@ -98,6 +95,9 @@ class ControllerNode:
         self.slots = slots
         self._shards = shards
         self._desired = list(desired)
+        self._leaving: frozenset[str] = frozenset()
+        """Shards that get no slots any more."""
+        self._hosts_out: frozenset[str] = frozenset()
         self._platform = platform
         self.store = views
         self._config = config or ControllerConfig()
@@ -116,6 +116,7 @@ class ControllerNode:
         self._dropped: set[int] = set()
         """Months whose content any replica has dropped, so that all others do it too."""
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._supervisors: dict[str, asyncio.Task[None]] = {}
         self._started = time.monotonic()
         self._stopping = False
         self.starts: dict[str, int] = {}
@@ -126,9 +127,8 @@ class ControllerNode:
 
     async def start(self) -> None:
         self._views = await self.store.read_all()
-        for desired in self._desired:
-            self._spawn(self._supervise(desired))
-        self._spawn(self._reconcile_forever())
+        self._supervise_all()
+        self.spawn(self._reconcile_forever())
 
     async def stop(self) -> None:
         """Stop supervising, so that what ends now is not started again."""
@@ -138,7 +138,37 @@ class ControllerNode:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.store.close()
 
-    def _spawn(self, work: Any) -> asyncio.Task[Any]:
+    def want(self, topology: Topology) -> None:
+        """From now on this should run. Who is not wanted any more runs until ``end``."""
+        self._desired = list(topology.desired())
+        self._shards = topology.shards
+        self._leaving = frozenset(n for n in topology.leaving if kind_of(n) == "shard")
+        self._hosts_out = frozenset(topology.hosts_out)
+        if self._supervisors:
+            self._supervise_all()
+        self._changed.set()
+
+    def _supervise_all(self) -> None:
+        for desired in self._desired:
+            if desired.name not in self._supervisors:
+                self._supervisors[desired.name] = self.spawn(self._supervise(desired))
+
+    async def end(self, name: str) -> None:
+        """Stop an actor for good, whatever it has."""
+        self._desired = [desired for desired in self._desired if desired.name != name]
+        supervisor = self._supervisors.pop(name, None)
+        if supervisor is not None:
+            supervisor.cancel()
+            await asyncio.gather(supervisor, return_exceptions=True)
+        tables: list[dict[str, Any]] = [self._observed, self._told, self._troubles, self.starts]
+        for table in tables:
+            table.pop(name, None)
+        # The others let go of it before it goes, and miss nothing.
+        self._changed.set()
+        await self._platform.end(name)
+
+    def spawn(self, work: Any) -> asyncio.Task[Any]:
+        """Work that ends with the controller."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
@@ -175,7 +205,7 @@ class ControllerNode:
             self._changed.set()
             learning = None
             if desired.kind == "replica":
-                learning = self._spawn(self._learn_dropped(desired.name))
+                learning = self.spawn(self._learn_dropped(desired.name))
             reason = await self._until_gone(desired.name)
             if learning is not None:
                 learning.cancel()
@@ -282,6 +312,11 @@ class ControllerNode:
             self._moving.pop(view.slot, None)
             self._changed.set()
 
+    @property
+    def views(self) -> dict[int, View]:
+        """The views as they are known now."""
+        return self._views
+
     def running(self, kind: str) -> list[Any]:
         """The addresses of the running actors of a kind."""
         return [o.address for o in self._observed.values() if o.kind == kind]
@@ -307,7 +342,7 @@ class ControllerNode:
             if not current and name not in self._pushing:
                 self._version = max(self._version + 1, int(time.time() * 1000))
                 fresh = latest._replace(version=self._version)
-                self._pushing[name] = self._spawn(self._push(name, observed, fresh))
+                self._pushing[name] = self.spawn(self._push(name, observed, fresh))
 
     async def _push(self, name: str, observed: Observed, directory: Directory) -> None:
         try:
@@ -331,7 +366,7 @@ class ControllerNode:
         for slot, view in self._views.items():
             served = view.state == ViewState.ACTIVE and self._owner_runs(view)
             if not served and shards:
-                target = self._owner_shard(view) or owner_for(slot, shards)
+                target = self.owner_shard(view) or owner_for(slot, shards)
                 assert target is not None
                 orphans.setdefault(target, []).append(slot)
         if not orphans and len(self._views) == self.slots and shards:
@@ -347,9 +382,23 @@ class ControllerNode:
         owners = {view.owner for view in self._views.values()}
         running = [observed for observed in self._observed.values() if observed.kind == "shard"]
         running.sort(key=lambda shard: (shard.address.incarnation not in owners, shard.since))
+        out = self._leaving, self._hosts_out
+        stay = [
+            s for s in running if s.address.name not in out[0] and s.address.address not in out[1]
+        ]
+        running = stay or running
         return {shard.address.name: shard for shard in running[: self._shards]}
 
-    def _owner_shard(self, view: View) -> str | None:
+    def slots_to_move(self) -> int:
+        """How many slots are served elsewhere than they should be."""
+        shards = self._working_shards()
+        wanted = {name: observed.address.incarnation for name, observed in shards.items()}
+        return sum(
+            view.owner != wanted.get(owner_for(slot, wanted) or "", view.owner)
+            for slot, view in self._views.items()
+        )
+
+    def owner_shard(self, view: View) -> str | None:
         """A running shard that is already at work on the slot."""
         shards: list[ShardAddress] = self.running("shard")
         return next((s.name for s in shards if s.incarnation == view.owner), None)
@@ -374,7 +423,7 @@ class ControllerNode:
     def _ask(self, shard: str, slots: list[int], reason: str) -> None:
         if shard not in self._taking:
             self._taking.add(shard)
-            self._spawn(self._take(shard, slots, reason))
+            self.spawn(self._take(shard, slots, reason))
 
     async def _take(self, shard: str, slots: list[int], reason: str) -> None:
         try:
@@ -430,8 +479,7 @@ class ControllerNode:
             for status in shards.values()
             for slot, text in status.get("working", {}).items()
         }
-        slots = [self._slot_status(slot, working) for slot in range(self.slots)]
-        unhealthy = [slot for slot in slots if slot["state"] != "active"]
+        unhealthy = self.unhealthy(working)
         summary = self.summary()
         return {
             "healthy": not unhealthy and not summary["missing"],
@@ -452,20 +500,29 @@ class ControllerNode:
             **summary,
         }
 
+    def unhealthy(self, working: dict[int, str] | None = None) -> list[dict[str, Any]]:
+        """The slots that are not active, and why. ``working``: what shards say that they do."""
+        slots = [self._slot_status(slot, working or {}) for slot in range(self.slots)]
+        return [slot for slot in slots if slot["state"] != "active"]
+
     def summary(self) -> dict[str, Any]:
         """What the controller knows without asking anybody, as JSON."""
         states = dict.fromkeys(SLOT_STATES, 0)
         for slot in range(self.slots):
             states[self._slot_status(slot, {})["state"]] += 1
-        missing = [d.name for d in self._desired if d.name not in self._observed]
         return {
             "slot_states": states,
             "view_changes": self.view_changes,
-            "missing": {name: self._troubles.get(name, "starting") for name in missing},
+            "missing": self.missing(),
             "degraded_placement": self._degraded(),
             "starts": dict(self.starts),
             "view_store": self._troubles.get("view store", "ok"),
         }
+
+    def missing(self) -> dict[str, str]:
+        """The actors that should run and do not, and why."""
+        names = [d.name for d in self._desired if d.name not in self._observed]
+        return {name: self._troubles.get(name, "starting") for name in names}
 
     def _slot_status(self, slot: int, working: dict[int, str]) -> dict[str, Any]:
         view = self._views.get(slot)

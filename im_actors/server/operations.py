@@ -13,6 +13,7 @@ from typing import Any
 from im_actors.core.model import slot_of
 from im_actors.errors import BadRequest, NotFound, NotReachable
 from im_actors.server.controller import ControllerNode
+from im_actors.server.growth import Growth
 from im_actors.server.months import read_past_month
 from im_actors.storage.verify import ReplicaReport, VerifyReport, compare
 
@@ -29,16 +30,21 @@ class Operations:
     """The methods around one controller. ``stop`` is what ends the actors, in the right order."""
 
     def __init__(
-        self, controller: ControllerNode, stop: Callable[[], Awaitable[None]] | None = None
+        self,
+        controller: ControllerNode,
+        growth: Growth,
+        stop: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._controller = controller
+        self._growth = growth
         self._stop = stop
         self._repairs: asyncio.Task[None] | None = None
 
     def methods(self) -> dict[str, Callable[..., Awaitable[Any]]]:
         return {
+            **self._growth.methods(),
             "ping": self.ping,
-            "status": self._controller.status,
+            "status": self.status,
             "wait_serving": self.wait_serving,
             "verify": self.verify,
             "story": self.story,
@@ -53,6 +59,10 @@ class Operations:
 
     async def ping(self) -> str:
         return "pong"
+
+    async def status(self) -> dict[str, Any]:
+        """The state of the whole cluster, and how far it has come to what is wanted."""
+        return {**await self._controller.status(), "growth": self._growth.status()}
 
     async def wait_serving(self, timeout_s: float = 30.0) -> None:
         """Return when every slot is served; otherwise say which are not, and why."""

@@ -776,7 +776,7 @@ class ReplicaNode:
             "disk": self.disk,
             "host": self.host,
             "directory": str(self._storage.path),
-            "slots": len(logs),
+            "slots": sum(bool(log.epochs) for log in logs.values()),
             "incomplete_slots": sorted(s for s, log in logs.items() if not log.complete),
             "apply_lag_records": sum(log.commit_lsn - log.applied_lsn for log in logs.values()),
             "waiting_records": self._queue.backlog(),

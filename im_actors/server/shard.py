@@ -47,6 +47,10 @@ FRAME_BATCH_ROWS_MAX = 16_384
 link's limits nothing would leave at all."""
 
 
+BARRED_S = 2.0
+"""How long an owner does without replicas whose place others should take."""
+
+
 class Views(Protocol):
     """The part of the view store that a shard uses. Every failure means "unknown"."""
 
@@ -129,6 +133,8 @@ class ShardNode:
         self._gateways: dict[LinkConnection, None] = {}
         """The one that was asked last is the last one."""
         self._links: dict[Member, Link] = {}
+        self._barred: dict[int, frozenset[Member]] = {}
+        """By slot: replicas that its owner is to do without while its members change."""
         self._replicas: dict[Member, ReplicaAddress] = {}
         self._version = -1
         self._address = ""
@@ -235,11 +241,38 @@ class ShardNode:
         for slot in slots:
             self._handle(slot, own.Take(reason, force))
 
+    def change_members(self, slot: int, barred: list[Member], reason: str) -> None:
+        """Have other replicas than these for the slot, as when these were down; returns at once.
+
+        They are told to the owner as out of reach until the change is done, or has come to nothing
+        for so long that it goes on with those it had. Until then they still take what it writes.
+        """
+        members = frozenset(Member(*fields) for fields in barred)
+        others = self._links.keys() - members - self._owners[slot].members.keys()
+        able = any(self._links[member].up for member in others)
+        if not able or not self.serves(slot) or slot in self._barred:
+            return
+        self._barred[slot] = members
+        for member in members:
+            self._handle(slot, own.MemberDown(member))
+        self.take([slot], reason, force=True)
+        self._loop.call_later(BARRED_S, self._unbar, slot, members)
+
+    def _unbar(self, slot: int, barred: frozenset[Member]) -> None:
+        if self._stopping or self._barred.get(slot) is not barred:
+            return
+        del self._barred[slot]
+        for member in barred:
+            link = self._links.get(member)
+            if link is not None and link.up:
+                self._handle(slot, own.MemberUp(member))
+
     # -- frames --------------------------------------------------------------------------------
 
     def _up(self, member: Member) -> None:
         for slot in self._owners:
-            self._handle(slot, own.MemberUp(member))
+            if member not in self._barred.get(slot, ()):
+                self._handle(slot, own.MemberUp(member))
 
     def _down(self, member: Member, reason: str) -> None:
         if not self._stopping:
@@ -433,6 +466,8 @@ class ShardNode:
                 self._batches.saw(events, False, now_ms())
             case own.Activated(view):
                 self._rounds.join(slot, view.members)
+                if slot in self._barred:
+                    self._loop.call_soon(self._unbar, slot, self._barred[slot])
                 self._telling.activated(slot)
                 self._batches.activated(slot)
                 self._on_activated(view)

@@ -23,12 +23,20 @@ from im_actors.gateway.node import GatewayNode
 from im_actors.net.link import LinkConfig
 from im_actors.net.tls import Certificates
 from im_actors.server.admin import AdminClient, AdminServer
-from im_actors.server.cluster_file import ClusterFile, open_or_create_cluster, write_cluster
-from im_actors.server.controller import ControllerConfig, ControllerNode, Desired
+from im_actors.server.cluster_file import (
+    ClusterFile,
+    open_or_create_cluster,
+    read_topology,
+    write_cluster,
+    write_topology,
+)
+from im_actors.server.controller import ControllerConfig, ControllerNode
+from im_actors.server.growth import Growth
 from im_actors.server.operations import Operations
 from im_actors.server.replica import ReplicaConfig, ReplicaNode
 from im_actors.server.settings import ClusterSettings
 from im_actors.server.shard import ShardNode
+from im_actors.server.topology import Desired, Topology
 from im_actors.server.views import ViewStore, open_view_store
 
 LOOPBACK = "127.0.0.1"
@@ -58,6 +66,7 @@ class _Platform:
         self._cluster = cluster
         self.wait_down = cluster.wait_down
         self.call = cluster.call
+        self.end = cluster.end
 
     async def start(self, desired: Desired) -> Any:
         return await self._cluster.start_actor(desired)
@@ -119,6 +128,7 @@ class LocalCluster:
             *(Desired("shard", f"shard-{n}") for n in range(1, shards + 1)),
             *(Desired("gateway", f"gateway-{n}") for n in range(1, gateways + 1)),
         ]
+        self._topology = Topology.fresh(replicas, shards, gateways)
         self._instances: dict[str, Instance] = {}
         self._held: set[str] = set()
         self._ports: dict[str, int] = {}
@@ -153,8 +163,15 @@ class LocalCluster:
             self.views,
             self._controller_config,
         )
+        known = read_topology(self.data)
+        if known is not None:
+            self.controller.want(known)
+        growth = Growth(
+            self.controller, known or self._topology, lambda new: write_topology(self.data, new)
+        )
         await self.controller.start()
-        self.operations = Operations(self.controller)
+        self.controller.spawn(growth.run())
+        self.operations = Operations(self.controller, growth)
         self._admin = AdminServer(
             "controller", self.cluster.secret_bytes, self.operations.methods(), self._links
         )
@@ -273,6 +290,13 @@ class LocalCluster:
         else:
             raise BadRequest("in one process an actor can be killed and not paused")
 
+    async def end(self, name: str) -> None:
+        """Stop an actor, and start it no more."""
+        instance = self._instances.pop(name, None)
+        if instance is not None and not instance.gone.is_set():
+            self._end(instance, "ended")
+            await instance.node.stop()
+
     def _end(self, instance: Instance, reason: str) -> None:
         instance.reason = reason
         instance.gone.set()
@@ -324,7 +348,7 @@ class LocalCluster:
         await self.operations.wait_serving()
 
     async def status(self) -> dict[str, Any]:
-        return await self.controller.status()
+        return await self.operations.status()
 
     async def verify(self, repair: bool = True) -> dict[str, Any]:
         return await self.operations.verify(repair)

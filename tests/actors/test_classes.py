@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import sys
 import types
 from pathlib import Path
@@ -17,6 +18,7 @@ from im_actors.actors.processes import free_port
 from im_actors.actors.settings import ActorSettings
 from im_actors.core.directory import GatewayAddress
 from im_actors.errors import BadRequest, SetupError, ShuttingDown, WrongDirectory
+from im_actors.server import controller
 
 
 class NoRay(types.ModuleType):
@@ -78,6 +80,18 @@ def actor(settings: ActorSettings) -> SlowActor:
     actor = SlowActor(settings, "x-1")
     actor.errors = []
     return actor
+
+
+def test_actors_have_every_method_that_the_controller_calls() -> None:
+    """A cluster in one process would find them on the nodes, whether or not actors pass them on."""
+    called: set[str] = set()
+    for path in Path(controller.__file__).parent.glob("*.py"):
+        text = path.read_text()
+        called |= set(re.findall(r'\bcall(?:_all)?\(\s*[\w.]+, "(\w+)"', text))
+        called |= set(re.findall(r'\bcall_all\(\s*"\w+", "(\w+)"', text))
+    assert {"take", "change_members", "directory", "ping", "status"} <= called
+    kinds = classes.KINDS.values()
+    assert not {name for name in called if not any(hasattr(kind, name) for kind in kinds)}
 
 
 async def test_start_is_shared_and_repeatable(actor: SlowActor) -> None:

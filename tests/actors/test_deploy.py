@@ -32,8 +32,10 @@ from im_actors.server.cluster_file import (
     read_run,
     write_cluster,
     write_run,
+    write_topology,
 )
 from im_actors.server.settings import ClusterSettings, TlsSettings
+from im_actors.server.topology import Topology
 
 
 @pytest.fixture(autouse=True)
@@ -330,3 +332,17 @@ def test_only_loopback_is_loopback() -> None:
     assert attach.is_loopback("::1")
     assert not attach.is_loopback("0.0.0.0")
     assert not attach.is_loopback("example.com")
+
+
+def test_what_scale_has_left_counts_more_than_what_up_is_told(tmp_path: Path) -> None:
+    cluster = open_or_create_cluster(tmp_path, 8)
+    asked = stale_run(tmp_path).settings
+    before = deploy._settings(asked, cluster, tmp_path)
+    assert (before.shards, before.replicas) == (2, 3)
+    topology = Topology.fresh(3, 2, 2).scaled(shards=4, replicas=4).drained(("replica-2",))
+    write_topology(tmp_path, topology)
+    after = deploy._settings(asked, cluster, tmp_path)
+    assert (after.shards, after.replicas, after.gateways) == (4, 3, 2)
+    names = [desired.name for desired in after.desired() if desired.kind == "replica"]
+    assert names == ["replica-1", "replica-3", "replica-4", "replica-2"], "it leaves, and runs yet"
+    assert after.actors >= len(names) + 4 + 2

@@ -65,6 +65,9 @@ class FakeRay:
     async def warm_workers(self, count: int) -> None:
         self.warmed.append(count)
 
+    def kill(self, handle: Any) -> None:
+        self.called.append((handle, "kill"))
+
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,3 +182,18 @@ async def test_calls_go_to_actors_that_were_started_only() -> None:
     platform = RayPlatform(SETTINGS, FakeRay(lambda _: SetupError("x")))
     with pytest.raises(NotReachable):
         await platform.call("gateway-1", "ping")
+
+
+@pytest.mark.parametrize("answer", [None, NotReachable("gone")])
+async def test_who_ends_is_stopped_first_and_then_forgotten(answer: Any) -> None:
+    started = Started("life", 1, "", "address")
+    ray = FakeRay(lambda method: started if method == "start" else answer)
+    platform = RayPlatform(SETTINGS, ray)
+    await platform.start(GATEWAY)
+    await platform.end("gateway-1")
+    assert [method for _, method, *_ in ray.called] == ["start", "stop", "kill"]
+    assert platform.pids() == {}
+    with pytest.raises(NotReachable):
+        await platform.call("gateway-1", "ping")
+    await platform.end("gateway-1")
+    assert len(ray.called) == 3, "who is not there is ended already"
