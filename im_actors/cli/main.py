@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 
 from im_actors import __version__
 from im_actors.cli import (
+    backup_commands,
     bench_commands,
     broadcast_commands,
     chat,
@@ -114,8 +115,8 @@ def build_parser() -> argparse.ArgumentParser:
         )
 
     modules = (
-        cluster_commands, top, months_commands, client_commands, conversation_commands,
-        group_commands,
+        cluster_commands, top, months_commands, backup_commands, client_commands,
+        conversation_commands, group_commands,
         broadcast_commands, chat,
         replay_commands, torture_commands, bench_commands,
     )  # fmt: skip
