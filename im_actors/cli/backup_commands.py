@@ -66,9 +66,12 @@ def _register_restore(add: AddCommand) -> None:
     parser = add(
         "restore",
         "make a new cluster's data directory from a backup",
-        "  im-actors restore /mnt/backups/im --dry-run      # checks every file\n"
+        "  im-actors restore /mnt/backups/im --dry-run\n"
         "  im-actors restore /mnt/backups/im --data /srv/im-new\n"
-        "  im-actors up --data /srv/im-new\n\n" + ROLL_BACK + "\n\n"
+        "  im-actors up --data /srv/im-new\n\n"
+        "--dry-run reads all of the backup and checks it, as every restore does before it writes.\n\n"
+        + ROLL_BACK
+        + "\n\n"
         "It is a new cluster, with secrets and disks of its own: nothing of the old one can mix\n"
         "in. End the old one before clients reach the new one, or they will write to both. Token\n"
         "secret and settings are given to up as before. In a cluster of several hosts move\n"
@@ -76,14 +79,28 @@ def _register_restore(add: AddCommand) -> None:
         "before the first up.",
     )
     parser.add_argument("directory", metavar="DIR", type=Path, help="the backup")
+    add_redis_option(parser)
+    _add_shared(parser, "check the backup, say what would be restored, and write nothing")
+    add_data_option(parser)
+    parser.set_defaults(run=restore)
+
+
+def add_redis_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--redis",
         metavar="URL",
         help="keep the views in this Redis; a URL with a password in $IM_ACTORS_REDIS",
     )
-    _add_shared(parser, "check the backup, say what would be restored, and write nothing")
-    add_data_option(parser)
-    parser.set_defaults(run=restore)
+
+
+def redis_of(args: argparse.Namespace) -> str:
+    """Where the views are to be kept; "" for a file."""
+    if args.redis and has_password(args.redis):
+        raise SetupError("--redis shows its password to everybody here: say it in $IM_ACTORS_REDIS")
+    url: str = args.redis or os.environ.get("IM_ACTORS_REDIS", "")
+    if url:
+        check_redis_url("--redis", url)
+    return url
 
 
 def _add_shared(parser: argparse.ArgumentParser, dry: str) -> None:
@@ -145,15 +162,9 @@ def restore(args: argparse.Namespace) -> int:
     from im_actors.server import restore as work
 
     data = data_of(args).absolute()
-    redis = args.redis or ""
-    if redis and has_password(redis):
-        raise SetupError("--redis shows its password to everybody here: say it in $IM_ACTORS_REDIS")
-    redis = redis or os.environ.get("IM_ACTORS_REDIS", "")
-    if redis:
-        check_redis_url("--redis", redis)
     begun = time.monotonic()
     with _Steps(not args.json) as steps:
-        done = work.restore(args.directory, data, steps.moved, redis, args.dry_run)
+        done = work.restore(args.directory, data, steps.moved, redis_of(args), args.dry_run)
     found = _restored(args, data, done) | {"elapsed_s": round(time.monotonic() - begun, 3)}
     if args.json:
         print_json(found)

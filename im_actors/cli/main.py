@@ -25,6 +25,7 @@ from im_actors.cli import (
     conversation_commands,
     group_commands,
     months_commands,
+    repair_commands,
     replay_commands,
     top,
     torture_commands,
@@ -115,7 +116,7 @@ def build_parser() -> argparse.ArgumentParser:
         )
 
     modules = (
-        cluster_commands, top, months_commands, backup_commands, client_commands,
+        cluster_commands, top, months_commands, backup_commands, repair_commands, client_commands,
         conversation_commands, group_commands,
         broadcast_commands, chat,
         replay_commands, torture_commands, bench_commands,

@@ -17,6 +17,7 @@ import secrets
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,8 +104,8 @@ def restore(path: Path, data: Path, moved: Moved, redis: str = "", dry: bool = F
         data.mkdir(mode=0o700, parents=True, exist_ok=True)
         (data / UNFINISHED).touch()
         fsync_directory(data)
-    members = _write_replicas(path, data, restored, moved)
-    identity = asyncio.run(_write_views(data, restored, members, redis))
+    views = _write_replicas(path, data, restored, moved)
+    identity = asyncio.run(_write_views(data, restored, views, redis))
     with disk_errors(data):
         (data / UNFINISHED).unlink()
     kind = "redis" if redis else "sqlite"
@@ -129,27 +130,28 @@ def _check_space(data: Path, manifest: Manifest) -> None:
 # -- replicas --------------------------------------------------------------------------------------
 
 
-def _write_replicas(path: Path, data: Path, restored: Restored, moved: Moved) -> list[Member]:
-    first, *others = replica_paths(data, COPIES)
-    directory = open_directory(first, restored.cluster, first.name)
-    try:
-        epochs = _apply(directory, path, restored.manifest, moved)
-        members = [Member(directory.replica, directory.disk)]
-        _write_journal(directory, restored, epochs)
-    finally:
-        directory.close()
-    for number, other in enumerate(others, start=2):
-        directory = open_directory(other, restored.cluster, other.name)
-        try:
-            with disk_errors(other):
-                _copy_synced(first / HISTORY, other / HISTORY)
-            directory.open_history().close()
-            _write_journal(directory, restored, epochs)
-            members.append(Member(directory.replica, directory.disk))
-        finally:
-            directory.close()
-        moved("copied", number, COPIES)
-    return members
+def _write_replicas(path: Path, data: Path, restored: Restored, moved: Moved) -> list[View]:
+    """Fill the replicas' directories; the views that name them."""
+    with ExitStack() as opened:
+        directories: list[DataDirectory] = []
+        for where in replica_paths(data, COPIES):
+            directory = open_directory(where, restored.cluster, where.name)
+            opened.callback(directory.close)
+            directories.append(directory)
+        members = tuple(Member(directory.replica, directory.disk) for directory in directories)
+        views = [
+            View(slot, restored.epoch, ViewState.RECOVERING, "", members)
+            for slot in range(restored.manifest.slots)
+        ]
+        epochs = _apply(directories[0], path, restored.manifest, moved)
+        for number, directory in enumerate(directories, start=1):
+            if number > 1:
+                with disk_errors(directory.path):
+                    _copy_synced(directories[0].path / HISTORY, directory.path / HISTORY)
+                directory.open_history().close()
+            _write_journal(directory, restored, epochs, views)
+            moved("copied", number, COPIES)
+    return views
 
 
 def _apply(
@@ -196,18 +198,17 @@ def _apply_batch(history: History, batch: list[tuple[int, Record]]) -> None:
     history.apply(batch, {slot: record.lsn for slot, record in batch})
 
 
-def _write_journal(directory: DataDirectory, restored: Restored, epochs: dict[int, Epochs]) -> None:
+def _write_journal(
+    directory: DataDirectory, restored: Restored, epochs: dict[int, Epochs], views: list[View]
+) -> None:
+    """What each replica promises and holds: as if its views had been sealed."""
+    metas = []
+    for slot, lsn in restored.ends.items():
+        log = SlotLog(restored.epoch, "", views[slot], epochs[slot], [[1, lsn]], lsn, lsn)
+        metas.append(StoreMeta(slot, log.meta()))
     journal = directory.open_journal()
-    metas = [
-        StoreMeta(slot, _log(lsn, restored.epoch, epochs[slot]).meta())
-        for slot, lsn in restored.ends.items()
-    ]
     journal.commit(metas)
     journal.close()
-
-
-def _log(lsn: int, promised: int, epochs: Epochs) -> SlotLog:
-    return SlotLog(promised, epochs=epochs, held=[[1, lsn]], commit_lsn=lsn, applied_lsn=lsn)
 
 
 def _copy_synced(source: Path, target: Path) -> None:
@@ -223,14 +224,13 @@ def _copy_synced(source: Path, target: Path) -> None:
 # -- views -----------------------------------------------------------------------------------------
 
 
-async def _write_views(data: Path, restored: Restored, members: list[Member], redis: str) -> str:
+async def _write_views(data: Path, restored: Restored, views: list[View], redis: str) -> str:
     """A view for each slot, which nobody owns yet; the new store's identity."""
     (data / CONTROLLER).mkdir(mode=0o700, exist_ok=True)
-    views = await open_view_store(redis, data / CONTROLLER, restored.cluster)
+    store = await open_view_store(redis, data / CONTROLLER, restored.cluster)
     try:
-        for slot in range(restored.manifest.slots):
-            state = ViewState.RECOVERING
-            await views.create(View(slot, restored.epoch, state, "", tuple(members)))
-        return views.identity
+        for view in views:
+            await store.create(view)
+        return store.identity
     finally:
-        await views.close()
+        await store.close()
