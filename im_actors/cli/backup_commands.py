@@ -54,7 +54,8 @@ def _register_backup(add: AddCommand) -> None:
         "without its content. A run that is killed leaves the backup that was there before it.\n"
         "The directory is on this host; copies of it elsewhere make it safe. It holds every\n"
         "message as it is, and no secret of the cluster. Not in it: the token secret, the\n"
-        "settings file, the options of up; keep those with the host's configuration.",
+        "settings file, the options of up; keep those with the host's configuration. Of a cluster\n"
+        "that is down, copy the data directories.",
     )
     parser.add_argument("directory", metavar="DIR", type=Path, help="empty, new, or the last one's")
     _add_shared(parser, "say what would be copied, and copy nothing")
@@ -69,14 +70,14 @@ def _register_restore(add: AddCommand) -> None:
         "  im-actors restore /mnt/backups/im --dry-run\n"
         "  im-actors restore /mnt/backups/im --data /srv/im-new\n"
         "  im-actors up --data /srv/im-new\n\n"
-        "--dry-run reads all of the backup and checks it, as every restore does before it writes.\n\n"
+        "--dry-run reads and checks all of the backup, as every restore does before it writes.\n\n"
         + ROLL_BACK
         + "\n\n"
         "It is a new cluster, with secrets and disks of its own: nothing of the old one can mix\n"
         "in. End the old one before clients reach the new one, or they will write to both. Token\n"
-        "secret and settings are given to up as before. In a cluster of several hosts move\n"
-        "replica-2 and replica-3 below the same data directory of the hosts that they belong to,\n"
-        "before the first up.",
+        "secret and settings are given to up as before. In a cluster of several hosts move each\n"
+        "replica-N below the same data directory of the host that it belongs to before the first\n"
+        "up: replica-1 to the first by name of the hosts' im_disk_ resources, and so on.",
     )
     parser.add_argument("directory", metavar="DIR", type=Path, help="the backup")
     add_redis_option(parser)

@@ -26,7 +26,7 @@ from im_actors.errors import NotReachable, WrongDirectory
 from im_actors.net.link import Link, LinkConfig, PeerInfo
 from im_actors.server.clock import now_ms
 from im_actors.server.cluster_file import ClusterFile
-from im_actors.storage.backup import BackupWriter, Manifest
+from im_actors.storage.backup import BackupWriter, Manifest, manifest_for
 from im_actors.wire.links import InsideType, pack_inside, read_inside
 
 FETCH_BYTES = 1 << 20
@@ -96,11 +96,11 @@ async def take_backup(
     is the backup that it was before.
     """
     cut = await choose_cut(call, cluster.slots)
+    known = manifest_for(path, cluster.cluster, cluster.slots)
+    total = sum(lsn - _begin(known, slot, lsn, path) for slot, lsn in cut.lsns.items())
+    if dry:
+        return Taken(known, cut, total, 0, True)
     with BackupWriter(path, cluster.cluster, cluster.slots) as writer:
-        begins = {slot: _begin(writer, slot, lsn) for slot, lsn in cut.lsns.items()}
-        total = sum(lsn - begins[slot] for slot, lsn in cut.lsns.items())
-        if dry:
-            return Taken(writer.manifest, cut, total, 0, True)
         copied = _Copy(writer, cut, cluster.secret_bytes, links, lambda done: moved(done, total))
         try:
             for slot in sorted(cut.lsns):
@@ -113,12 +113,12 @@ async def take_backup(
         return Taken(manifest, cut, copied.records, copied.bytes, False)
 
 
-def _begin(writer: BackupWriter, slot: int, lsn: int) -> int:
-    end = writer.end(slot)
+def _begin(known: Manifest, slot: int, lsn: int, path: Path) -> int:
+    end = known.ends.get(slot)
     if end is not None and end.lsn > lsn:
         raise WrongDirectory(
-            f"slot {slot} ends at lsn {lsn} in the cluster and at {end.lsn} in {writer.path}: the"
-            " cluster has lost what the backup has. Keep that backup, and use an empty directory"
+            f"slot {slot} ends at lsn {lsn} in the cluster and at {end.lsn} in {path}: the cluster"
+            " has lost what the backup has. Keep that backup, and use an empty directory"
         )
     return end.lsn if end is not None else 0
 
@@ -278,7 +278,8 @@ class _Source:
 
     @property
     def reason(self) -> str:
-        return "it has them not" if self._link.up else self._link.reason
+        away = "it has them not, or in a month that is moved away"
+        return away if self._link.up else self._link.reason
 
     async def fetch(self, slot: int, first: int, last: int) -> tuple[Record, ...]:
         """At least one record, as far as the replica has them; none when it does not answer."""

@@ -130,6 +130,17 @@ def existing_manifest(path: Path) -> Manifest:
     raise WrongDirectory(f"{path} is no whole backup: {why}")
 
 
+def manifest_for(path: Path, cluster: str, slots: int) -> Manifest:
+    """What a run in ``path`` goes on from; one without anything when there is no backup yet."""
+    known = read_manifest(path)
+    if known is not None and (known.cluster, known.slots) != (cluster, slots):
+        raise WrongDirectory(
+            f"{path} is a backup of cluster {known.cluster}, not of {cluster} (a restored cluster"
+            " is a new one): back up to an empty directory"
+        )
+    return known or Manifest(cluster, slots)
+
+
 class BackupWriter:
     """One run of a backup. Use it as ``with``: it holds the directory's lock. Nothing of what it
     adds counts before ``finish`` returns."""
@@ -141,13 +152,7 @@ class BackupWriter:
             self._check_ours()
         self._lock = FileLock(path / MANIFEST, "another backup is under way")
         try:
-            known = read_manifest(path)
-            if known is not None and (known.cluster, known.slots) != (cluster, slots):
-                raise WrongDirectory(
-                    f"{path} is a backup of cluster {known.cluster}, not of {cluster} (a restored"
-                    " cluster is a new one): back up to an empty directory"
-                )
-            self.manifest = known or Manifest(cluster, slots)
+            self.manifest = manifest_for(path, cluster, slots)
         except BaseException:
             self._lock.release()
             raise

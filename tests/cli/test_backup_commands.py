@@ -50,6 +50,8 @@ def test_a_cluster_goes_on_from_its_backup(
     busy = asyncio.run_coroutine_threadsafe(
         keep_sending(own_cluster.cluster, tmp_path / "carol.db", stop), own_cluster._loop
     )
+    code, out, err = im("backup", copy, "--dry-run", "--json", "--data", data)
+    assert (code, err, copy.exists()) == (0, "", False)
     code, out, err = im("backup", copy, "--json", "--data", data)
     assert (code, err) == (0, "")
     first = json.loads(out)
