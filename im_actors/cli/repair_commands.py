@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from im_actors.cli.backup_commands import add_redis_option, redis_of
-from im_actors.cli.client_commands import AddCommand
+from im_actors.cli.client_commands import AddCommand, positive_number
 from im_actors.cli.output import note, print_json, printable
 from im_actors.cli.target import add_data_option, data_of
 from im_actors.errors import SetupError
@@ -29,10 +29,10 @@ def register(add: AddCommand) -> None:
         "left is whole. A damaged replica is for im-actors verify. Messages that no disk has are\n"
         "gone: im-actors restore makes a cluster from a backup.\n\n"
         "im-actors down first, on all hosts. What replicas on other hosts have counts: mount or\n"
-        "copy their directories and name each with --also. Where the disks that are here are too\n"
-        "few to be sure that nothing is lost, repair refuses, and says of each slot what may be.\n"
-        "Nothing changes but the view store and cluster.json; what was left of the store is kept\n"
-        "beside it.",
+        "copy their directories and name each with --also, and say --replicas if there are more\n"
+        "than three. Where the disks that are here are too few to be sure that nothing is lost,\n"
+        "repair refuses, and says of each slot what may be. Nothing changes but the view store\n"
+        "and cluster.json; what was left of the store is kept beside it.",
     )
     add_data_option(parser)
     parser.add_argument(
@@ -42,6 +42,14 @@ def register(add: AddCommand) -> None:
         action="append",
         default=[],
         help="a replica's directory from another host; again for each",
+    )
+    parser.add_argument(
+        "--replicas",
+        metavar="N",
+        type=positive_number,
+        default=3,
+        help="how many replicas the cluster had, as up was told: one that nothing here speaks of"
+        " may be the one that matters (default: 3)",
     )
     add_redis_option(parser)
     parser.add_argument(
@@ -82,7 +90,13 @@ def repair(args: argparse.Namespace) -> int:
     data = data_of(args).absolute()
     note(f"reading the replicas' directories below {data}")
     plan, done = work.repair(
-        data, args.also, redis_of(args), not args.rebuild, args.accept_loss, args.dry_run
+        data,
+        args.also,
+        redis_of(args),
+        not args.rebuild,
+        args.accept_loss,
+        args.dry_run,
+        args.replicas,
     )
     accepted = range(len(plan.slots)) if args.accept_loss is None else args.accept_loss
     found = work.plan_fields(plan, accepted) | {"dry_run": args.dry_run, "done": done}

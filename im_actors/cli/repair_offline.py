@@ -139,10 +139,14 @@ def known_cluster(data: Path) -> ClusterFile:
 
 
 def read_disks(
-    data: Path, also: Sequence[Path], cluster: ClusterFile
+    data: Path, also: Sequence[Path], cluster: ClusterFile, replicas: int
 ) -> tuple[list[Disk], dict[str, str]]:
-    """The disks that can be read, and of each other replica that is known why it is not here."""
-    absent = dict.fromkeys(read_places(data), "its directory is on another host")
+    """The disks that can be read, and of each other replica that is known why it is not here.
+
+    ``replicas``: how many there were at least. Nothing else is sure to tell: whoever became a
+    member last is in no view that a disk has seen.
+    """
+    absent: dict[str, str] = {}
     disks: list[Disk] = []
     for path in (*sorted(p for p in data.glob("replica-*") if p.is_dir()), *also):
         try:
@@ -153,7 +157,19 @@ def read_disks(
         if disk is not None and disk.member not in [other.member for other in disks]:
             disks.append(disk)
     here = {disk.member.replica for disk in disks}
+    for name in _known_names(data, disks, replicas) - here:
+        absent.setdefault(name, "there is no directory of it")
     return disks, {name: why for name, why in absent.items() if name not in here}
+
+
+def _known_names(data: Path, disks: Sequence[Disk], replicas: int) -> set[str]:
+    """All replicas that anything here speaks of."""
+    names = {member.replica for disk in disks for v in disk.views.values() for member in v.members}
+    names |= {disk.member.replica for disk in disks} | set(read_places(data))
+    names |= {path.name.partition(".")[0] for path in (data / "logs").glob("replica-*")}
+    numbers = [int(end) for name in names if (end := name.rpartition("-")[2]).isdecimal()]
+    # They are numbered without gaps.
+    return names | {f"replica-{n}" for n in range(1, max([replicas, *numbers]) + 1)}
 
 
 def _read_disk(path: Path, cluster: ClusterFile) -> Disk | None:
@@ -366,13 +382,15 @@ def repair(
     believe: bool,
     accepted: Iterable[int] | None,
     dry: bool,
+    replicas: int = COPIES,
 ) -> tuple[Plan, bool]:
     """The plan, and whether it was carried out. ``accepted``: slots whose loss is taken, None for
     all. Nothing is done when one slot is refused: a store with some of its views is none."""
     cluster = known_cluster(data)
-    if cluster.view_store == "redis" and not redis:
-        raise SetupError("the views are kept in Redis: say --redis URL")
-    disks, absent = read_disks(data, also, cluster)
+    if cluster.view_store != ("redis" if redis else "sqlite"):
+        what = "leave --redis out" if redis else "say --redis URL"
+        raise SetupError(f"the views of {data} are kept in {cluster.view_store}: {what}")
+    disks, absent = read_disks(data, also, cluster, replicas)
     if not disks:
         raise SetupError(f"no replica's directory below {data} can be read: {absent or 'none'}")
     views, lost = asyncio.run(read_store(data, cluster, redis, believe))

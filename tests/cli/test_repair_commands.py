@@ -141,6 +141,12 @@ def test_it_refuses_what_it_cannot_know(im: Run, four: ClusterThread, tmp_path: 
     assert str(slot) in err
     assert "MAY BE LOST" in out
     assert views_of(data) == before
+    # The same when nothing here speaks of the others, as far as somebody says that there are more.
+    assert json.loads(im("repair", "--dry-run", "--json", "--data", data)[1])[
+        "absent"
+    ].keys() == set(members)
+    more = im("repair", "--dry-run", "--json", "--replicas", 6, "--data", data)[1]
+    assert json.loads(more)["absent"].keys() == {*members, "replica-5", "replica-6"}
     also = [part for name in members for part in ("--also", away / name)]
     assert im("repair", "--data", data, *also)[0] == 0
     assert views_of(data) == before
