@@ -18,6 +18,7 @@ from im_actors.server.views import FILE, open_view_store
 from im_actors.storage.directory import open_existing
 from tests.cli.conftest import ClusterThread, Result
 
+pytestmark = pytest.mark.slow
 Run = Callable[..., Result]
 
 
@@ -72,7 +73,6 @@ def views_of(data: Path) -> dict[int, Any]:
     return asyncio.run(read())
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(60)
 def test_a_lost_view_store_is_rebuilt(im: Run, four: ClusterThread) -> None:
     data = four.data
@@ -101,7 +101,6 @@ def test_a_lost_view_store_is_rebuilt(im: Run, four: ClusterThread) -> None:
     serves(im, four, 10)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(60)
 def test_a_damaged_and_an_old_store_are_rebuilt(
     im: Run, four: ClusterThread, tmp_path: Path
@@ -159,7 +158,6 @@ def test_it_refuses_what_it_cannot_know(im: Run, four: ClusterThread, tmp_path: 
     assert im("repair", "--data", data)[0] == 1
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(60)
 def test_one_copy_of_three_is_enough(im: Run, tmp_path: Path) -> None:
     """It needs no repair, and repair says so."""

@@ -307,11 +307,11 @@ def outcomes_of(seeds: range) -> Counter[str]:
 
 def test_no_repair_that_is_certain_loses_what_was_committed() -> None:
     """200,000 seeds held."""
-    outcomes = outcomes_of(range(600))
+    outcomes = outcomes_of(range(400))
     # It is not only by refusing.
-    assert outcomes["certain, with some"] > 400
-    assert outcomes["certain, without three"] > 2
-    assert outcomes["refused"] > 100
+    assert outcomes["certain, with some"] > 300
+    assert outcomes["certain, without three"] > 1
+    assert outcomes["refused"] > 70
     assert outcomes["refused, with all disks"] == 0
 
 
