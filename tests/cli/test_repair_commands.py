@@ -17,6 +17,7 @@ from im_actors.server.cluster_file import read_cluster
 from im_actors.server.views import FILE, open_view_store
 from im_actors.storage.directory import open_existing
 from tests.cli.conftest import ClusterThread, Result
+from tests.support_redis import MakeRedis
 
 pytestmark = pytest.mark.slow
 Run = Callable[..., Result]
@@ -181,6 +182,41 @@ def test_one_copy_of_three_is_enough(im: Run, tmp_path: Path) -> None:
         assert len(disks) == 3
     finally:
         cluster.close()
+
+
+@pytest.mark.timeout(60)
+def test_views_in_redis_are_rebuilt_and_restored(
+    im: Run, make_redis: MakeRedis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    redis, copy = make_redis(), tmp_path / "copy"
+    cluster = ClusterThread(tmp_path / "cluster", slots=4, shards=1, redis=redis.url)
+    cluster.data.mkdir()
+    cluster.start()
+    try:
+        cluster.run(say(cluster, range(10)))
+        assert im("backup", copy, "--data", cluster.data)[0] == 0
+        cluster.stop()
+        redis.kill()
+        code, _, err = im("repair", "--redis", redis.url, "--data", cluster.data)
+        assert code == 1, "that it cannot be reached does not say that it is lost"
+        assert str(redis.port) in err
+        redis.wipe()
+        redis.start()
+        assert "say --redis URL" in im("repair", "--data", cluster.data)[2]
+        monkeypatch.setenv("IM_ACTORS_REDIS", redis.url)
+        code, out, _ = im("repair", "--data", cluster.data)
+        assert code == 0
+        assert "rebuilt 4 views" in out
+        serves(im, cluster, 10)
+    finally:
+        cluster.close()
+    assert im("restore", copy, "--data", tmp_path / "back")[0] == 0
+    restored = ClusterThread(tmp_path / "back", slots=4, shards=1, redis=redis.url)
+    try:
+        restored.start()
+        assert restored.run(sizes(restored)) == [10] * 6
+    finally:
+        restored.close()
 
 
 def open_existing_disk(path: Path) -> str:
