@@ -203,6 +203,10 @@ class ReplicaActor(Actor):
         report: dict[str, Any] = await self._running().report()
         return report
 
+    async def positions(self) -> dict[str, Any]:
+        positions: dict[str, Any] = await self._running().positions()
+        return positions
+
     async def repair(self) -> None:
         await self._running().repair()
 

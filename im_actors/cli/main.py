@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 
 from im_actors import __version__
 from im_actors.cli import (
+    backup_commands,
     bench_commands,
     broadcast_commands,
     chat,
@@ -26,6 +27,7 @@ from im_actors.cli import (
     growth_commands,
     months_commands,
     plan_commands,
+    repair_commands,
     replay_commands,
     top,
     torture_commands,
@@ -116,7 +118,8 @@ def build_parser() -> argparse.ArgumentParser:
         )
 
     modules = (
-        cluster_commands, growth_commands, top, months_commands, client_commands,
+        cluster_commands, growth_commands, top, months_commands, backup_commands, repair_commands,
+        client_commands,
         conversation_commands, group_commands,
         broadcast_commands, chat,
         replay_commands, torture_commands, bench_commands, plan_commands,

@@ -51,6 +51,7 @@ class Operations:
             "fault": self.fault,
             "names": self.names,
             "gateways": self.gateways,
+            "positions": self.positions,
             "months": self.months,
             "move_month": self.move_month,
             "drop_month": self.drop_month,
@@ -142,6 +143,11 @@ class Operations:
             {"address": address, "port": port}
             for _, address, port in self._controller.running("gateway")
         ]
+
+    async def positions(self) -> dict[str, Any]:
+        """How far each replica has each slot, for a backup; an error stands in for one that does
+        not answer."""
+        return await self._controller.call_all("replica", "positions")
 
     # -- months --------------------------------------------------------------------------------
 

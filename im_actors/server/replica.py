@@ -748,6 +748,17 @@ class ReplicaNode:
         report.bytes_on_disk = storage.journal.bytes_on_disk() + storage.history.bytes_on_disk()
         return report.to_dict()
 
+    async def positions(self) -> dict[str, Any]:
+        """How far this disk has each slot, all at one moment (``server.backup``)."""
+        dropped = await self.month_work.dropped()
+        slots = {
+            slot: (log.answers_reads, log.commit_lsn, log.last_lsn, log.promised, log.epochs)
+            for slot, log in self.machine.logs.items()
+        }
+        address, port = self.address.address, self.address.port
+        fields = {"name": self.name, "address": address, "port": port, "dropped": dropped}
+        return {**fields, "slots": slots}
+
     async def repair(self) -> None:
         """Put this disk's data aside and come back as a new one, to be filled by the others."""
         self._fatal(CorruptData(f"{self.name}: verify found damage on its disk"))

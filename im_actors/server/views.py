@@ -238,7 +238,7 @@ def store_lost(where: str, cluster: str, expected: str, found: str | None) -> Ro
     return RolledBack(
         f"the view store of cluster {cluster!r} at {where} {what}, although store {expected} is "
         "expected: it was wiped, restarted without its data, or the address is wrong. Bring its "
-        "data back; the replicas keep every message meanwhile"
+        "data back, or rebuild it with im-actors repair; the replicas keep every message meanwhile"
     )
 
 
@@ -246,5 +246,6 @@ def view_lost(where: str, slot: int) -> RolledBack:
     """What to raise when a slot that had a view has none: views are never deleted."""
     return RolledBack(
         f"the view store at {where} has no view of slot {slot}, which had one: the store was "
-        "rolled back. Bring its data back; the replicas keep every message meanwhile"
+        "rolled back. Bring its data back, or rebuild it with im-actors repair; the replicas keep "
+        "every message meanwhile"
     )

@@ -299,7 +299,10 @@ def _settle(answer: Future[View], outcome: View | Exception) -> None:
         answer.set_result(outcome)
 
 
-_REBUILD = "bring back a good copy of the file; the replicas keep every message meanwhile"
+_REBUILD = (
+    "bring back a good copy of the file, or rebuild it with im-actors repair; the replicas keep"
+    " every message meanwhile"
+)
 
 
 def _is_full(error: DiskFailed) -> bool:

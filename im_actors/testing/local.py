@@ -189,6 +189,7 @@ class LocalCluster:
         views = await open_view_store(self._redis or "", path, self.cluster.cluster, known)
         if known is None:
             fields = {name: getattr(self.cluster, name) for name in self.cluster.__slots__}
+            fields["view_store"] = "redis" if self._redis else "sqlite"
             fields["view_store_identity"] = views.identity
             self.cluster = ClusterFile(**fields)
             write_cluster(self.data, self.cluster)

@@ -184,4 +184,6 @@ async def test_a_replica_whose_start_fails_ends_its_process(
     assert ended == [1]
     assert await first.story(0) == []
     assert (await first.report())["replica"] == "replica-1"
+    told = await first.positions()
+    assert (told["name"], told["address"], told["slots"]) == ("replica-1", "127.0.0.1", {})
     await first.stop()
