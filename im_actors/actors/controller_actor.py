@@ -19,7 +19,7 @@ from im_actors.core.model import View, ViewState
 from im_actors.errors import BadRequest, ImError, NotReachable, Unknown
 from im_actors.server.admin import AdminServer
 from im_actors.server.cluster_file import read_cluster, write_cluster
-from im_actors.server.controller import ControllerNode
+from im_actors.server.controller import ControllerConfig, ControllerNode
 from im_actors.server.operations import Operations
 from im_actors.server.views import ViewStore, open_view_store
 
@@ -30,6 +30,9 @@ RETRY_S_MAX = 2.0
 """Between two tries to start itself; doubling."""
 STARTING_S = 1.5
 """How long a question about a view waits for the store to be open; less than the asker waits."""
+FIRST_START_MS = 40_000
+"""How long the first start waits for all replicas on several hosts; less than ``up`` waits for it
+to serve."""
 STOP_S = 10.0
 """Bound of one actor's stop; what is killed afterwards loses nothing that was promised."""
 
@@ -75,8 +78,12 @@ class ControllerActor:
         try:
             platform = RayPlatform(settings, self._calls, self._place)
             platform.view_store = views.identity
+            config = ControllerConfig()
+            if settings.joined:
+                # Their hosts are there, and a replica that comes late would be left without slots.
+                config = replace(config, first_start_ms=FIRST_START_MS)
             node = ControllerNode(
-                settings.slots, settings.desired(), platform, views, shards=settings.shards
+                settings.slots, settings.desired(), platform, views, config, shards=settings.shards
             )
             admin = AdminServer(CONTROLLER, settings.secret_bytes, self._methods(node))
             await admin.start(settings.admin_address, settings.admin_port)

@@ -50,6 +50,7 @@ class RunFile:
     admin_address: str
     admin_port: int
     gateway_address: str
+    """Several hosts, with commas between them, in a cluster of several."""
     gateway_port: int
     started_ms: int
     version: str
@@ -58,7 +59,8 @@ class RunFile:
 
     @property
     def url(self) -> str:
-        return f"im://{self.gateway_address}:{self.gateway_port}"
+        hosts = self.gateway_address.split(",")
+        return "im://" + ",".join(f"{host}:{self.gateway_port}" for host in hosts)
 
 
 def default_data() -> Path:
