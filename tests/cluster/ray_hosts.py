@@ -25,7 +25,7 @@ HOME = "/srv/im-actors"
 PORT = 7070
 RAY_UP_S = 120.0
 UP_S = 300.0
-HEALTHY_S = 240.0
+HEALTHY_S = 400.0
 
 
 class RayHosts:
@@ -51,9 +51,13 @@ class RayHosts:
         config["auth"] = {"ssh_user": "root", "ssh_private_key": str(self.hosts.key)}
         self._yaml.write_text(yaml.safe_dump(config, sort_keys=False, width=1000))
         for host in self.hosts.all:
-            self._write(host, "host.env", self._env_of(host))
-            self._write(host, "ray-token", self._token)
+            self.prepare(host)
         self._write(self.head, "token-secret", self.secret)
+
+    def prepare(self, host: Host) -> None:
+        """Put on an empty disk what its host has to know."""
+        self._write(host, "host.env", self._env_of(host))
+        self._write(host, "ray-token", self._token)
 
     def _env_of(self, host: Host) -> str:
         name = "head.env" if host is self.head else "data.env"
@@ -125,6 +129,23 @@ class RayHosts:
             return bool(status["healthy"]) and not any(filling)
 
         return self.wait(healthy, HEALTHY_S)
+
+    def until_copied(self) -> float:
+        """Seconds until each slot is served and has three whole copies, whoever is away."""
+
+        def copied() -> bool:
+            status = self.status()
+            whole = {
+                name
+                for name, replica in status["replicas"].items()
+                if not replica.get("incomplete_slots", [-1])
+            }
+            members = status["slots"]["members"].values()
+            return not status["slots"]["unhealthy"] and whole.issuperset(
+                name for names in members for name in names
+            )
+
+        return self.wait(copied, HEALTHY_S)
 
     def wait(self, condition: Callable[[], bool], seconds: float) -> float:
         begun = time.monotonic()

@@ -129,7 +129,23 @@ def test_a_killed_host(cluster: RayHosts, traffic: Traffic) -> None:
     host = cluster.data[0]
     traffic.hit("kill", host.name, host.kill)
     host.start()
+    # The disk of the first one is the spare then that the second one needs.
     print(f"healthy {cluster.until_healthy():.0f} s after {host.name} was switched on again")
+
+
+def test_a_host_is_lost_with_its_disk(cluster: RayHosts, traffic: Traffic) -> None:
+    host = cluster.data[1]
+
+    def lose() -> None:
+        host.kill()
+        host.lose_disk()
+
+    traffic.hit("lose disk", host.name, lose)
+    cluster.until_copied()
+    print("three copies again")
+    host.start()
+    cluster.prepare(host)
+    print(f"healthy {cluster.until_healthy():.0f} s after {host.name} was back with an empty disk")
 
 
 @pytest.mark.parametrize("way", ["both ways", "outgoing", "incoming"])
@@ -156,7 +172,7 @@ def test_a_host_that_is_cut_off(cluster: RayHosts, traffic: Traffic, way: str) -
 def test_ray_up_with_a_restart_is_a_cold_start(cluster: RayHosts, traffic: Traffic) -> None:
     def restart() -> None:
         cluster.ray_up()
-        cluster.up(*OPTIONS)
+        print(cluster.up(*OPTIONS)[1])
 
     traffic.hit("ray up", "all hosts", restart)
     cluster.until_healthy()
@@ -169,7 +185,7 @@ def test_all_power_is_lost(cluster: RayHosts, traffic: Traffic) -> None:
         for host in cluster.hosts.all:
             host.start()
         cluster.ray_up()
-        cluster.up()
+        print(cluster.up()[1])
 
     traffic.hit("power off", "all hosts", power)
     assert len(cluster.status()["replicas"]) == 4, "up knows without being told how many there were"
