@@ -158,12 +158,11 @@ def test_a_host_that_is_cut_off(cluster: RayHosts, traffic: Traffic, way: str) -
         else:
             host.cut_one_way(way == "outgoing")
 
-    disk = f"im_disk_{cluster.disk_of(host)}"
     try:
         traffic.hit(f"cut {way}", host.name, cut)
         if way == "both ways":
             # Ray gives it up, and ends what runs on it as soon as it hears of it.
-            cluster.wait(lambda: disk not in cluster.on_head("ray status"), 120)
+            cluster.wait(lambda: host.address not in cluster.ray_hosts(), 120)
     finally:
         host.heal()
     print(f"healthy {cluster.until_healthy():.0f} s after {host.name} was healed")
