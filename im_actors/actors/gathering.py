@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from im_actors.actors.placement import Host, absent, disks
+from im_actors.actors.placement import Host, absent, disks, offered
 from im_actors.core.model import COPIES
 from im_actors.errors import NotReachable
 
@@ -37,10 +37,12 @@ def wait_for_hosts(
         if not missing:
             return hosts
         left_s = deadline - time.monotonic()
-        there = disks(hosts)
-        found = f"{len(there)} of {len(replicas)} disks are there, missing: {', '.join(missing)}"
+        count = len(disks(hosts))
+        found = f"{count} of {len(replicas)} disks are there, missing: {', '.join(missing)}"
         if left_s <= 0:
-            if known.keys() >= set(replicas) and len(there.keys() & known.values()) >= COPIES:
+            there = offered(hosts)
+            back = sum(known[name] in there for name in replicas if name in known)
+            if known.keys() >= set(replicas) and back >= COPIES:
                 say(f"{found}; going on without")
                 return hosts
             raise NotReachable(_not_there(found, hosts_s, hosts))

@@ -66,15 +66,19 @@ def _takes_disks(hosts: Iterable[Host]) -> bool:
     return any(r == HEAD or r.startswith(DISK) for host in hosts for r in host.resources)
 
 
-def absent(replicas: Iterable[str], hosts: Sequence[Host], known: Mapping[str, str]) -> list[str]:
+def offered(hosts: Iterable[Host]) -> set[str]:
+    """All resources of these hosts."""
+    return {resource for host in hosts for resource in host.resources}
+
+
+def absent(replicas: Sequence[str], hosts: Sequence[Host], known: Mapping[str, str]) -> list[str]:
     """What has to come before all replicas can be placed and run, in words; empty: nothing."""
-    if not _takes_disks(hosts):
-        return [] if hosts else ["a host"]
-    there = disks(hosts)
-    gone = [f"{disk} of {name}" for name, disk in sorted(known.items()) if disk not in there]
-    free = len(there.keys() - known.values())
-    fresh = sum(name not in known for name in replicas) - free
-    if fresh > 0:
+    there = offered(hosts)
+    placed = [(name, known[name]) for name in replicas if name in known]
+    gone = [f"{resource} of {name}" for name, resource in placed if resource not in there]
+    free = len(disks(hosts).keys() - known.values())
+    fresh = len(replicas) - len(placed) - free
+    if fresh > 0 and (_takes_disks(hosts) or not hosts):
         gone.append(f"{fresh} more {'disk' if fresh == 1 else 'disks'}")
     return gone
 
@@ -84,12 +88,12 @@ def place(
 ) -> dict[str, str]:
     """Replica to resource. What is ``known`` stays; each new one gets a disk of its own, or where
     hosts name none, the host that has the fewest. SetupError: there are not enough."""
-    offered = sorted(disks(hosts) if _takes_disks(hosts) else {host.own for host in hosts})
+    choice = sorted(disks(hosts) if _takes_disks(hosts) else {host.own for host in hosts})
     placed = dict(known)
     used = Counter(placed.values())
     for replica in replicas:
         if replica not in placed:
-            resource = min(offered, key=lambda name: (used[name], name), default="")
+            resource = min(choice, key=lambda name: (used[name], name), default="")
             if not resource or (resource.startswith(DISK) and used[resource]):
                 raise SetupError(f"there is no disk for {replica}: each replica has one of its own")
             placed[replica] = resource

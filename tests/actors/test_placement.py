@@ -60,12 +60,14 @@ def test_a_disk_has_one_replica_and_a_head_none() -> None:
 
 def test_what_is_missing_is_told() -> None:
     hosts = [host(0, "im_head"), host(1, "im_disk_a"), host(2, "im_disk_b")]
-    assert absent(NAMES, [], {}) == ["a host"]
+    assert absent(NAMES, [], {}) == ["3 more disks"]
     assert absent(NAMES, [host(1)], {}) == [], "hosts that name no disks will do for a trial"
     assert absent(NAMES, hosts[:1], {}) == ["3 more disks"]
     assert absent(NAMES, hosts, {}) == ["1 more disk"]
     assert absent(NAMES, [*hosts, host(3, "im_disk_c")], {}) == []
-    known = {"replica-1": "im_disk_c", "replica-2": "im_disk_a"}
+    on_hosts = {name: f"node:10.0.0.{n}" for n, name in enumerate(NAMES, 1)}
+    assert absent(NAMES, hosts, on_hosts) == ["node:10.0.0.3 of replica-3"], "placed in a trial"
+    known = {"replica-1": "im_disk_c", "replica-2": "im_disk_a", "replica-9": "im_disk_z"}
     assert absent(NAMES, hosts, known) == ["im_disk_c of replica-1"]
     assert absent([*NAMES, "replica-4"], hosts, known) == [
         "im_disk_c of replica-1",
