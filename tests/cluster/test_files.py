@@ -76,8 +76,8 @@ def test_hosts_start_alike_wherever_they_are() -> None:
     for commands in (head, worker):
         assert parsed("aws.yaml")[commands] == parsed("onprem.yaml")[commands]
     for commands, takes in ((head, HEAD), (worker, f"{DISK}${{IM_ACTORS_DISK:?}}")):
-        stop, start = parsed("onprem.yaml")[commands]
-        assert stop.endswith("ray stop")
+        start = " ".join(parsed("onprem.yaml")[commands])
+        assert "/host.env && ray stop" in start
         for option in (
             f"--object-store-memory={OBJECT_STORE_BYTES}",
             f"--metrics-export-port={METRICS_PORT}",
@@ -86,11 +86,12 @@ def test_hosts_start_alike_wherever_they_are() -> None:
             assert option in start
         assert takes in start
     assert f"--port={RAY_PORT}" in parsed("onprem.yaml")[head][1]
-    assert f"$RAY_HEAD_IP:{RAY_PORT}" in parsed("onprem.yaml")[worker][1]
+    assert f"$RAY_HEAD_IP:{RAY_PORT}" in parsed("onprem.yaml")[worker][0]
 
 
 def test_the_resource_of_a_disk_is_json_when_the_shell_is_through_with_it() -> None:
-    _, start = parsed("onprem.yaml")["worker_start_ray_commands"]
+    (start,) = parsed("onprem.yaml")["worker_start_ray_commands"]
+    assert subprocess.run(["bash", "-n", "-c", start]).returncode == 0
     (words,) = re.findall(r"--resources=(\S+ \S+)", start)
     said = subprocess.run(
         ["bash", "-c", f"echo {words}"], env={"IM_ACTORS_DISK": "a"}, capture_output=True, text=True
