@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import json
 import os
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,11 @@ CREATE_S = 45.0
 END_S = 15.0
 """Bounds of the whole process. Ray itself would wait for minutes at a wrong address."""
 CONNECT_S = 3.0
+POLL_S = 0.05
+LINES_BYTES_MAX = 1 << 20
+"""More than a bootstrap ever writes."""
+
+Progress = Callable[[str], None]
 
 
 def is_loopback(host: str) -> bool:
@@ -56,10 +63,21 @@ def launch(
     _run("launch", address, settings, env, CREATE_S, start, on_session)
 
 
-def join(settings: ActorSettings, address: str) -> dict[str, Any]:
-    """Make the controller in a Ray that runs; where it is."""
+def join(
+    settings: ActorSettings, address: str, hosts_s: float, progress: Progress
+) -> dict[str, Any]:
+    """Make the controller in a Ray that runs; where it is, and the hosts of its gateways.
+    ``hosts_s``: how long hosts with disks may take to come."""
     check_reachable(address)
-    return _run("create", address, settings, _join_env(address), CREATE_S)
+    return _run(
+        "create",
+        address,
+        settings,
+        _join_env(address),
+        CREATE_S,
+        hosts_s=hosts_s,
+        progress=progress,
+    )
 
 
 def end(settings: ActorSettings, address: str) -> None:
@@ -88,6 +106,21 @@ def _join_env(address: str) -> dict[str, str]:
     return env
 
 
+class _Lines:
+    """The lines of JSON in a file that another process writes, as they come."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._offset = 0
+
+    def new(self) -> list[dict[str, Any]]:
+        # Both processes have one position in the file: this one does not move it.
+        text = os.pread(self._descriptor, LINES_BYTES_MAX, self._offset)
+        whole = text[: text.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        return [json.loads(line) for line in whole.splitlines()]
+
+
 def _run(
     do: str,
     address: str,
@@ -96,9 +129,18 @@ def _run(
     timeout_s: float,
     start: list[str] | None = None,
     on_session: Callable[[int], None] = lambda sid: None,
+    hosts_s: float = 0.0,
+    progress: Progress = lambda text: None,
 ) -> dict[str, Any]:
-    """The result of ``bootstrap``, or its error."""
-    request = {"do": do, "address": address, "settings": settings.to_dict(), "start": start}
+    """The result of ``bootstrap``, or its error. ``timeout_s`` begins again with each step that it
+    tells of."""
+    request = {
+        "do": do,
+        "address": address,
+        "settings": settings.to_dict(),
+        "start": start,
+        "hosts_s": hosts_s,
+    }
     log = log_directory(settings.directory) / "up.log"
     with tempfile.TemporaryFile("w+") as result, log.open("ab") as output:
         process = subprocess.Popen(
@@ -110,9 +152,27 @@ def _run(
             env=env,
             start_new_session=True,
         )
+        lines = _Lines(result.fileno())
+        answer: dict[str, Any] = {}
         try:
             on_session(process.pid)
-            process.communicate(json.dumps(request).encode(), timeout=timeout_s)
+            assert process.stdin is not None
+            with contextlib.suppress(BrokenPipeError), process.stdin:
+                process.stdin.write(json.dumps(request).encode())
+            deadline = time.monotonic() + timeout_s
+            ended = False
+            while not ended:
+                ended = process.poll() is not None
+                for line in lines.new():
+                    deadline = time.monotonic() + timeout_s
+                    if "progress" in line:
+                        progress(line["progress"])
+                    else:
+                        answer = line
+                if not ended:
+                    if time.monotonic() > deadline:
+                        raise subprocess.TimeoutExpired(process.args, timeout_s)
+                    time.sleep(POLL_S)
         except BaseException as error:
             process.kill()
             process.wait()
@@ -122,11 +182,8 @@ def _run(
                 f"the Ray at {address} did not do it within {timeout_s:.0f} s: is that its"
                 f" address, and its token the same (RAY_AUTH_MODE)? See {log}"
             ) from None
-        result.seek(0)
-        text = result.read()
-    if not text:
+    if not answer:
         raise SetupError(f"attaching to the Ray at {address} failed; see {log}")
-    answer: dict[str, Any] = json.loads(text)
     if "error" in answer:
         raise error_for(*answer["error"])
     return answer

@@ -147,7 +147,8 @@ class Actor:
 
     async def status(self) -> dict[str, Any]:
         status: dict[str, Any] = self._running().status()
-        return {**status, "pid": os.getpid(), "start_ms": self._start_ms}
+        own = {"host": self._host_label(), "pid": os.getpid(), "start_ms": self._start_ms}
+        return {**status, **own}
 
     async def stop(self) -> None:
         """Close in order. The process stays until its cluster ends it."""
@@ -299,6 +300,10 @@ class GatewayActor(Actor):
         await node.start(settings.host, settings.port, reuse_port=True, ssl=ssl)
         self._node = node
         return GatewayAddress(self._name, self._public_address(), settings.port)
+
+    async def status(self) -> dict[str, Any]:
+        address = f"{self._public_address()}:{self._settings.port}"
+        return {**await super().status(), "address": address}
 
     def _public_address(self) -> str:
         """Where clients reach it: a listener on all interfaces is not an address to connect to."""

@@ -23,7 +23,7 @@ from im_actors.net.link import LinkConfig
 from im_actors.net.tls import keep_fresh
 from im_actors.server.admin import AdminServer
 from im_actors.server.cluster_file import read_cluster, write_cluster, write_topology
-from im_actors.server.controller import ControllerNode
+from im_actors.server.controller import ControllerConfig, ControllerNode
 from im_actors.server.growth import Growth
 from im_actors.server.operations import Operations
 from im_actors.server.views import ViewStore, open_view_store
@@ -35,6 +35,9 @@ RETRY_S_MAX = 2.0
 """Between two tries to start itself; doubling."""
 STARTING_S = 1.5
 """How long a question about a view waits for the store to be open; less than the asker waits."""
+FIRST_START_MS = 40_000
+"""How long the first start waits for all replicas on several hosts; less than ``up`` waits for it
+to serve."""
 
 
 class ControllerActor:
@@ -81,7 +84,11 @@ class ControllerActor:
             platform = RayPlatform(settings, self._calls, self._place)
             platform.view_store = views.identity
             topology = settings.topology
-            node = ControllerNode(settings.slots, topology.desired(), platform, views)
+            config = ControllerConfig()
+            if settings.joined:
+                # Their hosts are there, and a replica that comes late would be left without slots.
+                config = replace(config, first_start_ms=FIRST_START_MS)
+            node = ControllerNode(settings.slots, topology.desired(), platform, views, config)
             node.want(topology)
             growth = Growth(
                 node,

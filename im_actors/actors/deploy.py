@@ -76,6 +76,8 @@ class UpConfig:
     insecure_open: bool = False
     relay: str = ""
     """HOST:PORT of a relay between the actors, for tests of their links."""
+    hosts_s: float = 180.0
+    """How long the hosts of a Ray that runs may take to come, each with its disk."""
     operator: ClusterSettings = field(default_factory=ClusterSettings)
     """Rights, quotas and tiers."""
 
@@ -260,8 +262,10 @@ def _start(config: UpConfig, cluster: ClusterFile, data: Path, progress: Progres
         settings=asked,
     )
     try:
-        begin = _start_local if config.local else _join
-        run = begin(run, settings, cluster, progress)
+        if config.local:
+            run = _start_local(run, settings, progress)
+        else:
+            run = _join(run, settings, config.hosts_s, progress)
         run = replace(run, tls_server_name=_server_name(run, certified))
         write_run(data, run)
         _until_served(run, cluster, settings, progress)
@@ -305,9 +309,7 @@ def _settings(asked: dict[str, Any], cluster: ClusterFile, data: Path) -> ActorS
     )
 
 
-def _start_local(
-    run: RunFile, settings: ActorSettings, cluster: ClusterFile, progress: Progress
-) -> RunFile:
+def _start_local(run: RunFile, settings: ActorSettings, progress: Progress) -> RunFile:
     data = settings.directory
     ray_port = processes.free_port(LOOPBACK, but=(run.gateway_port,))
     run = replace(
@@ -332,25 +334,24 @@ def _start_local(
     return run
 
 
-def _join(
-    run: RunFile, settings: ActorSettings, cluster: ClusterFile, progress: Progress
-) -> RunFile:
+def _join(run: RunFile, settings: ActorSettings, hosts_s: float, progress: Progress) -> RunFile:
     progress(f"joining the Ray at {run.ray_address}")
     write_run(settings.directory, run)
-    made = attach.join(settings, run.ray_address)
+    made = attach.join(settings, run.ray_address, hosts_s, progress)
     run = replace(
         run,
         ray_address=made["ray_address"],
         admin_address=made["admin_address"],
         admin_port=made["admin_port"],
-        gateway_address=_reachable(run.gateway_address, made["admin_address"]),
+        gateway_address=_reachable(run.gateway_address, made["gateways"]),
     )
     write_run(settings.directory, run)
     return run
 
 
-def _reachable(host: str, node: str) -> str:
-    return node if host in ("0.0.0.0", "::") else host
+def _reachable(host: str, gateways: list[str]) -> str:
+    """What clients connect to: a listener on all interfaces is not an address."""
+    return ",".join(gateways) if host in ("0.0.0.0", "::") else host
 
 
 def _token_file(data: Path) -> Path:

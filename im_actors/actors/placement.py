@@ -5,9 +5,14 @@ new node, and its disk is the old one. Hosts say which disk they have:
 
     ray start … --resources='{"im_disk_a": 1}'
 
-Where no host does, the resource ``node:<address>`` that Ray gives to every host stands in. The
-choice is made once and remembered beside ``cluster.json``: an empty directory on another host must
-never come up under the name of a replica that has data elsewhere.
+Each disk has one replica. Where no host says so, and none that it is a head without data
+(``im_head``), the resource ``node:<address>`` that Ray gives to every host stands in, which suits a
+trial. The choice is made once and remembered beside ``cluster.json``: an empty directory on another
+host must never come up under the name of a replica that has data elsewhere.
+
+Shards and gateways have no data; they are spread over the hosts of the replicas all the same, so
+that every data host has a gateway and none has two shards while another has none. When a host is
+away, the others take its slots.
 """
 
 from __future__ import annotations
@@ -15,13 +20,15 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import NamedTuple
 
 from im_actors.errors import CorruptData, DiskFailed, SetupError
 
 DISK = "im_disk_"
+HEAD = "im_head"
 NODE = "node:"
 FILE = "placement.json"
 
@@ -38,20 +45,71 @@ class Host(NamedTuple):
         return NODE + self.address
 
 
-def place(replicas: Iterable[str], hosts: Sequence[Host], known: dict[str, str]) -> dict[str, str]:
-    """Replica to resource. What is ``known`` stays; new ones go where the fewest are."""
-    disks = sorted({r for host in hosts for r in host.resources if r.startswith(DISK)})
-    offered = disks or sorted(host.own for host in hosts)
-    if not offered:
-        raise SetupError("that Ray has no host that is alive")
+def disks(hosts: Iterable[Host]) -> dict[str, str]:
+    """Disk to the address of its host. SetupError: two hosts say that they have the same one."""
+    found: dict[str, str] = {}
+    for host in hosts:
+        for resource in host.resources:
+            if (
+                resource.startswith(DISK)
+                and found.setdefault(resource, host.address) != host.address
+            ):
+                raise SetupError(
+                    f"{found[resource]} and {host.address} both say that they have {resource}:"
+                    " the name of a disk is its own, see IM_ACTORS_DISK on these hosts"
+                )
+    return found
+
+
+def _takes_disks(hosts: Iterable[Host]) -> bool:
+    """Whether this Ray is one whose data hosts name their disks."""
+    return any(r == HEAD or r.startswith(DISK) for host in hosts for r in host.resources)
+
+
+def offered(hosts: Iterable[Host]) -> set[str]:
+    """All resources of these hosts."""
+    return {resource for host in hosts for resource in host.resources}
+
+
+def absent(replicas: Sequence[str], hosts: Sequence[Host], known: Mapping[str, str]) -> list[str]:
+    """What has to come before all replicas can be placed and run, in words; empty: nothing."""
+    there = offered(hosts)
+    placed = [(name, known[name]) for name in replicas if name in known]
+    gone = [f"{resource} of {name}" for name, resource in placed if resource not in there]
+    free = len(disks(hosts).keys() - known.values())
+    fresh = len(replicas) - len(placed) - free
+    if fresh > 0 and (_takes_disks(hosts) or not hosts):
+        gone.append(f"{fresh} more {'disk' if fresh == 1 else 'disks'}")
+    return gone
+
+
+def place(
+    replicas: Iterable[str], hosts: Sequence[Host], known: Mapping[str, str]
+) -> dict[str, str]:
+    """Replica to resource. What is ``known`` stays; each new one gets a disk of its own, or where
+    hosts name none, the host that has the fewest. SetupError: there are not enough."""
+    choice = sorted(disks(hosts) if _takes_disks(hosts) else {host.own for host in hosts})
     placed = dict(known)
     used = Counter(placed.values())
     for replica in replicas:
         if replica not in placed:
-            resource = min(offered, key=lambda name: (used[name], name))
+            resource = min(choice, key=lambda name: (used[name], name), default="")
+            if not resource or (resource.startswith(DISK) and used[resource]):
+                raise SetupError(f"there is no disk for {replica}: each replica has one of its own")
             placed[replica] = resource
             used[resource] += 1
     return placed
+
+
+def spread(
+    names: Iterable[str], hosts: Sequence[Host], places: Mapping[str, str]
+) -> dict[str, str]:
+    """Actors without data to resources: in turn to the hosts of the replicas of ``places``."""
+    address = {resource: host.address for host in hosts for resource in host.resources}
+    anchors: dict[str, str] = {}
+    for resource in places.values():
+        anchors.setdefault(address.get(resource, resource), resource)
+    return dict(zip(names, cycle(anchors.values()), strict=False))
 
 
 def read_places(data: Path) -> dict[str, str]:

@@ -8,6 +8,7 @@ loop that they would stop serves the view store.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import logging
 import time
@@ -204,22 +205,28 @@ def kill(handle: Any) -> None:
         raise NotReachable(f"an actor is not ended: {_first_line(error)}") from error
 
 
-def end(namespace: str, names: list[str], timeout_s: float) -> list[str]:
-    """End actors for good, in this order, and return when their names are free."""
-    found = []
-    for name in names:
-        try:
-            ray.kill(ray.get_actor(name, namespace), no_restart=True)
-            found.append(name)
-        except (ValueError, RayError):
-            continue
+def end(namespace: str, first: str, timeout_s: float) -> list[str]:
+    """End all actors of a namespace for good, ``first`` before the others; return when their names
+    are free."""
+    ended: list[str] = []
     deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        named = ray.util.list_named_actors(all_namespaces=True)
-        if not any(entry["namespace"] == namespace for entry in named):
-            return found
+    while left := _named(namespace):
+        for name in sorted(left, key=lambda name: name != first):
+            with contextlib.suppress(ValueError, RayError):
+                ray.kill(ray.get_actor(name, namespace), no_restart=True)
+                ended.append(name)
+        if time.monotonic() > deadline:
+            raise NotReachable(
+                f"{', '.join(sorted(left))} of {namespace} are still there after {timeout_s:.0f} s"
+            )
         time.sleep(0.05)
-    raise NotReachable(f"actors of {namespace} are still there after {timeout_s:.0f} s")
+    return ended
+
+
+def _named(namespace: str) -> list[str]:
+    """The named actors of a namespace."""
+    named = ray.util.list_named_actors(all_namespaces=True)
+    return [entry["name"] for entry in named if entry["namespace"] == namespace]
 
 
 def _breathe(seconds: float) -> None:

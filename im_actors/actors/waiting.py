@@ -17,6 +17,8 @@ SERVE_S = 60.0
 """How long a start may take until all slots are served."""
 REST_S = 5.0
 """How long the other actors are waited for when all slots are served and a gateway is there."""
+REST_HOSTS_S = 20.0
+"""The same on several hosts, which are not equally fast."""
 POLL_S = 0.05
 
 Progress = Callable[[str], None]
@@ -28,6 +30,7 @@ class Waiting:
     def __init__(self, settings: ActorSettings, progress: Progress) -> None:
         self._progress = progress
         self._slots = settings.slots
+        self._rest_s = REST_HOSTS_S if settings.joined else REST_S
         self._wanted = {
             "replica": settings.replicas,
             "shard": settings.shards,
@@ -48,7 +51,7 @@ class Waiting:
                 if state["slots"] == self._slots and state["running"].get("gateway"):
                     served = served or now
                     missing = self._missing(state)
-                    if not missing or now - served > REST_S:
+                    if not missing or now - served > self._rest_s:
                         self._say_all(missing)
                         return
                 if now - begun > SERVE_S:

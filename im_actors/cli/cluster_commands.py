@@ -22,6 +22,7 @@ from im_actors.cli.target import (
     read_secret,
     running_cluster,
 )
+from im_actors.core.model import COPIES
 from im_actors.errors import ImError, NotReachable, SetupError
 from im_actors.server.settings import (
     ClusterSettings,
@@ -61,6 +62,7 @@ def _register_up(add: AddCommand) -> None:
         "start a cluster, or join a running Ray, and return when it serves",
         "  im-actors up\n"
         "  im-actors up --data /srv/im --shards 4 --gateways 2 --port 7070\n"
+        "  im-actors up --address auto --replicas 4 --host 0.0.0.0\n"
         "  im-actors up --address auto --redis redis://10.0.0.5:6379/0\n"
         "  im-actors up --host 0.0.0.0 --token-secret-file /etc/im.secret\n"
         "  im-actors up --tls-cert host.pem --tls-key host.key --tls-ca ca.pem\n"
@@ -99,23 +101,34 @@ def _register_up(add: AddCommand) -> None:
         help="virtual shards, fixed when the cluster is made (default: 64)",
     )
     by_cores = actors_by_cores()
-    for name, count, what, why in (
+    for name, what, default in (
         (
             "shards",
-            by_cores,
             "actors that order messages; beside a single one another stands by",
-            " by the cores of this machine,",
+            f"by the cores of this machine, {by_cores}; in a Ray that runs as many as replicas",
         ),
-        ("replicas", 3, "actors that keep them, each with its own directory", ""),
-        ("gateways", by_cores, "actors that clients connect to", " by the cores of this machine,"),
+        (
+            "replicas",
+            "actors that keep them, each with its own directory, on several hosts its own disk",
+            "3; in a Ray that runs as many as there have been",
+        ),
+        ("gateways", "actors that clients connect to", "as of shards"),
     ):
         parser.add_argument(
             f"--{name}",
             metavar="N",
             type=positive_number,
-            default=count,
-            help=f"{what} (default:{why} {count})",
+            help=f"{what} (default: {default})",
         )
+    parser.add_argument(
+        "--hosts-timeout",
+        metavar="S",
+        dest="hosts_s",
+        type=positive_seconds,
+        default=180.0,
+        help="seconds in which a Ray that runs must have a host with a disk of its own for each"
+        " replica (default: 180)",
+    )
     parser.add_argument(
         "--host", default="127.0.0.1", help="where gateways listen (default: 127.0.0.1)"
     )
@@ -275,8 +288,8 @@ def up(args: argparse.Namespace) -> int:
 
 def up_settings(args: argparse.Namespace) -> dict[str, Any]:
     """The fields of UpConfig that the command line names."""
-    names = ("address", "shards", "replicas", "gateways", "host", "port", "insecure_open")
-    settings = {name: getattr(args, name) for name in names}
+    names = ("address", "host", "port", "insecure_open", "hosts_s")
+    settings = {name: getattr(args, name) for name in names} | _counts(args)
     settings["redis"] = _redis_of(args, "redis") or None
     settings["operator"] = operator_settings(args)
     if args.slots is not None:
@@ -284,6 +297,22 @@ def up_settings(args: argparse.Namespace) -> dict[str, Any]:
     if args.token_secret_file is not None:
         settings["token_secret"] = read_secret(args.token_secret_file)
     return settings
+
+
+def _counts(args: argparse.Namespace) -> dict[str, int]:
+    """How many actors of each kind. On several hosts each that has a replica gets a shard and a
+    gateway, and a replica that there was is never left out by saying nothing."""
+    from im_actors.actors.placement import read_places
+
+    replicas, others = COPIES, actors_by_cores()
+    if args.address != "local":
+        replicas = max(COPIES, len(read_places(data_of(args))))
+        others = args.replicas or replicas
+    return {
+        "replicas": args.replicas or replicas,
+        "shards": args.shards or others,
+        "gateways": args.gateways or others,
+    }
 
 
 def operator_settings(args: argparse.Namespace) -> ClusterSettings:

@@ -131,8 +131,8 @@ def _size(count: float) -> str:
 
 
 def _shards(shards: dict[str, Any], starts: dict[str, int]) -> Any:
-    table = _table("shards", "name", "serving", "working", "sessions", "acked", "restarts")
-    return _rows(table, shards, starts, ("serving", "working", "sessions", "acked"))
+    columns = ("host", "serving", "working", "sessions", "acked")
+    return _rows(_table("shards", "name", *columns, "restarts"), shards, starts, columns)
 
 
 def _replicas(replicas: dict[str, Any], starts: dict[str, int], paths: bool) -> Any:

@@ -53,6 +53,7 @@ class RunFile:
     admin_address: str
     admin_port: int
     gateway_address: str
+    """Several hosts, with commas between them, in a cluster of several."""
     gateway_port: int
     started_ms: int
     version: str
@@ -64,7 +65,8 @@ class RunFile:
     @property
     def url(self) -> str:
         scheme = "ims" if self.tls.certificate else "im"
-        return f"{scheme}://{self.gateway_address}:{self.gateway_port}"
+        hosts = self.gateway_address.split(",")
+        return f"{scheme}://" + ",".join(f"{host}:{self.gateway_port}" for host in hosts)
 
     @property
     def tls(self) -> TlsSettings:

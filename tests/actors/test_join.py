@@ -45,7 +45,7 @@ def other_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OtherRay]:
     port, temp_dir = processes.free_port("127.0.0.1"), str(processes.make_temp_dir())
     arguments = [
         *processes.head_arguments(port, temp_dir, workers=2),
-        '--resources={"im_disk_a": 1, "im_disk_b": 1}',
+        '--resources={"im_disk_a": 1, "im_disk_b": 1, "im_disk_c": 1}',
     ]
     process = subprocess.Popen(
         [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", *arguments],
@@ -75,12 +75,16 @@ def test_a_cluster_joins_and_leaves(
     cluster = make_cluster(tmp_path)
     with pytest.raises(NotReachable, match="no Ray answers"):
         cluster.up(address=f"127.0.0.1:{processes.free_port('127.0.0.1')}")
+    with pytest.raises(NotReachable, match=r"3 of 4 disks are there, missing: 1 more disk"):
+        cluster.up(address=other_ray.address, replicas=4, hosts_s=0.5)
+    assert any("0 s left" in text for text in cluster.said)
     assert read_run(tmp_path) is None
+    assert read_places(tmp_path) == {}
 
     settings = {"address": other_ray.address, "shards": 1, "gateways": 1}
     run = cluster.up(**settings)
     assert run.ray_sid == 0
-    assert set(read_places(tmp_path).values()) == {"im_disk_a", "im_disk_b"}
+    assert set(read_places(tmp_path).values()) == {"im_disk_a", "im_disk_b", "im_disk_c"}
     assert cluster.send("team", "a", "b") == [1, 2]
     assert cluster.up(**settings) == run
 

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from im_actors.actors.placement import write_places
 from im_actors.cli.cluster_commands import sound, up_settings
 from im_actors.cli.main import build_parser
 from im_actors.errors import SetupError
@@ -157,6 +158,19 @@ def test_what_up_is_told(tmp_path: Path) -> None:
     from im_actors.actors.deploy import UpConfig
 
     UpConfig(data=tmp_path, **settings).validate()
+
+
+def test_on_several_hosts_there_is_one_of_each_kind_for_each_disk(tmp_path: Path) -> None:
+    def counts(*options: str) -> set[int]:
+        words = ["up", "--address", "auto", "--data", str(tmp_path), *options]
+        settings = up_settings(build_parser().parse_args(words))
+        return {settings[name] for name in ("replicas", "shards", "gateways")}
+
+    assert counts() == {3}
+    assert counts("--replicas", "5") == {5}
+    assert counts("--replicas", "5", "--shards", "2") == {2, 5}
+    write_places(tmp_path, {f"replica-{n}": f"im_disk_{n}" for n in range(1, 5)})
+    assert counts() == {4}, "what has been placed is not left out"
 
 
 def settings_of(*options: object) -> ClusterSettings:

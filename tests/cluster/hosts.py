@@ -66,6 +66,7 @@ class Host:
         script = (
             f"mount --bind {self.disk} {self.hosts.mount}"
             f" && mount --bind {self.folder}/ray {RAY_TEMP}"
+            f" && mount --bind {self.hosts.passwd} /etc/passwd"
             f" && hostname {self.name} && exec {SSHD} -D -e -f {self.hosts.sshd_config}"
         )
         log = (self.folder / "sshd.log").open("ab")
@@ -184,6 +185,7 @@ class Hosts:
         self.mount = folder / "srv"
         self.key = folder / "key"
         self.sshd_config = folder / "sshd_config"
+        self.passwd = folder / "passwd"
         self.all = [Host(self, number) for number in range(1, count + 1)]
 
     @property
@@ -209,6 +211,11 @@ class Hosts:
         self.mount.mkdir(parents=True, exist_ok=True)
         for name in ("key", "host_key"):
             _run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.folder / name)
+        # What a program keeps at home is on the host's own disk, and not the same on all of them.
+        users = Path("/etc/passwd").read_text().splitlines()
+        home = [f"root:x:0:0:root:{self.mount}:/bin/bash"]
+        others = [user for user in users if not user.startswith("root:")]
+        self.passwd.write_text("\n".join([*home, *others]) + "\n")
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
         Path(RAY_TEMP).mkdir(exist_ok=True)
         self.sshd_config.write_text(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,12 @@ def test_the_first_opening_makes_the_cluster_and_the_next_finds_it(tmp_path: Pat
     assert made.slots == 16
     assert len(made.secret_bytes) == 32
     assert open_or_create_cluster(tmp_path / "new") == made
+
+
+def test_the_url_names_all_gateways() -> None:
+    assert RUN.url == "im://127.0.0.1:7070"
+    several = replace(RUN, gateway_address="10.0.0.1,10.0.0.2")
+    assert several.url == "im://10.0.0.1:7070,10.0.0.2:7070"
 
 
 def test_the_secret_is_for_the_owner_only(tmp_path: Path) -> None:

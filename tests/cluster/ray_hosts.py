@@ -1,0 +1,178 @@
+"""A cluster on several hosts, brought up as ``cluster/README.md`` tells an operator to."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from im_actors.gateway.tokens import make_token
+from tests.cluster.hosts import Host, Hosts
+
+ROOT = Path(__file__).parents[2]
+CLUSTER = ROOT / "cluster"
+BIN = Path(sys.executable).parent
+HOME = "/srv/im-actors"
+"""Where the shipped files have everything of a host."""
+PORT = 7070
+RAY_UP_S = 240.0
+RAY_UP_TRIES = 3
+"""All hosts share the cores of this machine, and Ray gives itself no more than 30 s to start."""
+UP_S = 400.0
+HEALTHY_S = 400.0
+
+
+class RayHosts:
+    """The first host is the head; each of the others has a disk."""
+
+    def __init__(self, hosts: Hosts) -> None:
+        self.hosts = hosts
+        self.head, *self.data = hosts.all
+        self.secret = os.urandom(32).hex()
+        self._token = os.urandom(32).hex()
+        self._yaml = hosts.folder / "onprem.yaml"
+        self._prepare()
+
+    # -- what an operator does -----------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        """The shipped files with the addresses filled in."""
+        mount = str(self.hosts.mount)
+        config = yaml.safe_load((CLUSTER / "onprem.yaml").read_text().replace(HOME, mount))
+        config["cluster_name"] = self.hosts.tag
+        config["provider"]["head_ip"] = self.head.address
+        config["provider"]["worker_ips"] = [host.address for host in self.data]
+        config["auth"] = {"ssh_user": "root", "ssh_private_key": str(self.hosts.key)}
+        self._yaml.write_text(yaml.safe_dump(config, sort_keys=False, width=1000))
+        for host in self.hosts.all:
+            self.prepare(host)
+        self._write(self.head, "token-secret", self.secret)
+
+    def prepare(self, host: Host) -> None:
+        """Put on an empty disk what its host has to know."""
+        self._write(host, "host.env", self._env_of(host))
+        self._write(host, "ray-token", self._token)
+
+    def _env_of(self, host: Host) -> str:
+        name = "head.env" if host is self.head else "data.env"
+        text = (CLUSTER / "env" / name).read_text().replace(HOME, str(self.hosts.mount))
+        for variable, value in (
+            ("IM_ACTORS_ADDRESS", host.address),
+            ("PATH", f"{BIN}:$PATH"),
+            *([("IM_ACTORS_DISK", self.disk_of(host))] if host is not self.head else []),
+        ):
+            text, found = re.subn(f"(?m)^{variable}=.*$", f"{variable}={value}", text)
+            assert found == 1, f"{name} says {variable} {found} times"
+        # The package is not installed here, it is run from the tree.
+        return text + f"export PYTHONPATH={ROOT}\n"
+
+    @staticmethod
+    def disk_of(host: Host) -> str:
+        return f"h{host.number}"
+
+    @staticmethod
+    def _write(host: Host, name: str, text: str) -> None:
+        path = host.disk / name
+        path.write_text(text)
+        path.chmod(0o600)
+
+    def ray_up(self, *options: str) -> None:
+        """``ray up`` with the shipped file, from outside."""
+        temp = self.hosts.folder / "operator"
+        temp.mkdir(exist_ok=True)
+        for _ in range(RAY_UP_TRIES):
+            done = subprocess.run(
+                [BIN / "ray", "up", self._yaml, "--yes", "--no-config-cache", *options],
+                capture_output=True,
+                text=True,
+                timeout=RAY_UP_S,
+                env={**os.environ, "TMPDIR": str(temp), "RAY_USAGE_STATS_ENABLED": "0"},
+                stdin=subprocess.DEVNULL,
+            )
+            if done.returncode == 0:
+                return
+        raise AssertionError(done.stdout + done.stderr)
+
+    def on_head(self, command: str, timeout_s: float = 60.0) -> str:
+        return self.head.ssh(f". {self.hosts.mount}/host.env && {command}", timeout_s)
+
+    def up(self, *options: str) -> tuple[dict[str, Any], str]:
+        """The one command after ``ray up``; its answer, and what it said on the way."""
+        words = ["--address auto --host 0.0.0.0 --hosts-timeout 300 --json", *options]
+        command = f"im-actors up {' '.join(words)} 2>&1"
+        *said, answer = self.on_head(command, UP_S).strip().splitlines()
+        return json.loads(answer), "\n".join(said)
+
+    def status(self) -> dict[str, Any]:
+        # Exit code 1 means that something is not healthy, which the answer tells.
+        found: dict[str, Any] = json.loads(self.on_head("im-actors status --json || true"))
+        return found
+
+    def ray_hosts(self) -> set[str]:
+        """The addresses of the hosts that Ray takes for alive."""
+        script = (
+            "import ray; ray.init('auto', log_to_driver=False, logging_level='ERROR');"
+            " print(*[n['NodeManagerAddress'] for n in ray.nodes() if n['Alive']])"
+        )
+        return set(self.on_head(f'python -c "{script}"').split())
+
+    def token(self, user: str) -> str:
+        return make_token(self.secret, user)
+
+    @property
+    def url(self) -> str:
+        return "im://" + ",".join(f"{host.address}:{PORT}" for host in self.data)
+
+    # -- waiting -------------------------------------------------------------------------------
+
+    def until_healthy(self) -> float:
+        """Seconds until everything runs, and every replica has all of its slots."""
+
+        def healthy() -> bool:
+            status = self.status()
+            filling = [r.get("incomplete_slots", [-1]) for r in status["replicas"].values()]
+            return bool(status["healthy"]) and not any(filling)
+
+        return self.wait(healthy, HEALTHY_S)
+
+    def until_copied(self) -> float:
+        """Seconds until each slot is served and has three whole copies, whoever is away."""
+
+        def copied() -> bool:
+            status = self.status()
+            whole = {
+                name
+                for name, replica in status["replicas"].items()
+                if not replica.get("incomplete_slots", [-1])
+            }
+            members = status["slots"]["members"].values()
+            return not status["slots"]["unhealthy"] and whole.issuperset(
+                name for names in members for name in names
+            )
+
+        return self.wait(copied, HEALTHY_S)
+
+    def wait(self, condition: Callable[[], bool], seconds: float) -> float:
+        begun = time.monotonic()
+        trouble = ""
+        while time.monotonic() - begun < seconds:
+            try:
+                if condition():
+                    return time.monotonic() - begun
+            except (RuntimeError, ValueError, subprocess.TimeoutExpired) as error:
+                trouble = str(error)
+            time.sleep(0.5)
+        raise AssertionError(f"not so within {seconds:.0f} s: {trouble or self._ill()}")
+
+    def _ill(self) -> str:
+        status = self.status()
+        keys = ("missing", "slot_states", "view_store", "degraded_placement")
+        return json.dumps({key: status[key] for key in keys})
