@@ -84,12 +84,17 @@ class RayCluster:
     def shown(self, words: list[str]) -> list[str]:
         """Where one of these can be read by others: command lines of this machine's processes and
         log files of this cluster."""
-        found = []
+        found = {word: set[str]() for word in (self.run.ray_temp_dir, "replica-1 serves", *words)}
         for path in (*Path("/proc").glob("[0-9]*/cmdline"), *self._logs()):
             with contextlib.suppress(OSError):
                 content = path.read_bytes()
-                found += [f"{path}: {word[:4]}…" for word in words if word.encode() in content]
-        return found
+                for word in found:
+                    if word.encode() in content:
+                        found[word].add(str(path))
+        # It is looked where something is to be found.
+        assert any(path.startswith("/proc/") for path in found[self.run.ray_temp_dir])
+        assert str(self.data / "logs" / "replica-1.log") in found["replica-1 serves"]
+        return [f"{word[:4]}… in {path}" for word in words for path in found[word]]
 
     def _logs(self) -> Iterator[Path]:
         yield from (path for path in (self.data / "logs").rglob("*") if path.is_file())

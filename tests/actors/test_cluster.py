@@ -76,7 +76,6 @@ def test_secrets_are_in_no_log_and_on_no_command_line(cluster: RayCluster) -> No
     known = read_cluster(cluster.data)
     assert known is not None
     secrets = [known.secret, (cluster.data / "ray-token").read_text()]
-    assert cluster.shown([known.cluster]), "it is looked where something is to be found"
     assert cluster.shown(secrets) == []
 
 
