@@ -402,10 +402,10 @@ def shown(report: dict[str, Any]) -> str:
 
 
 def _numbers(text: str) -> list[int]:
-    numbers = [int(word) for word in text.split(",")]
-    if not numbers or min(numbers) < 1:
-        raise ValueError
-    return numbers
+    words = text.split(",")
+    if not all(word.isdecimal() and int(word) > 0 for word in words):
+        raise argparse.ArgumentTypeError(f"{text!r} are no numbers like 1,2,4")
+    return [int(word) for word in words]
 
 
 def main() -> int:
