@@ -294,12 +294,12 @@ def prediction(costs: Costs, point: Point, gateways: int) -> dict[str, Any]:
     return rows
 
 
-def _beside(predicted: float, measured: float) -> dict[str, float]:
-    off = (predicted - measured) / measured if measured else float("inf")
+def _beside(predicted: float, measured: float) -> dict[str, float | None]:
+    off = round(100 * (predicted - measured) / measured, 1) if measured else None
     return {
         "predicted": round(predicted, 4),
         "measured": round(measured, 4),
-        "off_percent": round(100 * off, 1),
+        "off_percent": off,
     }
 
 
@@ -385,9 +385,9 @@ def shown(report: dict[str, Any]) -> str:
     held_out = report["held_out"]
     lines.append(f"not fitted to: {json.dumps(held_out['point'])}")
     for name, row in held_out["check"].items():
+        off = "-" if row["off_percent"] is None else f"{row['off_percent']:+.0f} %"
         lines.append(
-            f"  {name:14} predicted {row['predicted']:8.3f}, measured {row['measured']:8.3f}:"
-            f" {row['off_percent']:+.0f} %"
+            f"  {name:14} predicted {row['predicted']:8.3f}, measured {row['measured']:8.3f}: {off}"
         )
     first = plan(
         Costs.from_dict(report["costs"]),
@@ -402,10 +402,10 @@ def shown(report: dict[str, Any]) -> str:
 
 
 def _numbers(text: str) -> list[int]:
-    numbers = [int(word) for word in text.split(",")]
-    if not numbers or min(numbers) < 1:
-        raise ValueError
-    return numbers
+    words = text.split(",")
+    if not all(word.isdecimal() and int(word) > 0 for word in words):
+        raise argparse.ArgumentTypeError(f"{text!r} are no numbers like 1,2,4")
+    return [int(word) for word in words]
 
 
 def main() -> int:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -146,31 +146,18 @@ def plan(costs: Costs, load: Demand, site: Site) -> dict[str, Any]:
     counts["replica"] = max(COPIES, counts["replica"], by_disk)
     cpu = sum(costs.parts[kind].cpu_us_per_s(load, counts[kind]) for kind in PARTS) / 1e6
     hosts = max(COPIES, ceil(counts["replica"] / site.host_disks), _hosts(costs, cpu, cores, site))
-    each_replica = COPIES / counts["replica"]
     fsync_us = site.disk_fsync_us if site.disk_fsync_us is not None else costs.fsync_us
-    batch = load.messages_per_s * each_replica * fsync_us / 1e6
-    host_cpu = cpu / hosts + costs.others_us_per_s / 1e6
-    uses = [
-        *_busy_loops(costs, load, counts),
-        Use("cores of a host", host_cpu / cores, f"{host_cpu:.2f} of {cores} cores"),
-        Use(
-            "disk bandwidth",
-            disk_bytes * each_replica / disk_limit,
-            f"{disk_bytes * each_replica / 1e6:.1f} of {disk_limit / 1e6:.0f} MB/s",
-        ),
-        Use(
-            "fsync",
-            batch / FRAME_BATCH_ROWS_MAX,
-            f"{batch:.1f} of {FRAME_BATCH_ROWS_MAX:,} messages for each fsync of a replica",
-        ),
-        Use(
-            "connections of a gateway",
-            load.users / counts["gateway"] / connections_max,
-            f"{load.users / counts['gateway']:,.0f} of {connections_max:,}",
-        ),
-    ]
+    setup = _Setup(counts, hosts, cores, disk_limit, fsync_us, connections_max)
+    uses = list(_uses(costs, load, setup))
+    nothing = replace(load, messages_per_s=0.0, users=0)
+    idle = [use.share for use in _uses(costs, nothing, setup)]
+    full_at = {
+        use.what: (1 - before) / (use.share - before) * load.messages_per_s
+        for use, before in zip(uses, idle, strict=True)
+        if use.share > before
+    }
+    first = min(full_at, key=lambda what: full_at[what])
     uses.sort(key=lambda use: use.share, reverse=True)
-    first = uses[0]
     return {
         "hosts": hosts,
         "shards": counts["shard"],
@@ -182,10 +169,8 @@ def plan(costs: Costs, load: Demand, site: Site) -> dict[str, Any]:
         "disk_gb_per_day": round(disk_bytes * 86_400 * COPIES / 1e9, 1),
         "ack_ms_p50_at_least": round((costs.ack_us - costs.fsync_us + fsync_us) / 1000, 3),
         "use": [{**asdict(use), "share": round(use.share, 4)} for use in uses],
-        "saturates_first": first.what,
-        "saturates_at_messages_per_s": round(load.messages_per_s / first.share)
-        if first.share and load.messages_per_s
-        else None,
+        "saturates_first": first,
+        "saturates_at_messages_per_s": round(full_at[first]),
         "load": asdict(load),
         "site": {**asdict(site), "host_cores": cores, "disk_fsync_us": fsync_us},
         "costs_from": costs.source,
@@ -213,7 +198,34 @@ def _disk_bytes_per_s(costs: Costs, load: Demand) -> float:
     return (costs.disk_bytes_per_message + body) * load.messages_per_s
 
 
-def _busy_loops(costs: Costs, load: Demand, counts: dict[str, int]) -> Iterator[Use]:
+@dataclass(frozen=True, slots=True)
+class _Setup:
+    counts: dict[str, int]
+    hosts: int
+    cores: int
+    disk_limit: float
+    fsync_us: float
+    connections_max: int
+
+
+def _uses(costs: Costs, load: Demand, setup: _Setup) -> Iterator[Use]:
+    """How much of everything a load takes, in an order that does not depend on it."""
+    counts, cpu = setup.counts, 0.0
     for kind in PARTS:
-        share = costs.parts[kind].cpu_us_per_s(load, counts[kind]) / counts[kind] / 1e6
+        used = costs.parts[kind].cpu_us_per_s(load, counts[kind]) / 1e6
+        cpu += used
+        share = used / counts[kind]
         yield Use(f"{kind} CPU", share, f"{share:.2f} of a core for each of {counts[kind]}")
+    host_cpu = cpu / setup.hosts + costs.others_us_per_s / 1e6
+    of_cores = f"{host_cpu:.2f} of {setup.cores} cores"
+    yield Use("cores of a host", host_cpu / setup.cores, of_cores)
+    each_replica = COPIES / counts["replica"]
+    written = _disk_bytes_per_s(costs, load) * each_replica
+    of_disk = f"{written / 1e6:.1f} of {setup.disk_limit / 1e6:.0f} MB/s"
+    yield Use("disk bandwidth", written / setup.disk_limit, of_disk)
+    batch = load.messages_per_s * each_replica * setup.fsync_us / 1e6
+    of_batch = f"{batch:.1f} of {FRAME_BATCH_ROWS_MAX:,} messages for each fsync of a replica"
+    yield Use("fsync", batch / FRAME_BATCH_ROWS_MAX, of_batch)
+    connections = load.users / counts["gateway"]
+    of_gateway = f"{connections:,.0f} of {setup.connections_max:,}"
+    yield Use("connections of a gateway", connections / setup.connections_max, of_gateway)

@@ -116,6 +116,5 @@ def show(found: dict[str, Any]) -> None:
     for use in found["use"]:
         print(f"  {100 * use['share']:5.1f} %  {use['what']}: {use['why']}")
     limit = found["saturates_at_messages_per_s"]
-    if limit:
-        print(f"first to give in, at about {limit:,} messages a second: {found['saturates_first']}")
+    print(f"first to give in, at about {limit:,} messages a second: {found['saturates_first']}")
     print(f"costs: {found['costs_from']}", flush=True)

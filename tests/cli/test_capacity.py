@@ -59,6 +59,15 @@ def test_counts_follow_from_costs_as_by_hand() -> None:
     assert found["saturates_at_messages_per_s"] == round(100_000 / (1.124 * 3 / 7))
 
 
+def test_where_it_gives_in_leaves_out_what_idling_takes() -> None:
+    """However small the load is that was asked about: a shard of 20.5 us a message is full at
+    48,780, and a gateway of 15 us and 10 ms a second idle at 66,000."""
+    found = plan(COSTS, Demand(messages_per_s=10, users=1), Site(host_cores=64))
+    slowest = {"gateway": 0.99 / 15e-6, "shard": 1 / 20.5e-6, "replica": 1 / 10e-6}
+    assert found["saturates_first"] == "shard CPU"
+    assert found["saturates_at_messages_per_s"] == pytest.approx(min(slowest.values()), abs=1)
+
+
 def test_more_disks_in_a_host_need_fewer_hosts_until_its_cores_are_full() -> None:
     load = Demand(messages_per_s=100_000, users=1)
     wide = plan(COSTS, load, Site(share=0.5, host_cores=64, host_disks=4))
