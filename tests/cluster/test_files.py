@@ -99,6 +99,29 @@ def test_the_resource_of_a_disk_is_json_when_the_shell_is_through_with_it() -> N
     assert json.loads(said.stdout) == {f"{DISK}a": 1}
 
 
+def test_a_data_host_tries_until_its_disk_is_there_and_ray_starts(tmp_path: Path) -> None:
+    """As after a reboot: no disk at first, then a Ray that fails, then one that starts."""
+    for name, script in (
+        ("ray", 'echo "$@" >> said; [ "$1" = stop ] || [ $(grep -c start said) -ge 2 ]'),
+        ("sleep", "echo 'IM_ACTORS_DISK=a IM_ACTORS_ADDRESS=10.0.0.11' > host.env"),
+    ):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    (start,) = parsed("onprem.yaml")["worker_start_ray_commands"]
+    done = subprocess.run(
+        ["bash", "-c", start.replace("/srv/im-actors", str(tmp_path))],
+        cwd=tmp_path,
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin", "RAY_HEAD_IP": "10.0.0.10"},
+        capture_output=True,
+    )
+    assert done.returncode == 0
+    said = [line.split() for line in (tmp_path / "said").read_text().splitlines()]
+    assert [words[0] for words in said] == ["stop", "start", "stop", "start"]
+    assert {'{"im_disk_a":', "--node-ip-address=10.0.0.11", "--address=10.0.0.10:6379"} <= {
+        word.removeprefix("--resources=") for word in said[-1]
+    }
+
+
 def test_environments_differ_in_what_a_host_is() -> None:
     head, data = (environment(name) for name in ENVIRONMENTS)
     own = {"IM_ACTORS_ADDRESS", "IM_ACTORS_DISK", "IM_ACTORS_TOKEN_SECRET_FILE"}
