@@ -20,9 +20,11 @@ from im_actors.actors.logs import LOGS
 from im_actors.actors.settings import ActorSettings
 from im_actors.errors import DiskFailed, NotReachable, SetupError, error_for
 
+LAUNCH_S = 120.0
+"""Bound of starting a Ray: seconds, but a machine with much else to do takes a minute."""
 CREATE_S = 45.0
 END_S = 15.0
-"""Bounds of the whole process. Ray itself would wait for minutes at a wrong address."""
+"""Bounds of what is done in a Ray that runs, which would wait for minutes at a wrong address."""
 CONNECT_S = 3.0
 POLL_S = 0.05
 LINES_BYTES_MAX = 1 << 20
@@ -60,7 +62,7 @@ def launch(
 ) -> None:
     """Start a Ray of our own and the controller in it. ``on_session(sid)`` is called before
     anything else happens: a crash of ours from then on leaves nothing that cannot be found."""
-    _run("launch", address, settings, env, CREATE_S, start, on_session)
+    _run("launch", address, settings, env, LAUNCH_S, start, on_session)
 
 
 def join(

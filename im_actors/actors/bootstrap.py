@@ -29,7 +29,7 @@ from im_actors.actors.processes import free_port
 from im_actors.actors.settings import CONTROLLER, ActorSettings, actor_env
 from im_actors.errors import ImError, SetupError
 
-READY_S = 20.0
+READY_S = 40.0
 END_S = 10.0
 
 

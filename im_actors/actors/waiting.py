@@ -13,7 +13,7 @@ from im_actors.errors import NotReachable, error_for
 from im_actors.server.admin import admin_of
 from im_actors.server.cluster_file import ClusterFile, RunFile
 
-SERVE_S = 60.0
+SERVE_S = 120.0
 """How long a start may take until all slots are served."""
 REST_S = 5.0
 """How long the other actors are waited for when all slots are served and a gateway is there."""
@@ -44,7 +44,13 @@ class Waiting:
         served = 0.0
         async with admin_of(run, cluster.secret_bytes) as admin:
             while True:
-                state = await admin.call("progress")
+                try:
+                    state = await admin.call("progress")
+                except NotReachable:
+                    # While everything starts at once it may be silent for a while.
+                    if time.monotonic() - begun > SERVE_S:
+                        raise
+                    continue
                 self._report(state)
                 self._check(state["failures"])
                 now = time.monotonic()
