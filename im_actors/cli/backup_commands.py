@@ -111,6 +111,7 @@ def _add_shared(parser: argparse.ArgumentParser, dry: str) -> None:
 
 async def backup(args: argparse.Namespace) -> int:
     """Run one."""
+    from im_actors.server.admin import links_of
     from im_actors.server.backup import take_backup
 
     running = running_cluster(data_of(args))
@@ -120,7 +121,12 @@ async def backup(args: argparse.Namespace) -> int:
     async with running.admin(POSITIONS_TIMEOUT_S) as admin:
         with Progress(sys.stderr, not args.json, "records", "records") as progress:
             taken = await take_backup(
-                args.directory, cluster, admin.call, progress.moved, args.dry_run
+                args.directory,
+                cluster,
+                admin.call,
+                progress.moved,
+                args.dry_run,
+                links=links_of(running.run),
             )
     manifest = taken.manifest
     new = [file for file in manifest.files if file.run == manifest.run and not taken.dry]

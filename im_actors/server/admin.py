@@ -80,11 +80,16 @@ class AdminServer:
         connection.send(pack_frame(answer))
 
 
-def admin_of(run: RunFile, secret: bytes, timeout_s: float = 10.0) -> AdminClient:
-    """A client for the cluster that runs; SetupError when its certificates cannot be used."""
+def links_of(run: RunFile) -> LinkConfig | None:
+    """How to connect with the actors of the cluster that runs; SetupError when its certificates
+    cannot be used."""
     files = run.tls.files
-    links = LinkConfig.secured(Certificates(files) if files is not None else None)
-    return AdminClient(run.admin_address, run.admin_port, secret, timeout_s, links)
+    return LinkConfig.secured(Certificates(files) if files is not None else None)
+
+
+def admin_of(run: RunFile, secret: bytes, timeout_s: float = 10.0) -> AdminClient:
+    """A client for the cluster that runs; SetupError as for ``links_of``."""
+    return AdminClient(run.admin_address, run.admin_port, secret, timeout_s, links_of(run))
 
 
 class AdminClient:
