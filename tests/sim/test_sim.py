@@ -19,7 +19,7 @@ from tests.sim.shrink import shrink
 from tests.sim.world import Plan, World
 
 OPERATIONS = 300
-SEEDS = range(1, 9)
+SEEDS = range(1, 15)
 """``--mutants`` finds anew, for each rule that once was a mend, the seeds that fail without it."""
 DIGEST = """
 from tests.sim.runs import run_plan
