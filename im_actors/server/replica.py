@@ -734,9 +734,12 @@ class ReplicaNode:
         self._handle(rep.Tick())
 
     async def report(self) -> dict[str, Any]:
-        """What is on this disk, scanned beside the running work (``im-actors verify``)."""
-        held = {slot: log.held for slot, log in self.machine.logs.items()}
-        commit = {slot: log.commit_lsn for slot, log in self.machine.logs.items()}
+        """What is on this disk, scanned beside the running work (``im-actors verify``). Slots that
+        are deleted meanwhile are left out: their files and what was to be in them do not match."""
+        logs = dict(self.machine.logs)
+        # A copy: what backfill brings from here on is not in the scan.
+        held = {slot: [(first, last) for first, last in log.held] for slot, log in logs.items()}
+        commit = {slot: log.commit_lsn for slot, log in logs.items()}
         storage = self._storage
         # The journal first: records only ever move from there to the history.
         await storage.in_journal(storage.journal.forget_pages)
@@ -744,6 +747,14 @@ class ReplicaNode:
         await storage.in_history(storage.history.forget_pages)
         histories = await in_turns(storage.in_history, scan_history(storage.history))
         applied = await storage.in_history(storage.history.applied)
+        deleted = {
+            slot
+            for slot, log in logs.items()
+            if log.dropping is not None or self.machine.logs[slot] is not log
+        }
+        held = {slot: stretches for slot, stretches in held.items() if slot not in deleted}
+        journals = [scan for scan in journals if scan.slot not in deleted]
+        histories = [scan for scan in histories if scan.slot not in deleted]
         report = join_scans(journals, histories, applied, held, commit, self.name, self.disk)
         report.bytes_on_disk = storage.journal.bytes_on_disk() + storage.history.bytes_on_disk()
         return report.to_dict()

@@ -163,6 +163,22 @@ async def test_a_slot_that_begins_anew_is_not_trimmed_by_its_past(tmp_path: Path
     assert not failures
 
 
+async def test_a_slot_that_leaves_during_a_report_is_not_missed_in_it(tmp_path: Path) -> None:
+    failures: list[Exception] = []
+    node = await started(tmp_path, failures)
+    ask(node, [*life(1, 1), append(1, 2, 1, 2), commit(1, 2)])
+    await until(lambda: node.machine.logs[SLOT].applied_lsn == 2)
+    assert [slot["records"] for slot in (await node.report())["slots"]] == [2]
+    report = asyncio.ensure_future(node.report())
+    await asyncio.sleep(0)  # It has looked at what should be here, and has not seen the files.
+    ask(node, [Drop(SLOT, 1, View(SLOT, 1, 1, "o1", ELSEWHERE))])
+    assert (await report)["slots"] == []
+    await until(lambda: node.machine.logs[SLOT].dropping is None)
+    assert [slot["missing"] for slot in (await node.report())["slots"]] in ([], [[]])
+    await node.stop()
+    assert not failures
+
+
 async def test_what_is_staged_in_parts_is_trimmed_in_parts_of_a_bounded_number(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
