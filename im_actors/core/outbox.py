@@ -69,7 +69,7 @@ OUTBOX_BYTES_MAX = 64 << 20
 """Most bytes of bodies that an outbox holds in memory."""
 IN_FLIGHT_ROWS_MAX = 4_096
 """Most rows in flight on one connection, over all sessions."""
-IN_FLIGHT_ROWS_MIN = 16
+IN_FLIGHT_ROWS_MIN = 1
 """So many may be in flight however often the server is overloaded."""
 IN_FLIGHT_GROWTH = 4
 """So many more may be in flight after all that may be were ACKed."""

@@ -93,7 +93,10 @@ def _run(plan: Plan, seeds: int, ends_at: float | None, jobs: int) -> Iterator[O
                 return
             yield run_plan(one)
         return
-    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+    # A process for each: it ends without freeing what a run leaves, which is a tenth of its time.
+    context = get_context("forkserver")
+    context.set_forkserver_preload([run_plan.__module__])
+    with ProcessPoolExecutor(jobs, context, max_tasks_per_child=1) as pool:
         waiting: set[Future[Outcome]] = set()
         while True:
             ended = ends_at is not None and time.monotonic() > ends_at

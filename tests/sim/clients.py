@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from tests.sim.world import World
 
 CONFIG = ClientConfig(refused_retry_ms=2_000)
+HEALED_PACE_MS = 50
+"""Between the sends of an app, at most, once all is well again: what is left is soon sent."""
 
 
 class Feed:
@@ -129,7 +131,8 @@ class SimClient(Process):
         while self.submitted < due and burst and self._submit():
             burst -= 1
         if self.submitted < self.total:
-            self.later(self.rng.uniform(5, self.world.pace_ms), self._write)
+            pace_ms = HEALED_PACE_MS if self.world.healing else self.world.pace_ms
+            self.later(self.rng.uniform(5, pace_ms), self._write)
 
     def _submit(self) -> bool:
         session = self.rng.choice([s for s, left in self.writes.items() if left])

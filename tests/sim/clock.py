@@ -30,6 +30,11 @@ class Clock:
         self.now_ms, _, call = heapq.heappop(self._heap)
         call()
 
+    def when(self, due: int) -> float:
+        """The moment of a machine's deadline, a little late as timers are; the same one however
+        often it is asked for, until it has passed."""
+        return max(self.now_ms, float(due - EPOCH_MS)) + 0.5
+
     @property
     def now(self) -> int:
         """Whole milliseconds since the Unix epoch, as the machines want them."""

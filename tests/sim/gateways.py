@@ -31,7 +31,9 @@ from tests.sim.network import End, Process
 if TYPE_CHECKING:
     from tests.sim.world import World
 
-CONFIG = GatewayConfig(limits=Limits(queries=0), insecure_open=True, tick_ms=50, retry_after_ms=100)
+CONFIG = GatewayConfig(
+    limits=Limits(queries=0), insecure_open=True, tick_ms=100, retry_after_ms=100
+)
 """Without the user side."""
 LISTS_CONFIG = replace(CONFIG, limits=Limits())
 """With it: there are users who ask for their conversations."""

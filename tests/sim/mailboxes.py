@@ -7,6 +7,7 @@ committed events of the conversations and what users asked of their mailboxes.
 from __future__ import annotations
 
 import logging
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -169,11 +170,12 @@ class Mailboxes:
             return
         asked, user = self._asked[session, device, n], device.partition("/")[0]
         last_seq = len(self.book.get(session, ()))
-        found = [
-            model.refuses(seq, user, asked.kind, asked.body, asked.at_ms)
-            for seq in range(last_seq + 1)
-        ]
-        if False not in found or None in found or True in found[asked.since_seq :]:
+        refused = partial(
+            model.refuses, user=user, kind=asked.kind, body=asked.body, now_ms=asked.at_ms
+        )
+        since = any(refused(seq) for seq in range(asked.since_seq, last_seq + 1))
+        found = [] if since else [refused(seq) for seq in range(last_seq + 1)]
+        if False not in found or None in found:
             self.world.met("group_refused" if type(model) is GroupModel else "batch_refused")
             return
         kind = "stale-refusal" if True in found else "wrong-refusal"

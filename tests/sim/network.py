@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from im_actors.wire.codec import FrameDecoder
@@ -208,16 +209,19 @@ class Network:
         faults, rng = self.faults, self.rng
         if not self.reachable(source.name, target.name) or faults.strikes("drop", rng):
             return
+        deliver = partial(self._deliver, source, target, call, what)
+        if not faults.rates:  # Healed, as for the larger part of a run.
+            self.clock.later(self.delay_ms(), deliver)
+            return
         copies = 2 if faults.strikes("duplicate", rng) else 1
         for _ in range(copies):
             delay = self.delay_ms()
             if faults.strikes("reorder", rng):
                 delay += rng.uniform(0.0, 20.0)
-            self.clock.later(delay, lambda: self._deliver(source, target, call, what))
+            self.clock.later(delay, deliver)
         if faults.strikes("late", rng):
             # A copy from another epoch, or from a slot's former life.
-            late = rng.uniform(*LATE_MS)
-            self.clock.later(late, lambda: self._deliver(source, target, call, what))
+            self.clock.later(rng.uniform(*LATE_MS), deliver)
 
     def _deliver(
         self, source: Process, target: Process, call: Callable[[], None], what: Any

@@ -322,7 +322,7 @@ class SimReplica(Process):
         if self._apply_planned or self._applying or not self._waiting.ready:
             return
         self._apply_planned = True
-        delay = self.rng.uniform(1, 200)
+        delay = self.rng.uniform(1, 20 if self.world.healing else 200)
         if self.world.faults.strikes("slow_apply", self.rng):
             delay = self.rng.uniform(500, 6_000)
         self.later(delay, self._apply)

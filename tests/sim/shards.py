@@ -122,7 +122,7 @@ class SimShard(Process):
     def _watch_links(self) -> None:
         """Hear, a little late, which replicas can be reached."""
         self._look_at_links()
-        self.later(self.rng.uniform(10, 120), self._watch_links)
+        self.later(self.rng.uniform(20, 240), self._watch_links)
 
     def _look_at_links(self) -> None:
         world = self.world
@@ -234,10 +234,11 @@ class SimShard(Process):
     def _handle(self, slot: int, event: own.OwnerEvent) -> None:
         owner, world = self.owners[slot], self.world
         before = (owner.epoch, owner.commit_lsn)
-        asked = (owner.deadline_ms(), owner.flying, owner.untold)
+        copied = type(event) is own.ReplicaAnswered and type(event.answer) is Appended
+        asked = (owner.deadline_ms(), owner.flying, owner.untold) if copied else None
         effects = owner.handle(event, self.clock.now)
         world.owner_stepped(owner, before)
-        if type(event) is own.ReplicaAnswered and type(event.answer) is Appended and not effects:
+        if copied and not effects:
             # The real shell does not ask again then.
             assert asked == (owner.deadline_ms(), owner.flying, owner.untold), event
         for effect in effects:
@@ -397,21 +398,19 @@ class SimShard(Process):
         self._plan_telling()
 
     def _plan_telling(self) -> None:
-        machines = (self.telling, self.batches)
-        dues = [machine.next_ms() for machine in machines if machine is not None]
-        due = min([due for due in dues if due is not None], default=None)
+        due = None if self.telling is None else self.telling.next_ms()
+        if self.batches is not None and (later := self.batches.next_ms()) is not None:
+            due = later if due is None else min(due, later)
         if due is None:
             return
-        at = self.clock.now_ms + max(0.0, due - self.clock.now) + 0.5
-        if (
-            self._telling_ms is None
-            or at < self._telling_ms
-            or self._telling_ms < self.clock.now_ms
-        ):
+        at = self.clock.when(due)
+        if self._telling_ms is None or at < self._telling_ms:
             self._telling_ms = at
-            self.clock.at(at, self.alive(self._tick_telling))
+            self.clock.at(at, self.alive(lambda: self._tick_telling(at)))
 
-    def _tick_telling(self) -> None:
+    def _tick_telling(self, at: float) -> None:
+        if self._telling_ms != at:
+            return  # An earlier one took its place.
         assert self.telling is not None
         self._telling_ms = None
         self.telling.tick(self.clock.now)
@@ -433,10 +432,18 @@ class SimShard(Process):
         due = owner.deadline_ms()
         if due is None:
             return
-        clock = self.clock
-        at = clock.now_ms + max(0.0, due - clock.now) + 0.5
-        known = self._ticks.get(slot)
-        if known is not None and clock.now_ms < known <= at:
-            return
-        self._ticks[slot] = at
-        clock.at(at, self.alive(lambda: self._handle(slot, own.Tick())))
+        at, known = self.clock.when(due), self._ticks.get(slot)
+        if known is None or at < known:
+            self._ticks[slot] = at
+            self.clock.at(at, self.alive(lambda: self._tick(slot, at)))
+
+    def _tick(self, slot: int, at: float) -> None:
+        if self._ticks.get(slot) != at:
+            return  # An earlier one took its place.
+        del self._ticks[slot]
+        owner = self.owners[slot]
+        due = owner.deadline_ms()
+        if due is not None and due <= self.clock.now:
+            self._handle(slot, own.Tick())
+        else:
+            self._plan_tick(slot, owner)

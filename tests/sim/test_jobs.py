@@ -16,7 +16,7 @@ from tests.sim.world import Plan
 
 KEY = make_key(1_700_000_000_000, 0, 0)
 USERS = ["r0", "r1", "r2"]
-SEEDS = (153,)
+SEEDS = (35, 96)
 RARE = ("batch_not_sent", "batch_fenced", "batch_relayed", "list_answered")
 
 
