@@ -67,7 +67,7 @@ def told(events: Any) -> list[tuple[int, str, bool]]:
 async def followed(client: Client, seq: int) -> list[Event]:
     """All from the first on."""
     events: list[Event] = []
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         async for event in client.follow(TALK, after=0):
             events.append(event)
             if event.seq >= seq:
@@ -143,12 +143,12 @@ async def test_the_last_message_of_a_conversation_is_told_as_dropped(
         await say(alice, "the last")
         async with Client(cluster.url, user="bob", store=tmp_path / "bob.db") as bob:
             await bob.connected(timeout=20)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while (await bob.conversations()).unread != 1:
                     await asyncio.sleep(0.01)
             come_home()
             await cluster.operations.drop_month(old_month(), False)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while True:
                     row = await bob.conversation(TALK)
                     if row is not None and row.kind == EventKind.DROPPED:

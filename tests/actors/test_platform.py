@@ -172,7 +172,7 @@ async def test_spare_workers_are_made_when_starts_are_over() -> None:
     ray = FakeRay(lambda _: Started("life", 1, "", "address"))
     platform = RayPlatform(SETTINGS, ray)
     await asyncio.gather(platform.start(GATEWAY), platform.start(REPLICA))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not ray.warmed:
             await asyncio.sleep(0.005)
     assert ray.warmed == [module.SPARE_WORKERS]

@@ -35,13 +35,13 @@ async def program(code: str, *args: object) -> AsyncIterator[asyncio.subprocess.
 
 async def line(child: asyncio.subprocess.Process) -> str:
     assert child.stdout is not None
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         return (await child.stdout.readline()).decode().strip()
 
 
 async def ended(child: asyncio.subprocess.Process) -> tuple[int, str]:
     """The exit code and what was written to stderr."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         _, errors = await child.communicate()
     assert child.returncode is not None
     return child.returncode, errors.decode()

@@ -108,7 +108,7 @@ class Day:
             await im.connected(20)
             for sent in im.outbox():
                 await sent.acked(20)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not all(self.agrees(im) for im in self.devices.values()):
                 await asyncio.sleep(0.005)
 

@@ -70,7 +70,7 @@ class Log:
         self.changed.set()
 
     async def until(self, condition: Callable[[], object]) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not condition():
                 self.changed.clear()
                 await self.changed.wait()
@@ -132,7 +132,7 @@ class Net:
     @staticmethod
     async def _stop(end: Link | LinkServer) -> None:
         end.close()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await end.wait_closed()
 
 
@@ -169,7 +169,7 @@ class Stranger:
 
     async def read(self) -> Message | None:
         """The next message, None at the end."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not self._messages:
                 try:
                     data = await self._loop.sock_recv(self.sock, 1 << 16)
@@ -195,7 +195,7 @@ async def trap() -> AsyncIterator[socket.socket]:
 
 
 async def accepted(server: socket.socket) -> Stranger:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         sock, _ = await asyncio.get_running_loop().sock_accept(server)
     return Stranger(sock)
 
@@ -253,7 +253,7 @@ async def test_an_idle_link_stays_up_and_hears_no_heartbeats(net: Net) -> None:
     connection = side.connections[0]
     writes = connection.writes
     # Ten writes of an idle side are ten heartbeats, longer than silence is allowed to be.
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while connection.writes < writes + 10:
             await asyncio.sleep(0.005)
     assert connection.up
@@ -531,7 +531,7 @@ async def test_a_dialer_made_by_hand(net: Net) -> None:
     assert await stranger.read() == [131]
     await side.log.until(lambda: side.log.ups)
     await stranger.send(132, 77)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while await stranger.read() != [133, 77]:
             pass
     stranger.sock.close()
@@ -724,7 +724,7 @@ async def test_control_messages_are_kept_from_the_user(net: Net) -> None:
     await side.log.until(lambda: len(side.log.messages) == 2)
     assert side.log.messages == [[140, 1], [140, 2]]
     for token in (5, 6):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while await stranger.read() != [133, token]:
                 pass
     await stranger.send(128, LINK_VERSION, *SHARD, NONCE)

@@ -21,7 +21,7 @@ from im_actors.server.controller import ControllerConfig, ControllerNode, Desire
 SLOTS = 6
 FAST = ControllerConfig(ping_every_ms=10, reconcile_every_ms=10, settle_ms=50, restart_ms_min=1)
 IMPATIENT = replace(FAST, silent_after_ms=200)
-WAIT_S = 30
+WAIT_S = 60
 
 
 class Store:

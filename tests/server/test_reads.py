@@ -44,7 +44,7 @@ from im_actors.core.model import (
     unpack_sends,
 )
 from im_actors.errors import NotReachable, Overloaded
-from im_actors.net.link import Link, PeerInfo
+from im_actors.net.link import Link, LinkConfig, PeerInfo
 from im_actors.server.replica import ReplicaConfig, ReplicaNode
 from im_actors.storage import counting
 from im_actors.wire.links import (
@@ -68,7 +68,9 @@ SESSION = "group:g"
 SLOT = slot_of(SESSION, SLOTS)
 SECRET = b"s" * 16
 EPOCH = 1
-WAIT_S = 20
+WAIT_S = 60
+PATIENT = LinkConfig(down_after_ms=WAIT_S * 1000)
+"""Both ends of a link are in this process: when it stands still, neither hears the other."""
 
 
 def key_of(lsn: int) -> int:
@@ -91,6 +93,7 @@ class Peer:
             on_frames=self._came,
             on_down=lambda _: self.down.set(),
             rng=random.Random(1),
+            config=PATIENT,
             expected_id="r",
         )
 
@@ -154,12 +157,16 @@ class Owner:
         await self.peer.request(Append(SLOT, EPOCH, self.lsn, EPOCH, self.lsn, ()))
 
 
+def limits(**config: Any) -> ReplicaConfig:
+    """Nothing is applied but by a read, and a read waits for its turn on a busy machine."""
+    return ReplicaConfig(**{"apply_every_ms": 3_600_000, "turn_wait_ms": WAIT_S * 1000, **config})
+
+
 class Rig:
     def __init__(self, path: Path, config: ReplicaConfig) -> None:
         self.failures: list[Exception] = []
-        self.node = ReplicaNode(
-            "r", "h", path, "c", SLOTS, SECRET, random.Random(1), self.failures.append, config
-        )
+        rng, fail = random.Random(1), self.failures.append
+        self.node = ReplicaNode("r", "h", path, "c", SLOTS, SECRET, rng, fail, config, PATIENT)
 
     async def start(self) -> None:
         await self.node.start("127.0.0.1")
@@ -174,8 +181,7 @@ class Rig:
 
 @pytest.fixture
 def config() -> ReplicaConfig:
-    # Nothing is applied but by a read.
-    return ReplicaConfig(apply_every_ms=3_600_000)
+    return limits()
 
 
 @pytest.fixture
@@ -209,7 +215,7 @@ async def test_a_question_waits_for_the_head_that_is_known_elsewhere(rig: Rig) -
     peer, owner = rig.peer, rig.owner
     await owner.take()
     await owner.say(("k", 0, b"1"), commit=False)
-    rig.node._reads._limits = ReplicaConfig(head_wait_ms=WAIT_S * 1000)
+    rig.node._reads._limits = limits(head_wait_ms=WAIT_S * 1000)
     for question in (
         FactsAsked(1, SESSION, 1, OfKeys(("k",))),
         CountAsked(2, SESSION, 1, 0, 9, "bob"),
@@ -239,7 +245,7 @@ async def test_a_head_that_does_not_come_is_told(rig: Rig) -> None:
 async def test_a_read_whose_turn_comes_too_late_is_not_done(rig: Rig) -> None:
     await rig.owner.take()
     await rig.owner.send()
-    rig.node._reads._limits = ReplicaConfig(turn_wait_ms=1)
+    rig.node._reads._limits = limits(turn_wait_ms=1)
     free, reached = threading.Event(), threading.Event()
 
     def hold() -> None:
@@ -257,7 +263,7 @@ async def test_a_read_whose_turn_comes_too_late_is_not_done(rig: Rig) -> None:
     free.set()
     await holding
     assert await rig.peer.answer() == [InsideType.PAGE, 7, NotReachable.code, 0, []]
-    rig.node._reads._limits = ReplicaConfig()
+    rig.node._reads._limits = limits()
     assert (await rig.peer.ask(question))[2] == 0
 
 
@@ -393,12 +399,16 @@ async def test_a_slot_that_is_deleted_while_it_is_counted_is_not_known(
 )
 async def test_too_many_reads_are_refused(rig: Rig, question: Question, frame: list[Any]) -> None:
     await rig.owner.take()
-    rig.node._reads._limits = ReplicaConfig(reads_max=2, head_wait_ms=300)
+    rig.node._reads._limits = limits(reads_max=2, head_wait_ms=WAIT_S * 1000)
     for number in (1, 2):
-        waiting = FactsAsked(number, SESSION, 9, OfKeys(("k",)))
+        waiting = FactsAsked(number, SESSION, 1, OfKeys(("k",)))
         rig.peer.link.send(pack_question(waiting))
     assert await rig.peer.ask(question) == frame
-    assert {(await rig.peer.answer())[1] for _ in range(2)} == {1, 2}
+    send = rig.owner.append(EventKind.MESSAGE, b"what they wait for")
+    rig.peer.link.send(pack_inside(InsideType.REQUESTS, [send]))
+    answers = [await rig.peer.answer() for _ in range(3)]
+    assert {answer[1] for answer in answers if answer[0] == InsideType.FACTS} == {1, 2}
+    rig.node._reads._limits = limits()
     assert (await rig.peer.ask(question))[2] == 0
 
 

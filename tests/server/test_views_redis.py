@@ -28,7 +28,7 @@ from tests.support_views import (
 if TYPE_CHECKING:
     from tests.support_redis import MakeRedis, RedisServer
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 async def until_answered(call: Callable[[], Awaitable[Any]]) -> Any:
