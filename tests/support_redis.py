@@ -77,7 +77,7 @@ class RedisServer:
     def command(self, *words: str | bytes) -> bytes:
         """Send a command past the code under test; its raw answer, as far as one read brings it."""
         encoded = [word.encode() if isinstance(word, str) else word for word in words]
-        with socket.create_connection(("127.0.0.1", self.port), timeout=5) as connection:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=60) as connection:
             parts = [b"*%d\r\n" % len(encoded)]
             parts += [b"$%d\r\n%b\r\n" % (len(word), word) for word in encoded]
             connection.sendall(b"".join(parts))

@@ -103,7 +103,7 @@ async def test_a_month_is_dropped(
         dry = await operations.drop_month(month, True)
         assert sum(row["events"] for row in dry["replicas"].values() if row) >= 15
         async with Client(cluster.url, user="bob", store=tmp_path / "bob.db") as bob:
-            await bob.connected(timeout=20)
+            await bob.connected(timeout=60)
             assert told((await bob.history(TALK)).events)[2:4] == WHOLE[1:]
         members = sorted(await holders(cluster, month))
         assert len(members) >= 3
@@ -142,7 +142,7 @@ async def test_the_last_message_of_a_conversation_is_told_as_dropped(
     async with Client(cluster.url, user="alice", store=tmp_path / "alice.db") as alice:
         await say(alice, "the last")
         async with Client(cluster.url, user="bob", store=tmp_path / "bob.db") as bob:
-            await bob.connected(timeout=20)
+            await bob.connected(timeout=60)
             async with asyncio.timeout(60):
                 while (await bob.conversations()).unread != 1:
                     await asyncio.sleep(0.01)
@@ -175,12 +175,12 @@ async def test_a_month_is_moved_and_its_disk_goes_away(
             assert row["moved"]
             assert row["directory"].startswith(str(slow))
         async with Client(cluster.url, user="bob", store=tmp_path / "bob.db") as bob:
-            await bob.connected(timeout=20)
+            await bob.connected(timeout=60)
             assert told((await bob.history(TALK, before=5)).events)[2:4] == WHOLE[1:]
         slow.rename(tmp_path / "unplugged")
         assert await say(alice, "and on") == 8
         async with Client(cluster.url, user="bob", store=tmp_path / "fresh.db") as bob:
-            await bob.connected(timeout=20)
+            await bob.connected(timeout=60)
             page = await bob.history(TALK, limit=10)
             assert [event.seq for event in page.events] == [6, 7, 8]
             with pytest.raises(MonthAway):

@@ -168,7 +168,7 @@ def test_a_cluster_without_the_head_of_ray_is_started_again(cluster: RayCluster)
         if process.name() == "gcs_server"
     )
     head.kill()
-    head.wait(5)
+    head.wait(60)
     old = cluster.run
     assert cluster.up().ray_sid != old.ray_sid
     assert processes.session_processes(old.ray_sid, old.ray_temp_dir) == []

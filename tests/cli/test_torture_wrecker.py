@@ -121,7 +121,7 @@ async def becomes(process: psutil.Process, stopped: bool) -> None:
 
 
 def has_ended(process: psutil.Process) -> bool:
-    psutil.wait_procs([process], timeout=10)
+    psutil.wait_procs([process], timeout=60)
     return not process.is_running()
 
 

@@ -76,8 +76,8 @@ async def test_killed_between_saving_and_the_ack(gateway: Any, tmp_path: Path) -
     async with Client(gateway.url, "alice", "phone", store=store) as im:
         assert len(im.outbox()) == 20
         for sent in im.outbox():
-            await sent.acked(timeout=10)
-        await (await im.send("team", "20")).acked(timeout=10)
+            await sent.acked(timeout=60)
+        await (await im.send("team", "20")).acked(timeout=60)
     assert gateway.texts("team") == [str(i) for i in range(21)]
     assert sorted(n for _, _, n in gateway.keys) == list(range(1, 22))
     assert all(gateway.seen[key] >= 2 for key in gateway.keys if key[2] <= 20)
@@ -138,7 +138,7 @@ LEFT_OPEN = """
 
     im = Client(sys.argv[1], "alice", "phone", store=sys.argv[2]).__enter__()
     im.send("team", "x")
-    im.follow("team").next(timeout=10)
+    im.follow("team").next(timeout=60)
     print("end", flush=True)
 """
 

@@ -143,7 +143,7 @@ async def net() -> AsyncIterator[Net]:
     # asyncio itself may still be accepting a connection, in a task that ends by itself.
     others = asyncio.all_tasks() - {asyncio.current_task()}
     if others:
-        _, left = await asyncio.wait(others, timeout=5)
+        _, left = await asyncio.wait(others, timeout=60)
         assert not left, "a task was left behind"
 
 
