@@ -44,7 +44,7 @@ from im_actors.core.model import (
     unpack_sends,
 )
 from im_actors.errors import NotReachable, Overloaded
-from im_actors.net.link import Link, LinkConfig, PeerInfo
+from im_actors.net.link import Link, PeerInfo
 from im_actors.server.replica import ReplicaConfig, ReplicaNode
 from im_actors.storage import counting
 from im_actors.wire.links import (
@@ -69,8 +69,6 @@ SLOT = slot_of(SESSION, SLOTS)
 SECRET = b"s" * 16
 EPOCH = 1
 WAIT_S = 60
-PATIENT = LinkConfig(down_after_ms=WAIT_S * 1000)
-"""Both ends of a link are in this process: when it stands still, neither hears the other."""
 
 
 def key_of(lsn: int) -> int:
@@ -93,7 +91,6 @@ class Peer:
             on_frames=self._came,
             on_down=lambda _: self.down.set(),
             rng=random.Random(1),
-            config=PATIENT,
             expected_id="r",
         )
 
@@ -166,7 +163,7 @@ class Rig:
     def __init__(self, path: Path, config: ReplicaConfig) -> None:
         self.failures: list[Exception] = []
         rng, fail = random.Random(1), self.failures.append
-        self.node = ReplicaNode("r", "h", path, "c", SLOTS, SECRET, rng, fail, config, PATIENT)
+        self.node = ReplicaNode("r", "h", path, "c", SLOTS, SECRET, rng, fail, config)
 
     async def start(self) -> None:
         await self.node.start("127.0.0.1")
