@@ -22,7 +22,7 @@ STATES_MIN = {
 }
 """Fewer would mean that the explorer does not look any more."""
 
-SLOW = ("quick-view-store", "quick-late-acks", "quick-live-owner")
+SLOW = ("quick-takeover", "quick-view-store", "quick-late-acks", "quick-live-owner")
 QUICK_CASES = ("promise-in-memory", "measure-before-promising", "no-epoch-start")
 
 
