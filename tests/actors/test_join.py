@@ -20,7 +20,7 @@ from im_actors.server.cluster_file import read_run
 if TYPE_CHECKING:
     from conftest import RayCluster
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.ray]
 
 
 class OtherRay(NamedTuple):

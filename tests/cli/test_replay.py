@@ -81,7 +81,7 @@ async def test_faults_in_the_middle() -> None:
     faults = ("kill-shard", "kill-replica", "drop-connections", "kill-gateway", "kill-shard")
     async with LocalCluster(gateways=2) as cluster:
         # So few in flight that messages are sent after the last fault too.
-        replay = await play(cluster, generate(6_000), faults, ReplayConfig(window=8))
+        replay = await play(cluster, generate(3_000), faults, ReplayConfig(window=4))
         report = await replay.run()
         fields = report.to_json()
         assert report.ok, report.verdict.anomalies
