@@ -23,7 +23,9 @@ from pathlib import Path
 
 import pytest
 
-START_S = 10.0
+from im_actors.actors.processes import free_port
+
+START_S = 60.0
 SAFE = {
     "appendonly": "yes",
     "appendfsync": "always",
@@ -41,7 +43,7 @@ class RedisServer:
     def __init__(self, directory: Path, settings: dict[str, str]) -> None:
         self.directory = directory
         self.settings = settings
-        self.port = _free_port()
+        self.port = free_port("127.0.0.1")
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -117,13 +119,6 @@ class RedisServer:
 
 def _dashed(settings: dict[str, str]) -> dict[str, str]:
     return {name.replace("_", "-"): value for name, value in settings.items()}
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def _need_redis() -> None:
