@@ -32,7 +32,7 @@ from im_actors.wire.limits import Limits
 NOWHERE = "im://127.0.0.1:1"
 QUICK = ClientConfig(
     reconnect_base_ms=1, reconnect_cap_ms=20, refused_retry_ms=50, probe_ms=50, drain_ms=0,
-    history_timeout_ms=300,
+    history_timeout_ms=60_000,
 )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from im_actors.core.model import EventKind, pack
 from tests.client.user_gateway import UserGateway
 
 CONFIG = ClientConfig(
-    reconnect_base_ms=1, reconnect_cap_ms=20, probe_ms=50, drain_ms=0, history_timeout_ms=500
+    reconnect_base_ms=1, reconnect_cap_ms=20, probe_ms=50, drain_ms=0, history_timeout_ms=60_000
 )
 SESSIONS = ("direct:alice/bob", "direct:alice/carol", "direct:alice/alice")
 STEPS = 60
