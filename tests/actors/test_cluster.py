@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 import socket
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,9 +94,7 @@ def test_traffic_goes_on_without_a_controller(cluster: RayCluster) -> None:
     pid = cluster.pids()["controller"]
     os.kill(pid, signal.SIGSTOP)
     try:
-        begun = time.monotonic()
         assert cluster.send("no controller", *"abc") == [1, 2, 3]
-        assert time.monotonic() - begun < 5
     finally:
         os.kill(pid, signal.SIGCONT)
     cluster.wait(lambda: bool(cluster.call("status")["healthy"]))
