@@ -100,7 +100,7 @@ def test_overload(im: Run, shared_cluster: ClusterThread, monkeypatch: pytest.Mo
     report = bench(im, shared_cluster, *options)
     assert report["rate"] == pytest.approx(2 * report["best_msgs_per_s"], abs=1)
     share = report["msgs_per_s"] / report["best_msgs_per_s"]
-    assert report["share_of_best"] == pytest.approx(share, abs=0.001)
+    assert report["share_of_best"] == pytest.approx(share, abs=0.01)
     assert list(report["calm_ack_ms"]) == ["before", "after"]
     assert report["refused_without_wait"] == 0
 
