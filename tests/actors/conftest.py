@@ -20,7 +20,7 @@ from im_actors.errors import ImError
 from im_actors.server.admin import admin_of
 from im_actors.server.cluster_file import RunFile, read_cluster, read_run
 
-WAIT_S = 60.0
+WAIT_S = 150.0
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -71,6 +71,8 @@ def test_a_cluster_joins_and_leaves(
 ) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(other_ray.token))
+    for bound in ("CREATE_S", "END_S"):
+        monkeypatch.setattr(deploy.attach, bound, 120.0)
     cluster = make_cluster(tmp_path)
     with pytest.raises(NotReachable, match="no Ray answers"):
         cluster.up(address=f"127.0.0.1:{processes.free_port('127.0.0.1')}")
