@@ -23,7 +23,9 @@ from pathlib import Path
 
 import pytest
 
-START_S = 10.0
+from im_actors.actors.processes import free_port
+
+START_S = 60.0
 SAFE = {
     "appendonly": "yes",
     "appendfsync": "always",
@@ -41,7 +43,7 @@ class RedisServer:
     def __init__(self, directory: Path, settings: dict[str, str]) -> None:
         self.directory = directory
         self.settings = settings
-        self.port = _free_port()
+        self.port = free_port("127.0.0.1")
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -77,7 +79,7 @@ class RedisServer:
     def command(self, *words: str | bytes) -> bytes:
         """Send a command past the code under test; its raw answer, as far as one read brings it."""
         encoded = [word.encode() if isinstance(word, str) else word for word in words]
-        with socket.create_connection(("127.0.0.1", self.port), timeout=5) as connection:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=60) as connection:
             parts = [b"*%d\r\n" % len(encoded)]
             parts += [b"$%d\r\n%b\r\n" % (len(word), word) for word in encoded]
             connection.sendall(b"".join(parts))
@@ -117,13 +119,6 @@ class RedisServer:
 
 def _dashed(settings: dict[str, str]) -> dict[str, str]:
     return {name.replace("_", "-"): value for name, value in settings.items()}
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def _need_redis() -> None:

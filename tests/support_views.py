@@ -62,7 +62,7 @@ class SqlitePlace:
 
 
 class RedisPlace:
-    def __init__(self, server: RedisServer, timeout_s: float = 5.0) -> None:
+    def __init__(self, server: RedisServer, timeout_s: float = 60.0) -> None:
         self.cluster = f"c-{uuid.uuid4().hex[:8]}"
         self.server = server
         self.timeout_s = timeout_s

@@ -45,7 +45,7 @@ async def read_all(client: Client, count: int, session: str = SESSION) -> list[E
     return events
 
 
-async def until(condition: Callable[[], Any], seconds: float = 20) -> None:
+async def until(condition: Callable[[], Any], seconds: float = 60) -> None:
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.02)

@@ -67,7 +67,7 @@ def told(events: Any) -> list[tuple[int, str, bool]]:
 async def followed(client: Client, seq: int) -> list[Event]:
     """All from the first on."""
     events: list[Event] = []
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         async for event in client.follow(TALK, after=0):
             events.append(event)
             if event.seq >= seq:
@@ -103,7 +103,7 @@ async def test_a_month_is_dropped(
         dry = await operations.drop_month(month, True)
         assert sum(row["events"] for row in dry["replicas"].values() if row) >= 15
         async with Client(cluster.url, user="bob", store=tmp_path / "bob.db") as bob:
-            await bob.connected(timeout=20)
+            await bob.connected(timeout=60)
             assert told((await bob.history(TALK)).events)[2:4] == WHOLE[1:]
         members = sorted(await holders(cluster, month))
         assert len(members) >= 3
@@ -142,13 +142,13 @@ async def test_the_last_message_of_a_conversation_is_told_as_dropped(
     async with Client(cluster.url, user="alice", store=tmp_path / "alice.db") as alice:
         await say(alice, "the last")
         async with Client(cluster.url, user="bob", store=tmp_path / "bob.db") as bob:
-            await bob.connected(timeout=20)
-            async with asyncio.timeout(20):
+            await bob.connected(timeout=60)
+            async with asyncio.timeout(60):
                 while (await bob.conversations()).unread != 1:
                     await asyncio.sleep(0.01)
             come_home()
             await cluster.operations.drop_month(old_month(), False)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while True:
                     row = await bob.conversation(TALK)
                     if row is not None and row.kind == EventKind.DROPPED:
@@ -175,12 +175,12 @@ async def test_a_month_is_moved_and_its_disk_goes_away(
             assert row["moved"]
             assert row["directory"].startswith(str(slow))
         async with Client(cluster.url, user="bob", store=tmp_path / "bob.db") as bob:
-            await bob.connected(timeout=20)
+            await bob.connected(timeout=60)
             assert told((await bob.history(TALK, before=5)).events)[2:4] == WHOLE[1:]
         slow.rename(tmp_path / "unplugged")
         assert await say(alice, "and on") == 8
         async with Client(cluster.url, user="bob", store=tmp_path / "fresh.db") as bob:
-            await bob.connected(timeout=20)
+            await bob.connected(timeout=60)
             page = await bob.history(TALK, limit=10)
             assert [event.seq for event in page.events] == [6, 7, 8]
             with pytest.raises(MonthAway):

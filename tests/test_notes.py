@@ -160,7 +160,7 @@ async def expect(replicas: Replicas, user: str, session: str, expected: dict[str
     """The row comes to this."""
     found: dict[str, Any] = {}
     try:
-        async with asyncio.timeout(PATIENCE_S / 4):
+        async with asyncio.timeout(PATIENCE_S):
             while (found := said(await replicas.row(user, session))) != expected:
                 await asyncio.sleep(0.02)
     except TimeoutError:

@@ -244,17 +244,22 @@ class ControllerNode:
             silence.cancel()
 
     async def _until_silent(self, name: str) -> str:
+        """Only what was asked can be silent: of the time in which the controller itself stood
+        still, no call counts for more than its bound, and one call alone is not enough."""
         config = self._config
-        last = time.monotonic()
-        while (time.monotonic() - last) * 1000 < config.silent_after_ms:
-            left = config.silent_after_ms / 1000 - (time.monotonic() - last)
+        every_s = config.ping_every_ms / 1000
+        answer_s = max(0.05, config.silent_after_ms / 2_000 - every_s)
+        silent_s = 0.0
+        while silent_s * 1000 < config.silent_after_ms:
+            await asyncio.sleep(every_s)
+            asked = time.monotonic()
             try:
-                async with asyncio.timeout(max(0.05, left)):
+                async with asyncio.timeout(answer_s):
                     await self._platform.call(name, "ping")
-                last = time.monotonic()
+                silent_s = 0.0
             except Exception as error:
                 logger.debug("%s does not answer: %r", name, error)
-            await asyncio.sleep(config.ping_every_ms / 1000)
+                silent_s += every_s + min(time.monotonic() - asked, answer_s)
         return f"no answer for {config.silent_after_ms} ms"
 
     # -- reconciliation ------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from im_actors.errors import ImError
 from im_actors.server.admin import admin_of
 from im_actors.server.cluster_file import RunFile, read_cluster, read_run
 
-WAIT_S = 30.0
+WAIT_S = 150.0
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -45,10 +45,10 @@ class RayCluster:
         assert run is not None
         return run
 
-    def call(self, method: str, *args: Any, timeout_s: float = 10.0) -> Any:
+    def call(self, method: str, *args: Any, timeout_s: float = 60.0) -> Any:
         return asyncio.run(self.ask(method, *args, timeout_s=timeout_s))
 
-    async def ask(self, method: str, *args: Any, timeout_s: float = 10.0) -> Any:
+    async def ask(self, method: str, *args: Any, timeout_s: float = 60.0) -> Any:
         cluster = read_cluster(self.data)
         assert cluster is not None
         async with admin_of(self.run, cluster.secret_bytes) as admin:
@@ -127,7 +127,7 @@ class RayCluster:
         older prefix for a moment, as the design allows."""
 
         async def work() -> list[tuple[int, str]]:
-            async with self.client("reader", connect_timeout=10) as client:
+            async with self.client("reader", connect_timeout=60) as client:
                 while True:
                     page = await client.history(session, limit=200)
                     if not page.offline and len(page.events) >= events:

@@ -37,6 +37,10 @@ SETTINGS = ActorSettings(
 )
 
 
+HANGS = object()
+"""The answer of an actor that gives none."""
+
+
 class FakeRay:
     """Answers of actors are what ``answer`` says; handles are counted."""
 
@@ -53,8 +57,8 @@ class FakeRay:
     async def call(self, handle: Any, method: str, *args: Any) -> Any:
         self.called.append((handle, method, *args))
         answer = self.answer(method)
-        if asyncio.iscoroutine(answer):
-            answer = await answer
+        if answer is HANGS:
+            await asyncio.Event().wait()
         if isinstance(answer, BaseException):
             raise answer
         return answer
@@ -132,10 +136,13 @@ async def test_an_actor_that_finds_no_place_says_what_it_waits_for(
     settings = ActorSettings(
         **{**SETTINGS.to_dict(), "joined": True, "places": {"replica-1": "im_disk_a"}}
     )
-    ray = FakeRay(lambda _: asyncio.sleep(10))
+    ray = FakeRay(lambda _: HANGS)
     platform = RayPlatform(settings, ray)
     with pytest.raises(NotReachable, match="waits for a host that offers im_disk_a"):
         await platform.start(REPLICA)
+    async with asyncio.timeout(60):
+        while not ray.created:  # A busy machine begins the thread for it late.
+            await asyncio.sleep(0.001)
     assert ray.created[0][4] == "im_disk_a"
     assert ray.created[0][5]["RAY_USE_UVLOOP"] in ("0", "1")
 
@@ -151,13 +158,13 @@ def sleeper() -> Iterator[subprocess.Popen[bytes]]:
 async def test_an_actor_that_hangs_is_killed_so_that_ray_starts_another(
     sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answers: list[Any] = [Started("life", sleeper.pid, "", "address"), asyncio.sleep(10)]
+    answers: list[Any] = [Started("life", sleeper.pid, "", "address"), HANGS]
     platform = RayPlatform(SETTINGS, FakeRay(lambda _: answers.pop(0)))
     await platform.start(REPLICA)
     monkeypatch.setattr(module, "START_S", 0.05)
     with pytest.raises(NotReachable):
         await platform.start(REPLICA)
-    assert await asyncio.to_thread(sleeper.wait, 5) == -signal.SIGKILL
+    assert await asyncio.to_thread(sleeper.wait, 60) == -signal.SIGKILL
 
 
 async def test_processes_of_other_hosts_are_not_signalled() -> None:
@@ -172,7 +179,7 @@ async def test_spare_workers_are_made_when_starts_are_over() -> None:
     ray = FakeRay(lambda _: Started("life", 1, "", "address"))
     platform = RayPlatform(SETTINGS, ray)
     await asyncio.gather(platform.start(GATEWAY), platform.start(REPLICA))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not ray.warmed:
             await asyncio.sleep(0.005)
     assert ray.warmed == [module.SPARE_WORKERS]

@@ -41,7 +41,7 @@ def test_a_session_is_ended_and_nothing_else(tmp_path: Path, named: bool) -> Non
         assert processes.session_processes(ours.pid, "/nowhere") == []
         assert processes.session_processes(0, temp_dir) == []
         assert processes.kill_session(ours.pid, temp_dir) == 1
-        assert ours.wait(5) == -9
+        assert ours.wait(60) == -9
         assert stranger.poll() is None
         assert processes.kill_session(ours.pid, temp_dir) == 0
     finally:
@@ -54,7 +54,7 @@ def test_a_zombie_is_not_alive(tmp_path: Path) -> None:
     process = sleeper(tmp_path, named=True)
     os.kill(process.pid, 9)
     try:
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while processes.session_processes(process.pid, str(tmp_path)):
             assert time.monotonic() < deadline
     finally:

@@ -29,13 +29,13 @@ async def keep_sending(cluster: LocalCluster, store: Path, stop: asyncio.Event) 
             said = [f"{len(acked)} {i}" for i in range(20)]
             sent = [await carol.send("busy", text) for text in said]
             for text, one in zip(said, sent, strict=True):
-                acked[(await one.acked(timeout=20)).seq] = text
+                acked[(await one.acked(timeout=60)).seq] = text
     return acked
 
 
 async def texts(cluster: LocalCluster, session: str, tmp_path: Path) -> list[str]:
     async with Client(cluster.url, user="reader", store=tmp_path / "reader.db") as reader:
-        await reader.connected(timeout=20)
+        await reader.connected(timeout=60)
         return [event.text for event in (await reader.history(session, limit=1000)).events]
 
 
@@ -116,7 +116,7 @@ async def settle(url: str, store: Path) -> list[int]:
     async with Client(url, user="dora", store=store) as dora:
         pending = dora.outbox()
         assert pending
-        return [(await one.acked(timeout=20)).seq for one in pending]
+        return [(await one.acked(timeout=60)).seq for one in pending]
 
 
 def nothing_in_common(data: Path, back: Path) -> None:

@@ -92,14 +92,15 @@ def test_for_people(im: Run, shared_cluster: ClusterThread) -> None:
 
 
 def test_overload(im: Run, shared_cluster: ClusterThread, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("CLOSED_S", "CALM_S"):
-        monkeypatch.setattr(f"im_actors.cli.bench.overload.{name}", 0.3)
+    monkeypatch.setattr("im_actors.cli.bench.overload.CLOSED_S", 1.0)
+    monkeypatch.setattr("im_actors.cli.bench.overload.CALM_S", 0.3)
     for name in ("WARMUP_S", "CALM_WARMUP_S"):
         monkeypatch.setattr(f"im_actors.cli.bench.overload.{name}", 0.1)
     options = ("--seconds", "0.3", "--connections", "4", "--sessions", "20", "--overload")
     report = bench(im, shared_cluster, *options)
     assert report["rate"] == pytest.approx(2 * report["best_msgs_per_s"], abs=1)
-    assert report["share_of_best"] > 0
+    share = report["msgs_per_s"] / report["best_msgs_per_s"]
+    assert report["share_of_best"] == pytest.approx(share, abs=0.01)
     assert list(report["calm_ack_ms"]) == ["before", "after"]
     assert report["refused_without_wait"] == 0
 

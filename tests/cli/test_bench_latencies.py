@@ -44,14 +44,14 @@ def test_rounding_never_makes_a_latency_shorter(value: int) -> None:
 def test_many_different_ones_take_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "DISTINCT_MAX", 5_000)
     latencies = Latencies()
-    for start in range(0, 1_000_000, 1_000):
+    for start in range(0, 200_000, 1_000):
         latencies.raw += range(start, start + 1_000)
         latencies.fold()
     assert len(latencies.counts()) <= 5_000
-    assert len(latencies) == 1_000_000
+    assert len(latencies) == 200_000
     found = latencies.summary()
     assert found is not None
-    assert found["p50"] == pytest.approx(500, rel=0.02)
+    assert found["p50"] == pytest.approx(100, rel=0.02)
 
 
 def test_none() -> None:

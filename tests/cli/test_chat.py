@@ -17,7 +17,7 @@ import pytest
 
 from tests.cli.conftest import ClusterThread, spawn
 
-TIMEOUT_S = 20.0
+TIMEOUT_S = 60.0
 
 
 class Window:

@@ -23,7 +23,7 @@ from tests.cli.conftest import ClusterThread
 from tests.cli.test_user_commands import TALK, Served
 from tests.cli.test_user_commands import served as served
 
-TIMEOUT_S = 20.0
+TIMEOUT_S = 60.0
 UP, DOWN, PAGE_UP, PAGE_DOWN, ESCAPE = "\x1b[A", "\x1b[B", "\x1b[5~", "\x1b[6~", "\x1b"
 CTRL = {letter: chr(ord(letter) - 96) for letter in "cdenpr"}
 LINES, COLUMNS = 24, 80

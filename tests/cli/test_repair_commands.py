@@ -39,12 +39,12 @@ async def say(cluster: ClusterThread, numbers: range) -> None:
     async with Client(cluster.cluster.url, user="alice", store=cluster.data / "alice.db") as alice:
         sent = [await alice.send(f"s{n % 6}", f"{n // 6}") for n in range(6 * len(numbers))]
         for one in sent:
-            await one.acked(timeout=20)
+            await one.acked(timeout=60)
 
 
 async def sizes(cluster: ClusterThread) -> list[int]:
     async with Client(cluster.cluster.url, user="bob", store=None) as bob:
-        await bob.connected(timeout=20)
+        await bob.connected(timeout=60)
         return [len((await bob.history(f"s{n}", limit=100)).events) for n in range(6)]
 
 

@@ -22,7 +22,7 @@ from im_actors.wire.messages import Nack, nack_of
 
 SLOTS = 8
 SESSIONS = ["one", "two", "three"]
-WAIT_S = 30.0
+WAIT_S = 60.0
 
 
 class Scene:

@@ -20,7 +20,7 @@ from im_actors.wire.codec import encode_frame
 from im_actors.wire.limits import Limits
 
 LINK_FRAME = encode_frame((LINK_HELLO, LINK_VERSION, "shard", "shard-1", "life", b"n" * 16))
-WAIT_S = 10.0
+WAIT_S = 60.0
 
 
 class Listener:

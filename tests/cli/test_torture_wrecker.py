@@ -115,13 +115,13 @@ def scene(tmp_path: Path, process: psutil.Process, monkeypatch: pytest.MonkeyPat
 
 async def becomes(process: psutil.Process, stopped: bool) -> None:
     """A signal is carried out when the process is scheduled next."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while (process.status() == psutil.STATUS_STOPPED) != stopped:
             await asyncio.sleep(0.01)
 
 
 def has_ended(process: psutil.Process) -> bool:
-    psutil.wait_procs([process], timeout=10)
+    psutil.wait_procs([process], timeout=60)
     return not process.is_running()
 
 
@@ -230,7 +230,7 @@ async def test_what_cannot_be_healed_is_known(
     await scene.wrecker.heal()
     assert "no more" in scene.wrecker.failed
     # The next one does not wait for it for ever.
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await scene.wrecker.inject("kill-node")
 
 

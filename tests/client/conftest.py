@@ -109,7 +109,7 @@ class FakeGateway:
 
     async def until(self, condition: Callable[[], object]) -> None:
         """Wait for what frames and connections bring about."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not condition():
                 self._pulse.clear()
                 await self._pulse.wait()

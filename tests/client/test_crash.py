@@ -35,13 +35,13 @@ async def program(code: str, *args: object) -> AsyncIterator[asyncio.subprocess.
 
 async def line(child: asyncio.subprocess.Process) -> str:
     assert child.stdout is not None
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         return (await child.stdout.readline()).decode().strip()
 
 
 async def ended(child: asyncio.subprocess.Process) -> tuple[int, str]:
     """The exit code and what was written to stderr."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         _, errors = await child.communicate()
     assert child.returncode is not None
     return child.returncode, errors.decode()
@@ -76,8 +76,8 @@ async def test_killed_between_saving_and_the_ack(gateway: Any, tmp_path: Path) -
     async with Client(gateway.url, "alice", "phone", store=store) as im:
         assert len(im.outbox()) == 20
         for sent in im.outbox():
-            await sent.acked(timeout=10)
-        await (await im.send("team", "20")).acked(timeout=10)
+            await sent.acked(timeout=60)
+        await (await im.send("team", "20")).acked(timeout=60)
     assert gateway.texts("team") == [str(i) for i in range(21)]
     assert sorted(n for _, _, n in gateway.keys) == list(range(1, 22))
     assert all(gateway.seen[key] >= 2 for key in gateway.keys if key[2] <= 20)
@@ -138,7 +138,7 @@ LEFT_OPEN = """
 
     im = Client(sys.argv[1], "alice", "phone", store=sys.argv[2]).__enter__()
     im.send("team", "x")
-    im.follow("team").next(timeout=10)
+    im.follow("team").next(timeout=60)
     print("end", flush=True)
 """
 

@@ -53,7 +53,7 @@ class Device:
     async def run(self, condition: Callable[[], bool] = lambda: False) -> None:
         """Until it holds; without one until nothing is left to report."""
         task = asyncio.create_task(self.received.run())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not condition() and (self.received._touched or self.received._news.is_set()):
                 await asyncio.sleep(0)
             while not self.received._news._waiters and not condition():
@@ -158,7 +158,7 @@ async def test_one_report_at_a_time_and_the_next_has_all_that_came_meanwhile() -
     device.acks.clear()
     device.came(event(1))
     task = asyncio.create_task(device.received.run())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not device.reports:
             await asyncio.sleep(0)
         for seq in range(2, 9):

@@ -45,11 +45,11 @@ def served(request: pytest.FixtureRequest) -> Iterator[Any]:
 def test_the_same_calls_without_await(served: Any, tmp_path: Path) -> None:
     with Client(served.url, user="alice", device="phone", store=tmp_path / "a.db") as im:
         sent = im.send("team", "hello")
-        ack = sent.acked(timeout=10)
+        ack = sent.acked(timeout=60)
         assert (ack.seq, sent.ack, sent.state, sent.error) == (1, ack, SendState.ACKED, None)
         assert sent.acked() is ack
         assert (sent.session, sent.n) == ("team", 1)
-        im.connected(timeout=10)
+        im.connected(timeout=60)
         assert im.status().online
         assert im.address.startswith("alice/phone-")
         served.do(served.post, "team", "world")
@@ -92,7 +92,7 @@ def test_timeouts_and_errors_come_through(served: Any) -> None:
         assert [s.n for s in im.outbox()] == [1]
     served.nack = lambda entry: (Forbidden, 0) if entry[3] else None
     with Client(served.url, "alice", config=quick) as im, pytest.raises(Forbidden):
-        im.send("team", "x").acked(timeout=10)
+        im.send("team", "x").acked(timeout=60)
 
 
 def test_a_closed_client_says_so(served: Any) -> None:

@@ -16,7 +16,7 @@ from im_actors.core.model import EventKind, pack
 from tests.client.user_gateway import UserGateway
 
 CONFIG = ClientConfig(
-    reconnect_base_ms=1, reconnect_cap_ms=20, probe_ms=50, drain_ms=0, history_timeout_ms=500
+    reconnect_base_ms=1, reconnect_cap_ms=20, probe_ms=50, drain_ms=0, history_timeout_ms=60_000
 )
 SESSIONS = ("direct:alice/bob", "direct:alice/carol", "direct:alice/alice")
 STEPS = 60
@@ -108,7 +108,7 @@ class Day:
             await im.connected(20)
             for sent in im.outbox():
                 await sent.acked(20)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not all(self.agrees(im) for im in self.devices.values()):
                 await asyncio.sleep(0.005)
 

@@ -664,7 +664,7 @@ class BadNetwork(Rig):
 NO_SHRINK = [Phase.explicit, Phase.reuse, Phase.generate]
 
 
-@settings(max_examples=150, deadline=None, phases=NO_SHRINK)
+@settings(max_examples=60, deadline=None, phases=NO_SHRINK)
 @given(seed=st.integers(0, 2**32), steps=st.integers(1, 150))
 def test_everything_arrives_once_and_in_order_whatever_is_lost(seed: int, steps: int) -> None:
     rig = BadNetwork(Random(seed))
@@ -679,7 +679,7 @@ def test_everything_arrives_once_and_in_order_whatever_is_lost(seed: int, steps:
     assert rig.disk == {}
 
 
-@settings(max_examples=30, deadline=None, phases=NO_SHRINK)
+@settings(max_examples=10, deadline=None, phases=NO_SHRINK)
 @given(seed=st.integers(0, 2**32))
 def test_resends_are_bounded(seed: int) -> None:
     """A server that refuses everything for a minute gets some runs, not a storm."""

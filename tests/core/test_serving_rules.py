@@ -617,7 +617,7 @@ steps = st.one_of(
 )  # fmt: skip
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(st.lists(steps, max_size=60), st.sampled_from([1, 3, 4_096]))
 def test_whatever_happens_each_change_follows_from_those_before_it(
     story: list[tuple[Any, ...]], facts_known: int

@@ -45,7 +45,7 @@ def counted(events: list[Event], user: str, read_seq: int) -> int:
     )
 
 
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(st.integers(0, 10**6), st.integers(1, 60), st.integers(1, 80))
 def test_it_counts_what_counting_counts(seed: int, steps: int, events_max: int) -> None:
     events = talk(seed, steps)

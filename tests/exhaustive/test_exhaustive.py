@@ -22,8 +22,12 @@ STATES_MIN = {
 }
 """Fewer would mean that the explorer does not look any more."""
 
-SLOW = ("quick-view-store", "quick-late-acks", "quick-live-owner")
-QUICK_CASES = ("promise-in-memory", "measure-before-promising", "no-epoch-start")
+SLOW = ("quick-takeover", "quick-view-store", "quick-late-acks", "quick-live-owner")
+QUICK_CASES = (
+    "promise-in-memory",
+    pytest.param("measure-before-promising", marks=pytest.mark.slow),
+    pytest.param("no-epoch-start", marks=pytest.mark.slow),
+)
 
 
 def _param(bounds: Bounds) -> Any:

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import random
 
+import pytest
+
 from im_actors.testing import LocalCluster
 from tests.fuzz import doors, gateway, server
 from tests.fuzz.complaints import Complaints
 
 
+@pytest.mark.slow
 async def test_a_gateway_outlives_what_clients_should_not_do() -> None:
     seed = random.SystemRandom().randrange(10**9)
     print(f"seed {seed}")
@@ -34,6 +37,7 @@ async def test_strangers_change_nothing_at_the_doors_of_actors() -> None:
     assert not complaints.found
 
 
+@pytest.mark.slow
 async def test_a_client_outlives_a_server_that_lies() -> None:
     seed = random.SystemRandom().randrange(10**9)
     print(f"seed {seed}: python -m tests.fuzz --target server --seconds 0 --seed {seed}")

@@ -7,7 +7,7 @@ import tracemalloc
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from im_actors.errors import ImError
@@ -55,6 +55,7 @@ streams = st.lists(
 
 
 @targets
+@settings(max_examples=40)
 @given(data=streams)
 def test_nothing_but_our_errors(target: str, data: bytes) -> None:
     TARGETS[target](data)

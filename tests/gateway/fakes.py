@@ -52,7 +52,7 @@ LINKS = LinkConfig(backoff_ms_min=5, backoff_ms_max=20)
 TIME_MS = 1_767_225_600_000
 PLAIN = Limits(queries=0)
 """Without the user side: no session is followed or read but those that clients name."""
-PATIENCE_S = 15
+PATIENCE_S = 60
 
 
 async def eventually(condition: Callable[[], Any]) -> None:

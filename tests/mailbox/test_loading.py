@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -39,6 +40,8 @@ from tests.mailbox.test_view import World
 from tests.support_redis import MakeRedis, RedisServer
 
 FAST = HedgeConfig(delay_ms_min=1, delay_ms_max=5, delay_ms_unknown=2, open_ms_min=20)
+PATIENT = replace(FAST, delay_ms_min=10_000, delay_ms_max=10_000, delay_ms_unknown=10_000)
+"""Nobody is asked too because a busy machine lets a tier wait."""
 
 
 class Rig:
@@ -735,7 +738,7 @@ async def test_answers_are_right_whatever_the_tiers_do(make_rig: MakeRig, seed: 
 
 
 def hot_rig(make_rig: MakeRig, server: RedisServer, **config: Any) -> Rig:
-    return make_rig(RedisTier(server.url, "c", timeout_s=0.5), **config)
+    return make_rig(RedisTier(server.url, "c", timeout_s=10), **config)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -748,17 +751,19 @@ async def test_answers_are_right_with_a_redis_that_forgets(
         await storm.step()
 
 
-async def hot_reader(make_rig: MakeRig, server: RedisServer, groups: int = 0) -> Rig:
+async def hot_reader(
+    make_rig: MakeRig, server: RedisServer, groups: int = 0, hedge: HedgeConfig = PATIENT
+) -> Rig:
     """A gateway whose Redis has alice's list, with 30 unread, and whose memory has not."""
-    rig = hot_rig(make_rig, server)
+    rig = hot_rig(make_rig, server, hedge=hedge)
     rig.fill(30, unread=1)
     for n in range(groups):
         rig.truth.write((f"group:{n}", 31 + n, 0, int(Flag.LIVE), ""))
     await rig.boxes.totals("alice")
     await rig.boxes.updates.settled()
-    rig.boxes.drop("alice")
-    assert await rig.sessions() == rig.truth.listed(rig.heads, "", False)
-    assert rig.boxes.metrics.tier("redis").hits == 1
+    while not rig.boxes.metrics.tier("redis").hits:
+        rig.boxes.drop("alice")
+        assert await rig.sessions() == rig.truth.listed(rig.heads, "", False)
     rig.boxes.drop("alice")
     return rig
 
@@ -789,7 +794,7 @@ async def test_redis_killed_and_back_empty(make_rig: MakeRig, make_redis: MakeRe
 
 async def test_redis_stands_still(make_rig: MakeRig, make_redis: MakeRedis) -> None:
     server = make_redis(appendonly="no")
-    rig = await hot_reader(make_rig, server)
+    rig = await hot_reader(make_rig, server, hedge=FAST)
     server.pause()
     await right(rig)
     counts = rig.boxes.metrics.tiers

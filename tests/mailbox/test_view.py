@@ -17,7 +17,7 @@ from tests.mailbox.fakes import FakeHeads, PlainRows, Truth
 
 LABELS = ("", "", "", "shops")
 seeds = settings(
-    max_examples=120,
+    max_examples=60,
     phases=[Phase.explicit, Phase.reuse, Phase.generate],  # a seed does not shrink
 )
 

@@ -55,7 +55,7 @@ class Recorder(FramedProtocol):
         return [message for read in self.reads for message in read]
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not condition():
                 self.changed.clear()
                 await self.changed.wait()
@@ -73,7 +73,7 @@ class Peer:
 
     async def read_to_end(self) -> list[list[Any]]:
         data = b""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while chunk := await self.loop.sock_recv(self.sock, 1 << 16):
                 data += chunk
         return FrameDecoder().feed(data)
@@ -81,7 +81,7 @@ class Peer:
     async def read(self, count: int) -> list[list[Any]]:
         decoder = FrameDecoder()
         messages: list[list[Any]] = []
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while len(messages) < count:
                 chunk = await self.loop.sock_recv(self.sock, 1 << 16)
                 assert chunk, "the connection ended early"
@@ -286,7 +286,7 @@ async def test_a_peer_that_never_reads_is_cut(monkeypatch: pytest.MonkeyPatch) -
     protocol = Recorder()
     async with connected(protocol):
         frame = encode_frame([1, b"x" * 1_000_000])
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while protocol.send(frame):
                 await asyncio.sleep(0)
         await protocol.wait_closed()

@@ -33,7 +33,7 @@ async def ask(
 
 
 async def answer(reader: asyncio.StreamReader) -> Message:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         header = await reader.readexactly(4)
         payload = await reader.readexactly(int.from_bytes(header, "big"))
     (message,) = FrameDecoder().feed(header + payload)
@@ -41,7 +41,7 @@ async def answer(reader: asyncio.StreamReader) -> Message:
 
 
 async def end(reader: asyncio.StreamReader) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         assert await reader.read() == b""
 
 
@@ -134,7 +134,7 @@ async def test_even_the_refusals_are_bounded(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(module, "REFUSALS_MAX", 0)
     listener = await listen(Echo, "127.0.0.1", 0, connections_max=0)
     reader, writer = await asyncio.open_connection("127.0.0.1", listener.port)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         with contextlib.suppress(ConnectionError):
             assert await reader.read() == b""
     writer.close()
@@ -177,7 +177,7 @@ async def test_a_failed_tls_handshake_takes_no_place(
     for _ in range(3):
         reader, writer = await asyncio.open_connection("127.0.0.1", listener.port)
         writer.write(b"this is not TLS, not even nearly\r\n\r\n")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             with contextlib.suppress(ConnectionError):
                 await reader.read()
         writer.close()
@@ -210,7 +210,7 @@ class Counting:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.005)
 
@@ -252,7 +252,7 @@ async def test_handshakes_that_never_end(
     await until(lambda: guard.ever == 2)
     assert not listener.connections
     for reader, writer in (silent, slow):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             with contextlib.suppress(ConnectionError):
                 assert await reader.read() == b""
         writer.close()
@@ -294,7 +294,7 @@ def test_tls_on_the_loop_of_the_actors(tls: tuple[ssl.SSLContext, ssl.SSLContext
         end.write(encode_frame([6, 7]))
         writer.write(to_server.read())
         got = b""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while got != encode_frame([6, 7]):
                 to_client.write(await reader.read(65_536))
                 with contextlib.suppress(ssl.SSLWantReadError):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,9 +19,9 @@ from im_actors.errors import NotReachable
 from im_actors.server.controller import ControllerConfig, ControllerNode, Desired
 
 SLOTS = 6
-FAST = ControllerConfig(
-    ping_every_ms=10, silent_after_ms=200, reconcile_every_ms=10, settle_ms=50, restart_ms_min=1
-)
+FAST = ControllerConfig(ping_every_ms=10, reconcile_every_ms=10, settle_ms=50, restart_ms_min=1)
+IMPATIENT = replace(FAST, silent_after_ms=200)
+WAIT_S = 60
 
 
 class Store:
@@ -62,6 +64,7 @@ class Platform:
         self.broken: set[str] = set()
         self.silent: set[str] = set()
         self.late: dict[str, asyncio.Event] = {}
+        self.pinged: Counter[str] = Counter()
         self.taken: list[tuple[str, tuple[int, ...], str]] = []
         self.directories: dict[str, Directory] = {}
 
@@ -86,6 +89,8 @@ class Platform:
     async def call(self, name: str, method: str, *args: Any) -> Any:
         if name in self.silent:
             await asyncio.Event().wait()
+        if method == "ping":
+            self.pinged[name] += 1
         if method == "directory":
             self.directories[name] = args[0]
         if method == "take":
@@ -127,7 +132,7 @@ async def running(
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(WAIT_S):
         while not condition():
             await asyncio.sleep(0.005)
 
@@ -240,10 +245,20 @@ async def test_a_later_controller_leaves_the_slots_where_they_are(platform: Plat
 
 
 async def test_a_silent_shard_is_treated_as_gone(platform: Platform) -> None:
-    async with running(platform) as node:
+    async with running(platform, config=IMPATIENT) as node:
         await node.wait_serving()
         platform.silent.add("shard-2")
-        await until(lambda: owners(platform) == {"shard-1.1"})
+        await until(lambda: {owner.partition(".")[0] for owner in owners(platform)} == {"shard-1"})
+
+
+async def test_a_controller_that_stood_still_takes_nobody_for_gone(platform: Platform) -> None:
+    async with running(platform, config=IMPATIENT) as node:
+        await node.wait_serving()
+        await until(lambda: len(platform.pinged) == len(desired()))
+        time.sleep(2 * IMPATIENT.silent_after_ms / 1000)  # noqa: ASYNC251 (the loop stands)
+        pinged = platform.pinged.copy()
+        await until(lambda: all(platform.pinged[name] > pinged[name] + 1 for name in pinged))
+        assert set(platform.lives.values()) == {1}
 
 
 async def test_with_two_replicas_nothing_is_placed_and_status_says_why(platform: Platform) -> None:

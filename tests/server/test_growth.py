@@ -27,7 +27,7 @@ from im_actors.server.growth import Change, misplaced, next_change
 from im_actors.testing.local import LocalCluster
 
 SLOTS = 4
-WAIT_S = 30.0
+WAIT_S = 60.0
 QUICK = ControllerConfig(settle_ms=50, reconcile_every_ms=50)
 
 

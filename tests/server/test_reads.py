@@ -68,7 +68,7 @@ SESSION = "group:g"
 SLOT = slot_of(SESSION, SLOTS)
 SECRET = b"s" * 16
 EPOCH = 1
-WAIT_S = 20
+WAIT_S = 60
 
 
 def key_of(lsn: int) -> int:
@@ -154,12 +154,16 @@ class Owner:
         await self.peer.request(Append(SLOT, EPOCH, self.lsn, EPOCH, self.lsn, ()))
 
 
+def limits(**config: Any) -> ReplicaConfig:
+    """Nothing is applied but by a read, and a read waits for its turn on a busy machine."""
+    return ReplicaConfig(**{"apply_every_ms": 3_600_000, "turn_wait_ms": WAIT_S * 1000, **config})
+
+
 class Rig:
     def __init__(self, path: Path, config: ReplicaConfig) -> None:
         self.failures: list[Exception] = []
-        self.node = ReplicaNode(
-            "r", "h", path, "c", SLOTS, SECRET, random.Random(1), self.failures.append, config
-        )
+        rng, fail = random.Random(1), self.failures.append
+        self.node = ReplicaNode("r", "h", path, "c", SLOTS, SECRET, rng, fail, config)
 
     async def start(self) -> None:
         await self.node.start("127.0.0.1")
@@ -174,8 +178,7 @@ class Rig:
 
 @pytest.fixture
 def config() -> ReplicaConfig:
-    # Nothing is applied but by a read.
-    return ReplicaConfig(apply_every_ms=3_600_000)
+    return limits()
 
 
 @pytest.fixture
@@ -209,7 +212,7 @@ async def test_a_question_waits_for_the_head_that_is_known_elsewhere(rig: Rig) -
     peer, owner = rig.peer, rig.owner
     await owner.take()
     await owner.say(("k", 0, b"1"), commit=False)
-    rig.node._reads._limits = ReplicaConfig(head_wait_ms=WAIT_S * 1000)
+    rig.node._reads._limits = limits(head_wait_ms=WAIT_S * 1000)
     for question in (
         FactsAsked(1, SESSION, 1, OfKeys(("k",))),
         CountAsked(2, SESSION, 1, 0, 9, "bob"),
@@ -239,7 +242,7 @@ async def test_a_head_that_does_not_come_is_told(rig: Rig) -> None:
 async def test_a_read_whose_turn_comes_too_late_is_not_done(rig: Rig) -> None:
     await rig.owner.take()
     await rig.owner.send()
-    rig.node._reads._limits = ReplicaConfig(turn_wait_ms=1)
+    rig.node._reads._limits = limits(turn_wait_ms=1)
     free, reached = threading.Event(), threading.Event()
 
     def hold() -> None:
@@ -257,7 +260,7 @@ async def test_a_read_whose_turn_comes_too_late_is_not_done(rig: Rig) -> None:
     free.set()
     await holding
     assert await rig.peer.answer() == [InsideType.PAGE, 7, NotReachable.code, 0, []]
-    rig.node._reads._limits = ReplicaConfig()
+    rig.node._reads._limits = limits()
     assert (await rig.peer.ask(question))[2] == 0
 
 
@@ -393,12 +396,16 @@ async def test_a_slot_that_is_deleted_while_it_is_counted_is_not_known(
 )
 async def test_too_many_reads_are_refused(rig: Rig, question: Question, frame: list[Any]) -> None:
     await rig.owner.take()
-    rig.node._reads._limits = ReplicaConfig(reads_max=2, head_wait_ms=300)
+    rig.node._reads._limits = limits(reads_max=2, head_wait_ms=WAIT_S * 1000)
     for number in (1, 2):
-        waiting = FactsAsked(number, SESSION, 9, OfKeys(("k",)))
+        waiting = FactsAsked(number, SESSION, 1, OfKeys(("k",)))
         rig.peer.link.send(pack_question(waiting))
     assert await rig.peer.ask(question) == frame
-    assert {(await rig.peer.answer())[1] for _ in range(2)} == {1, 2}
+    send = rig.owner.append(EventKind.MESSAGE, b"what they wait for")
+    rig.peer.link.send(pack_inside(InsideType.REQUESTS, [send]))
+    answers = [await rig.peer.answer() for _ in range(3)]
+    assert {answer[1] for answer in answers if answer[0] == InsideType.FACTS} == {1, 2}
+    rig.node._reads._limits = limits()
     assert (await rig.peer.ask(question))[2] == 0
 
 

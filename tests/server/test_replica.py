@@ -23,7 +23,7 @@ from im_actors.storage.journal import Journal
 from im_actors.wire.links import InsideType, read_inside
 
 SLOT, EPOCH = 3, 1
-WAIT_S = 10
+WAIT_S = 60
 """Longest wait for what has to come."""
 
 

@@ -15,7 +15,11 @@ from tests.sim.mutants import MUTANTS, find
 from tests.sim.mutation import EXHAUSTIVE, FOUND, Edit, Mutant, SourceChanged, source_of
 from tests.sim.runs import Problem
 
-CHEAP = ("commit-at-two", "seal-of-lower-epoch", "pending-duplicate-is-done")
+CHEAP = (
+    "commit-at-two",
+    pytest.param("seal-of-lower-epoch", marks=pytest.mark.slow),
+    pytest.param("pending-duplicate-is-done", marks=pytest.mark.slow),
+)
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)

@@ -57,7 +57,7 @@ class Log:
         self.news.set()
 
     async def until_saved(self, count: int) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while len(self.saved) < count:
                 self.news.clear()
                 await self.news.wait()
@@ -441,7 +441,7 @@ async def test_a_failing_disk_is_reported_once_and_nothing_is_taken_for_saved(
 
     monkeypatch.setattr(client_statements, "transaction", full)
     store.save(row(2))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not log.failed:
             log.news.clear()
             await log.news.wait()

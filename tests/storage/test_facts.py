@@ -128,7 +128,7 @@ def check(history: History, log: LogBuilder, limit: int) -> None:
         assert len(joined(all_since(history, session, 0, limit))) == len(facts)
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(
     events=EVENTS,
     order=st.randoms(use_true_random=False),
