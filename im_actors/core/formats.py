@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from im_actors.errors import UnknownVersion
+from im_actors.errors import NewerFormat, UnknownVersion
 
 
 class Formats(NamedTuple):
@@ -47,6 +47,14 @@ class Formats(NamedTuple):
                 f"the other side speaks {what} {answered}, this one {self}: update the other side"
             )
         return answered
+
+    def check_written(self, form: int, who: str) -> None:
+        """NewerFormat when the cluster writes a format that is not known here; ``who`` is told."""
+        if form > self.newest:
+            raise NewerFormat(
+                f"{who}: this cluster writes format {form}, this version of im_actors knows {self};"
+                " install a newer one on this host"
+            )
 
 
 FORMATS = Formats(5, 5)
