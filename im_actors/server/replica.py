@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from im_actors.core import replica as rep
 from im_actors.core.directory import Directory, ReplicaAddress
 from im_actors.core.fact_lists import OfKeys
+from im_actors.core.formats import FORMATS
 from im_actors.core.histogram import Histogram
 from im_actors.core.messages import (
     EventFound,
@@ -176,7 +177,9 @@ class ReplicaNode:
         on_fatal: Callable[[ImError], None],
         config: ReplicaConfig | None = None,
         links: LinkConfig | None = None,
+        form: int = FORMATS.newest,
     ) -> None:
+        """``form`` is the format that the directory is to be of, at least."""
         self.name = name
         self.host = host
         self.slots = slots
@@ -186,7 +189,7 @@ class ReplicaNode:
         self._link_config = links or LinkConfig()
         self._config = config or ReplicaConfig()
         self._config.validate()
-        self._storage = ReplicaStorage(path, cluster, name)
+        self._storage = ReplicaStorage(path, cluster, name, form, self._link_config.formats)
         self._queue = ApplyQueue()
         self._peers: dict[str, Link] = {}
         self._directory_version = -1
@@ -798,6 +801,8 @@ class ReplicaNode:
             "disk": self.disk,
             "host": self.host,
             "directory": str(self._storage.path),
+            "format": self._storage.data.format,
+            "formats": list(self._link_config.formats),
             "slots": sum(bool(log.epochs) for log in logs.values()),
             "incomplete_slots": sorted(s for s, log in logs.items() if not log.complete),
             "apply_lag_records": sum(log.commit_lsn - log.applied_lsn for log in logs.values()),

@@ -21,6 +21,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from im_actors.core.formats import FORMATS
 from im_actors.core.messages import Epochs
 from im_actors.core.model import COPIES, Member, Record, View, ViewState
 from im_actors.core.replica import SlotLog
@@ -112,7 +113,16 @@ def restore(path: Path, data: Path, moved: Moved, redis: str = "", dry: bool = F
     kind = "redis" if redis else "sqlite"
     write_cluster(
         data,
-        ClusterFile(name, secrets.token_hex(32), manifest.slots, now_ms(), kind, identity),
+        ClusterFile(
+            name,
+            secrets.token_hex(32),
+            manifest.slots,
+            now_ms(),
+            kind,
+            identity,
+            FORMATS.newest,
+            FORMATS.newest,
+        ),
     )
     return restored
 

@@ -15,6 +15,7 @@ from im_actors.core.backoff import Alarms
 from im_actors.core.batch import is_batch_device
 from im_actors.core.batch_run import BatchSettings
 from im_actors.core.directory import Directory, ReplicaAddress, ShardAddress
+from im_actors.core.formats import FORMATS
 from im_actors.core.messages import Append, Appended
 from im_actors.core.model import EventKind, Member, View, slot_of
 from im_actors.core.rule_settings import RuleSettings
@@ -110,8 +111,11 @@ class ShardNode:
         rules: RuleSettings | None = None,
         batches: BatchSettings | None = None,
         links: LinkConfig | None = None,
+        form: int = FORMATS.newest,
     ) -> None:
+        """``form`` is the format that records are written in."""
         self.name = name
+        self.form = form
         self.incarnation = f"{name}.{uuid.uuid4().hex[:12]}"
         self.slots = slots
         self._secret = secret
@@ -694,6 +698,8 @@ class ShardNode:
         return {
             "name": self.name,
             "incarnation": self.incarnation,
+            "format": self.form,
+            "formats": list(self._link_config.formats),
             "serving": sorted(serving),
             "working": {
                 str(slot): f"{phase.value}: {self._owners[slot].reason}"
