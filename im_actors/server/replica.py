@@ -771,6 +771,7 @@ class ReplicaNode:
         }
         address, port = self.address.address, self.address.port
         fields = {"name": self.name, "address": address, "port": port, "dropped": dropped}
+        fields["format"] = self._storage.data.format
         return {**fields, "slots": slots}
 
     async def repair(self) -> None:

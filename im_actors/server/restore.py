@@ -120,11 +120,16 @@ def restore(path: Path, data: Path, moved: Moved, redis: str = "", dry: bool = F
             now_ms(),
             kind,
             identity,
-            FORMATS.newest,
-            FORMATS.newest,
+            _form(manifest),
+            _form(manifest),
         ),
     )
     return restored
+
+
+def _form(manifest: Manifest) -> int:
+    """The format of the new cluster: as the old one's was, as far as it is still written."""
+    return max(manifest.disk_format, FORMATS.oldest)
 
 
 def _check_space(data: Path, manifest: Manifest) -> None:
@@ -146,7 +151,9 @@ def _write_replicas(path: Path, data: Path, restored: Restored, moved: Moved) ->
     with ExitStack() as opened:
         directories: list[DataDirectory] = []
         for where in replica_paths(data, COPIES):
-            directory = open_directory(where, restored.cluster, where.name)
+            directory = open_directory(
+                where, restored.cluster, where.name, _form(restored.manifest)
+            )
             opened.callback(directory.close)
             directories.append(directory)
         members = tuple(Member(directory.replica, directory.disk) for directory in directories)
