@@ -488,7 +488,13 @@ class ReplicaNode:
             case rep.StoreHistory(slot, records):
                 self._start(self._store_history(slot, records))
             case rep.Alarm(slot, text):
-                logger.error("ALARM replica %s slot %d: %s", self.name, slot, text)
+                what = (self.name, slot, text)
+                logger.error("ALARM replica %s slot %d: %s", *what, extra=self._about(slot))
+
+    def _about(self, slot: int) -> dict[str, int]:
+        """For the log."""
+        log = self.machine.logs.get(slot)
+        return {"slot": slot, "epoch": log.promised if log is not None else 0}
 
     def _log(self, slot: int) -> rep.SlotLog | None:
         return self.machine.logs.get(slot)
@@ -535,7 +541,8 @@ class ReplicaNode:
                     # Unknown, never absent: the owner asks another member.
                     names = list(request.sessions)
                     lost = (self.name, request.slot, names)
-                    logger.error("ALARM replica %s slot %d: rows of %s are lost", *lost)
+                    text, about = "ALARM replica %s slot %d: rows of %s are lost", lost[1]
+                    logger.error(text, *lost, extra=self._about(about))
                 answers.setdefault(peer, []).append(answer)
             for peer, several in answers.items():
                 peer.send(pack_inside(InsideType.ANSWERS, several))
@@ -580,7 +587,7 @@ class ReplicaNode:
         elif found is not None and not answer.ready:
             # Unknown, never absent: the owner asks another member.
             text = "ALARM replica %s slot %d: seq %d of %s is lost"
-            logger.error(text, self.name, slot, seq, session)
+            logger.error(text, self.name, slot, seq, session, extra=self._about(slot))
         peer.send(pack_inside(InsideType.ANSWERS, [answer]))
 
     async def _drop_history(self, slot: int) -> None:
@@ -592,7 +599,8 @@ class ReplicaNode:
         try:
             await self._storage.in_history(self._storage.history.apply, batch, {})
         except MonthAway as error:
-            logger.warning("replica %s slot %d: backfill waits: %s", self.name, slot, error)
+            what = (self.name, slot, error)
+            logger.warning("replica %s slot %d: backfill waits: %s", *what, extra=self._about(slot))
             self._handle(rep.HistoryWaits(slot))
             return
         self._handle(rep.HistoryStored(slot, records[0].lsn, records[-1].lsn))

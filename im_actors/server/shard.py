@@ -475,12 +475,19 @@ class ShardNode:
                 self._telling.activated(slot)
                 self._batches.activated(slot)
                 self._on_activated(view)
+                logger.info("%s serves slot %d", self.incarnation, slot, extra=self._about(slot))
             case own.SteppedDown(_, reason):
                 self._telling.left(slot, now_ms())
                 self._batches.left(slot, now_ms())
-                logger.info("%s leaves slot %d: %s", self.incarnation, slot, reason)
+                what = (self.incarnation, slot, reason)
+                logger.info("%s leaves slot %d: %s", *what, extra=self._about(slot))
             case own.Alarm(_, text):
-                logger.error("ALARM %s slot %d: %s", self.incarnation, slot, text)
+                what = (self.incarnation, slot, text)
+                logger.error("ALARM %s slot %d: %s", *what, extra=self._about(slot))
+
+    def _about(self, slot: int) -> dict[str, int]:
+        """For the log."""
+        return {"slot": slot, "epoch": self._owners[slot].epoch}
 
     def _start(self, work: Any) -> None:
         task = self._loop.create_task(work)
@@ -491,7 +498,8 @@ class ShardNode:
         try:
             view = await self._views.read(slot)
         except Exception as error:
-            logger.warning("%s cannot read the view of slot %d: %s", self.name, slot, error)
+            what = (self.name, slot, error)
+            logger.warning("%s cannot read the view of slot %d: %s", *what, extra=self._about(slot))
             view = None
             await asyncio.sleep(self._rng.uniform(0.05, 0.15))
         if not self._stopping:
@@ -502,9 +510,8 @@ class ShardNode:
         try:
             current = await self._views.swap(old, new)
         except Exception as error:
-            logger.warning(
-                "%s: outcome of a view change unknown, slot %d: %s", self.name, slot, error
-            )
+            text, what = "%s: outcome of a view change unknown, slot %d: %s", (slot, error)
+            logger.warning(text, self.name, *what, extra=self._about(slot))
             current = None
             await asyncio.sleep(self._rng.uniform(0.05, 0.15))
         if not self._stopping:
