@@ -10,6 +10,9 @@ reads and writes each of these, and so a release that brings a new one keeps the
   knows the cluster's format can be put back;
 - whoever meets a format that he does not know says so and touches nothing.
 
+The controller's own files and views have versions of their own, which follow the same rule: what a
+release adds there it does not write before the cluster's format is one that has it.
+
 What passes through Ray is pickled by name and not covered: a method's arguments and a tuple's
 fields stay as they are, or get more with a default once no older release is in use.
 """

@@ -161,11 +161,15 @@ class Upgrade:
         if self._waits:
             return
         told = await self._told()
+        # Unknown is never taken for old, and not for new either.
+        silent = [name for name, status in told.items() if "formats" not in status]
+        if silent:
+            self._waits = f"no answer from {', '.join(silent)}"
+            return
         behind = [name for name in told if told[name].get("format", 0) < self._wanted(name)]
         ahead = self.written.disks > self.written.records
         if not behind and not self._asked and ahead:
-            self._take_over(self.written._replace(records=self.written.disks))
-            self._wake.set()
+            self._take_records(told)
         elif not behind and not self._asked:
             self._settled = True
         elif filling := await self._growth.incomplete():
@@ -173,6 +177,17 @@ class Upgrade:
             self._waits = f"{first['replica']} fetches the history of slot {first['slot']}"
         else:
             await self._start_anew((self._asked or behind)[0])
+
+    def _take_records(self, told: dict[str, dict[str, Any]]) -> None:
+        """All disks are of the new format. Whoever starts from then on has to know it; who has come
+        since ``finish`` looked may not."""
+        disks = self.written.disks
+        older = [name for name, status in told.items() if status["formats"][1] < disks]
+        if older:
+            self._waits = f"{', '.join(older)}: does not know format {disks}"
+        else:
+            self._take_over(self.written._replace(records=disks))
+            self._wake.set()
 
     def _wanted(self, name: str) -> int:
         """The format that it should write; gateways write nothing."""

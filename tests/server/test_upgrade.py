@@ -319,6 +319,7 @@ class Cluster:
         self.known = dict.fromkeys(names, formats)
         self.writes = dict.fromkeys(names, NOW)
         self.away: dict[str, str] = {}
+        self.deaf: set[str] = set()
         self.obstacles = ""
         self.filling: list[dict[str, Any]] = []
         self.restarted: list[str] = []
@@ -347,7 +348,9 @@ class Cluster:
     async def call_all(self, kind: str, method: str) -> dict[str, Any]:
         assert method == "status"
         return {
-            name: {"formats": list(self.known[name]), "host": f"host-{name[-1]}"}
+            name: {"error": "no answer"}
+            if name in self.deaf
+            else {"formats": list(self.known[name]), "host": f"host-{name[-1]}"}
             | ({} if kind == "gateway" else {"format": self.writes[name]})
             for name in self.known
             if kind_of(name) == kind and name not in self.away
@@ -402,9 +405,25 @@ async def test_nobody_is_taken_away_while_something_is_amiss() -> None:
     there.filling = [{"slot": 7, "replica": "replica-1"}]
     await there.steps()
     assert there.upgrade.status()["waits"] == "replica-1 fetches the history of slot 7"
+    there.deaf = {"replica-1", "shard-2"}
+    await there.steps()
+    assert there.upgrade.status()["waits"] == "no answer from replica-1, shard-2"
+    there.deaf = set()
     assert there.restarted == ["replica-1"]
     assert there.saved == (NEXT, NOW)
     there.filling = []
+    await there.steps()
+    assert there.saved == (NEXT, NEXT)
+
+
+async def test_an_older_release_that_comes_in_between_holds_records_up() -> None:
+    there = Cluster()
+    await there.upgrade.finish()
+    there.known["shard-2"] = FORMATS
+    await there.steps()
+    assert there.saved == (NEXT, NOW), "it was started in the old format, which is still written"
+    assert there.upgrade.status()["waits"] == f"shard-2: does not know format {NEXT}"
+    there.known["shard-2"] = BOTH
     await there.steps()
     assert there.saved == (NEXT, NEXT)
 
