@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from im_actors.errors import NewerFormat, UnknownVersion
+from im_actors.errors import NewerFormat, SetupError, UnknownVersion
 
 
 class Formats(NamedTuple):
@@ -52,11 +52,17 @@ class Formats(NamedTuple):
         return answered
 
     def check_written(self, form: int, who: str) -> None:
-        """NewerFormat when the cluster writes a format that is not known here; ``who`` is told."""
+        """NewerFormat, or SetupError for one that is too old, when the cluster writes a format that
+        is not known here; ``who`` is told."""
         if form > self.newest:
             raise NewerFormat(
                 f"{who}: this cluster writes format {form}, this version of im_actors knows {self};"
                 " install a newer one on this host"
+            )
+        if form < self.oldest:
+            raise SetupError(
+                f"{who}: this cluster writes format {form}, this version of im_actors knows {self};"
+                " install one that knows both first, and finish the upgrade to it"
             )
 
 

@@ -315,7 +315,7 @@ def _read_identity(path: Path, formats: Formats) -> Identity | None:
     if version < formats.oldest:
         raise WrongDirectory(
             f"{path} has format {version}, which this version of im_actors does not read any more "
-            f"(it reads {formats}); name an empty directory"
+            f"(it reads {formats}); install one that reads both first, or name an empty directory"
         )
     return _identity_of(path, fields)
 
