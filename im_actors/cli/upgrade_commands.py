@@ -27,7 +27,7 @@ def register(add: AddCommand) -> None:
         "Install the release on a host, then have what runs there started anew: one actor after\n"
         "the other, each when all slots are served and whole. Both releases serve side by side.\n"
         "What is on disks stays as the old release reads it, so the same steps with the old one\n"
-        "go back, until --finish. Without an option it shows who knows which formats.\n\n"
+        "go back, until --finish. Without an option it shows which release runs where.\n\n"
         "Ctrl-C only ends the watching; the same command without an option shows how far it is.",
     )
     what = parser.add_mutually_exclusive_group()
@@ -94,7 +94,8 @@ def upgrade_lines(found: dict[str, Any]) -> Iterator[str]:
     disks, newest = found["disks"], found["newest"]
     for name, known in found["formats"].items():
         reads = "does not answer" if known is None else f"knows formats {known[0]} to {known[1]}"
-        writes = found["writes"].get(name)
+        release, writes = found["releases"].get(name), found["writes"].get(name)
+        reads = f"{release}, {reads}" if release is not None else reads
         yield f"{name}: {reads}" + (f", writes {writes}" if writes is not None else "")
     yield from restart_lines(found)
     if disks < newest and (found["older"] or found["unknown"]):

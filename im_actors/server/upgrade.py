@@ -19,6 +19,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
+from im_actors import __version__
 from im_actors.core.formats import FORMATS, Formats
 from im_actors.errors import BadRequest
 from im_actors.server.controller import ControllerNode
@@ -118,6 +119,10 @@ class Upgrade:
             **self.status(),
             "formats": dict(sorted(known.items())),
             "writes": {name: told[name]["format"] for name in told if "format" in told[name]},
+            "releases": {
+                **{name: told[name]["release"] for name in told if "release" in told[name]},
+                "controller": __version__,
+            },
             "newest": newest,
             "older": sorted(name for name, f in known.items() if f and f[1] < newest),
             "unknown": sorted(name for name, f in known.items() if not f),

@@ -105,6 +105,7 @@ def test_an_actor_is_started_anew_in_the_release_that_is_installed(
     assert cluster.send(f"after the restart of {name}", "hello") == [1]
     found = cluster.call("upgrade")
     assert set(map(tuple, found["formats"].values())) == {FORMATS}
+    assert set(found["releases"]) == set(found["formats"])
 
 
 @pytest.mark.parametrize("name", ["shard-1", "replica-2", "gateway-1", "controller"])

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from im_actors import __version__
 from im_actors.cli.upgrade_commands import upgrade_lines
 from im_actors.core.formats import FORMATS
 from tests.cli.conftest import ClusterThread, Result
@@ -22,7 +23,7 @@ def test_upgrade_shows_what_everybody_knows_and_starts_a_host_anew(
     assert code == 0
     oldest, newest = FORMATS
     assert f"shard-2: knows formats {oldest} to {newest}, writes {newest}\n" in out
-    assert f"controller: knows formats {oldest} to {newest}\n" in out
+    assert f"controller: {__version__}, knows formats {oldest} to {newest}\n" in out
     assert out.endswith("nothing to finish\n")
     before = own_cluster.cluster.node("replica-2")
     code, out, err = im("upgrade", "--restart", "host-2", "--json", *where)
@@ -62,6 +63,7 @@ def test_what_can_be_finished_and_what_is_in_the_way(
         "newest": 6,
         "formats": {"replica-1": None, "shard-1": [5, 5]},
         "writes": {"shard-1": 5},
+        "releases": {"shard-1": "1.2"},
         "older": older,
         "unknown": unknown,
         "restarting": [],
@@ -69,5 +71,5 @@ def test_what_can_be_finished_and_what_is_in_the_way(
     }
     lines = list(upgrade_lines(found))
     assert lines[0] == "replica-1: does not answer"
-    assert lines[1] == "shard-1: knows formats 5 to 5, writes 5"
+    assert lines[1] == "shard-1: 1.2, knows formats 5 to 5, writes 5"
     assert lines[2].endswith(told)
