@@ -19,11 +19,13 @@ import time
 import uuid
 from typing import Any
 
+from im_actors import __version__
 from im_actors.actors.logs import log_loop_errors, log_to_file
 from im_actors.actors.metrics import publish_from_now_on
 from im_actors.actors.remote_views import ControllerViews
 from im_actors.actors.settings import ActorSettings, Started
 from im_actors.core.directory import Directory, GatewayAddress
+from im_actors.core.formats import FORMATS
 from im_actors.core.serving import ServingLimits
 from im_actors.errors import BadRequest, ImError, ShuttingDown
 from im_actors.gateway.config import GatewayConfig
@@ -58,15 +60,19 @@ class Actor:
         self._node: Any = None
         self._certificates: Certificates | None = None
         self._freshening: asyncio.Task[None] | None = None
+        self._form = FORMATS.newest
+        """The format that it writes in."""
         self._start_ms = 0
         """How long the start took: for a replica the opening of its files and the journal."""
         self._starting: asyncio.Task[Any] | None = None
         self._watched: asyncio.Future[str] | None = None
         log_to_file(settings.directory, name)
 
-    async def start(self, view_store: str = "") -> Started:
-        """Open and listen; again: the same answer. ``view_store`` is the identity of the store."""
+    async def start(self, view_store: str = "", form: int = FORMATS.newest) -> Started:
+        """Open and listen; again: the same answer. ``view_store`` is the identity of the store,
+        ``form`` the format to write in."""
         if self._starting is None:
+            self._form = form
             loop = asyncio.get_running_loop()
             log_loop_errors(loop)
             self._starting = loop.create_task(self._start(view_store))
@@ -84,6 +90,7 @@ class Actor:
         begun = time.monotonic()
         name_thread("loop")
         try:
+            FORMATS.check_written(self._form, self._name)
             self._certificates = self._settings.certificates()
             address = await self._open(view_store)
             if self._certificates is not None:
@@ -148,7 +155,7 @@ class Actor:
     async def status(self) -> dict[str, Any]:
         status: dict[str, Any] = self._running().status()
         own = {"host": self._host_label(), "pid": os.getpid(), "start_ms": self._start_ms}
-        return {**status, **own}
+        return {**status, **own, "release": __version__}
 
     async def stop(self) -> None:
         """Close in order. The process stays until its cluster ends it."""
@@ -186,6 +193,7 @@ class ReplicaActor(Actor):
             random.Random(),
             self._fatal,
             links=self._links(),
+            form=self._form,
         )
         address = await node.start(self._inside_address())
         self._node = node
@@ -258,6 +266,7 @@ class ShardActor(Actor):
             limits=ServingLimits(lines=operator.lines),
             rules=operator.rules,
             batches=operator.batches,
+            form=self._form,
         )
         address = await node.start(self._inside_address())
         self._node = node

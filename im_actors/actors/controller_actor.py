@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from im_actors.actors.classes import FAULT_DELAY_S, SIGNALS
@@ -17,6 +18,7 @@ from im_actors.actors.placement import place, read_places, write_places
 from im_actors.actors.platform import STOP_S, RayCalls, RayPlatform
 from im_actors.actors.remote_views import Question
 from im_actors.actors.settings import CONTROLLER, ActorSettings
+from im_actors.core.formats import FORMATS
 from im_actors.core.model import View, ViewState
 from im_actors.errors import BadRequest, ImError, NotReachable, Unknown
 from im_actors.net.link import LinkConfig
@@ -26,6 +28,7 @@ from im_actors.server.cluster_file import read_cluster, write_cluster, write_top
 from im_actors.server.controller import ControllerConfig, ControllerNode
 from im_actors.server.growth import Growth
 from im_actors.server.operations import Operations
+from im_actors.server.upgrade import Upgrade, Written
 from im_actors.server.views import ViewStore, open_view_store
 
 logger = logging.getLogger(__name__)
@@ -96,9 +99,11 @@ class ControllerActor:
                 lambda new: write_topology(settings.directory, new),
                 self._allot if settings.joined else None,
             )
+            upgrade = Upgrade(node, growth, _written(settings.directory), self._save_written)
+            platform.form_of = upgrade.form_of
             if settings.joined:
                 platform.places |= read_places(settings.directory)
-            methods = self._methods(node, growth)
+            methods = self._methods(node, growth, upgrade)
             links = LinkConfig.secured(certificates)
             admin = AdminServer(CONTROLLER, settings.secret_bytes, methods, links)
             await admin.start(settings.admin_address, settings.admin_port)
@@ -111,6 +116,7 @@ class ControllerActor:
             self._freshening = asyncio.create_task(keep_fresh(certificates))
         await node.start()
         node.spawn(growth.run())
+        node.spawn(upgrade.run())
         if settings.joined:
             publish_from_now_on(CONTROLLER, node.summary)
         logger.info("the controller serves on port %d", settings.admin_port)
@@ -130,6 +136,13 @@ class ControllerActor:
                 replace(cluster, view_store=kind, view_store_identity=views.identity),
             )
         return views
+
+    def _save_written(self, written: Written) -> None:
+        directory = self._settings.directory
+        cluster = read_cluster(directory)
+        assert cluster is not None, "a cluster that runs has its file"
+        disks, records = written
+        write_cluster(directory, replace(cluster, disk_format=disks, record_format=records))
 
     async def _allot(self, names: Sequence[str], but: Sequence[str]) -> None:
         """Tie new replicas to disks, those first that have none; on none of the hosts ``but``."""
@@ -176,12 +189,14 @@ class ControllerActor:
 
     # -- the operator's door -------------------------------------------------------------------
 
-    def _methods(self, node: ControllerNode, growth: Growth) -> dict[str, Any]:
-        self._operations = Operations(node, growth, self._stop)
+    def _methods(self, node: ControllerNode, growth: Growth, upgrade: Upgrade) -> dict[str, Any]:
+        self._operations = Operations(node, growth, upgrade, self._stop)
+        self._upgrade = upgrade
         return {
             **self._operations.methods(),
             "names": self._names,
             "fault": self._fault,
+            "restart": self._restart,
             "progress": self._progress,
             "pids": self._pids,
         }
@@ -203,6 +218,14 @@ class ControllerActor:
             loop.call_later(FAULT_DELAY_S, os.kill, os.getpid(), SIGNALS[kind])
         else:
             await self._operations.fault(kind, name)
+
+    async def _restart(self, what: str) -> dict[str, Any]:
+        """An actor, all of a host, or the controller itself: Ray starts that again."""
+        if what != CONTROLLER:
+            return await self._upgrade.restart(what)
+        logger.info("the controller is started anew")
+        asyncio.get_running_loop().call_later(FAULT_DELAY_S, os._exit, 1)
+        return self._upgrade.status()
 
     async def _progress(self) -> dict[str, Any]:
         """How far the start is, without asking anybody."""
@@ -232,6 +255,13 @@ class ControllerActor:
                 await self._platform.call(name, "stop")
         except (ImError, TimeoutError) as error:
             logger.warning("%s did not stop: %r", name, error)
+
+
+def _written(directory: Path) -> Written:
+    cluster = read_cluster(directory)
+    if cluster is None:
+        return Written(FORMATS.newest, FORMATS.newest)
+    return Written(cluster.disk_format, cluster.record_format)
 
 
 def _as_ours(answer: Any) -> Any:

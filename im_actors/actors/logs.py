@@ -1,10 +1,16 @@
-"""The log of an actor: ``logs/<name>.log`` in the data directory, bounded."""
+"""The log of an actor: ``logs/<name>.log`` in the data directory, bounded.
+
+Each line is a JSON object: ``time`` (UTC, ISO 8601), ``level``, ``actor``, ``pid``, ``logger``,
+``text``; ``slot`` and ``epoch`` where it is about one, ``error`` (a traceback) where there was one.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import sys
+from datetime import UTC, datetime
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
@@ -14,13 +20,28 @@ LOG_FILES_OLD = 2
 LOGS = "logs"
 
 
-class _Formatter(logging.Formatter):
-    """Appends slot and epoch where the record has them (``extra={"slot": …, "epoch": …}``)."""
+class _Lines(logging.Formatter):
+    """Slot and epoch come with ``extra={"slot": …, "epoch": …}``."""
+
+    def __init__(self, actor: str) -> None:
+        super().__init__()
+        self._actor = actor
 
     def format(self, record: logging.LogRecord) -> str:
-        line = super().format(record)
-        known = [f"{key}={vars(record)[key]}" for key in ("slot", "epoch") if key in vars(record)]
-        return f"{line} [{' '.join(known)}]" if known else line
+        at = datetime.fromtimestamp(record.created, UTC)
+        fields: dict[str, Any] = {
+            "time": at.isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "actor": self._actor,
+            "pid": record.process,
+            "logger": record.name,
+            "text": record.getMessage(),
+        }
+        known = vars(record)
+        fields |= {key: known[key] for key in ("slot", "epoch") if key in known}
+        if record.exc_info:
+            fields["error"] = self.formatException(record.exc_info)
+        return json.dumps(fields, ensure_ascii=False)
 
 
 def log_to_file(data: Path, name: str) -> None:
@@ -35,8 +56,7 @@ def log_to_file(data: Path, name: str) -> None:
         handler = RotatingFileHandler(path, maxBytes=LOG_BYTES_MAX, backupCount=LOG_FILES_OLD)
     except OSError:
         handler = logging.StreamHandler(sys.stderr)
-    pattern = "%(asctime)s %(levelname)s %(process)d %(name)s %(message)s"
-    handler.setFormatter(_Formatter(pattern))
+    handler.setFormatter(_Lines(name))
     logger = logging.getLogger("im_actors")
     for old in list(logger.handlers):
         logger.removeHandler(old)

@@ -6,11 +6,13 @@ import asyncio
 import logging
 import os
 import signal
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from im_actors.actors.classes import KINDS
 from im_actors.actors.relay import relayed
 from im_actors.actors.settings import SPARE_WORKERS, ActorSettings, Started, actor_env
+from im_actors.core.formats import FORMATS
 from im_actors.errors import FatalError, ImError, NotReachable
 from im_actors.server.topology import Desired
 
@@ -66,6 +68,8 @@ class RayPlatform:
         self.failures: dict[str, FatalError] = {}
         self.view_store = ""
         """The identity of the view store, once the controller has opened it."""
+        self.form_of: Callable[[str], int] = lambda kind: FORMATS.newest
+        """The format that actors of a kind are to write in."""
         self._warming: asyncio.Task[None] | None = None
 
     async def start(self, desired: Desired) -> Any:
@@ -128,7 +132,8 @@ class RayPlatform:
         while True:
             handle = await self._made(desired)
             try:
-                started: Started = await self._calls.call(handle, "start", self.view_store)
+                form = self.form_of(desired.kind)
+                started: Started = await self._calls.call(handle, "start", self.view_store, form)
                 return started
             except NotReachable as error:
                 logger.debug("%s is not there yet: %s", desired.name, error)

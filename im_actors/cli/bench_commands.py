@@ -17,6 +17,7 @@ from im_actors.cli.target import (
     Running,
     add_client_options,
     add_secret_option,
+    client_config,
     data_of,
     running_cluster,
     token_maker,
@@ -248,8 +249,7 @@ async def load_of(args: argparse.Namespace, running: Running | None) -> Load:
         url = parse_url(f"{scheme}://" + ",".join(await running.gateways()))
     else:
         url = parse_url(url_of(args))
-    if url.tls:
-        raise SetupError("bench speaks no TLS: give an im:// address, of a cluster without TLS")
+    client = client_config(args)
     connections = args.connections or CONNECTIONS
     sessions = args.sessions or (1 if args.fanout else SESSIONS)
     most = max(1, (os.cpu_count() or 1) // 2)
@@ -258,6 +258,9 @@ async def load_of(args: argparse.Namespace, running: Running | None) -> Load:
         addresses=[(address.host, address.port) for address in url.addresses],
         user=args.user,
         token=token_maker(args)(args.user),
+        tls=url.tls,
+        tls_ca=client.tls_ca,
+        tls_server_name=client.tls_server_name,
         connections=connections,
         bytes=args.bytes,
         sessions=sessions,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import os
 import signal
 import threading
@@ -19,11 +18,11 @@ from im_actors.cli.target import (
     add_data_option,
     add_secret_option,
     data_of,
-    read_secret,
     running_cluster,
+    secret_of,
 )
 from im_actors.core.model import COPIES
-from im_actors.errors import ImError, NotReachable, SetupError
+from im_actors.errors import NotReachable, SetupError
 from im_actors.server.settings import (
     ClusterSettings,
     TlsSettings,
@@ -265,7 +264,6 @@ def _register_token(add: AddCommand) -> None:
         help="seconds until it expires (default: 3600)",
     )
     add_secret_option(parser)
-    add_data_option(parser)
     parser.set_defaults(run=token)
 
 
@@ -294,8 +292,7 @@ def up_settings(args: argparse.Namespace) -> dict[str, Any]:
     settings["operator"] = operator_settings(args)
     if args.slots is not None:
         settings["slots"] = args.slots
-    if args.token_secret_file is not None:
-        settings["token_secret"] = read_secret(args.token_secret_file)
+    settings["token_secret"] = secret_of(args)
     return settings
 
 
@@ -453,21 +450,14 @@ def token(args: argparse.Namespace) -> int:
     check_name("user", args.user)
     if args.device is not None:
         check_name("device", args.device)
-    print(make_token(_token_secret(args), args.user, args.device, args.ttl), flush=True)
+    secret = secret_of(args)
+    if secret is None:
+        raise SetupError(
+            "which secret? --token-secret-file FILE or $IM_ACTORS_TOKEN_SECRET, the one that the"
+            " cluster was started with; a cluster without one needs no tokens"
+        )
+    print(make_token(secret, args.user, args.device, args.ttl), flush=True)
     return 0
-
-
-def _token_secret(args: argparse.Namespace) -> str:
-    if args.token_secret_file is not None:
-        return read_secret(args.token_secret_file)
-    with contextlib.suppress(ImError):
-        secret = running_cluster(data_of(args)).run.settings.get("token_secret")
-        if secret:
-            return str(secret)
-    raise SetupError(
-        "which secret? --token-secret-file FILE, the one that the cluster was started with;"
-        " a cluster without one needs no tokens"
-    )
 
 
 def port_number(text: str) -> int:

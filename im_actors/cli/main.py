@@ -31,6 +31,7 @@ from im_actors.cli import (
     replay_commands,
     top,
     torture_commands,
+    upgrade_commands,
 )
 from im_actors.cli.cluster_commands import EXIT_INTERRUPTED, EXIT_TERMINATED
 from im_actors.errors import ImError
@@ -118,8 +119,8 @@ def build_parser() -> argparse.ArgumentParser:
         )
 
     modules = (
-        cluster_commands, growth_commands, top, months_commands, backup_commands, repair_commands,
-        client_commands,
+        cluster_commands, growth_commands, upgrade_commands, top,
+        months_commands, backup_commands, repair_commands, client_commands,
         conversation_commands, group_commands,
         broadcast_commands, chat,
         replay_commands, torture_commands, bench_commands, plan_commands,

@@ -26,10 +26,11 @@ from im_actors.cli.target import (
     client_config,
     data_of,
     running_cluster,
+    secret_of,
     token_maker,
     url_of,
 )
-from im_actors.errors import WrongDirectory
+from im_actors.errors import SetupError, WrongDirectory
 from im_actors.server.cluster_file import read_run
 from im_actors.server.settings import ClusterSettings
 
@@ -210,13 +211,17 @@ async def play(
     gateways = [str(a) for a in url.addresses]
     if running is not None:
         gateways = await running.gateways()
-    plan = FaultPlan(tuple(_kinds(args)))
+    plan, secret = FaultPlan(tuple(_kinds(args))), secret_of(args) if asked else None
+    if "kill-all" in plan.kinds and secret is None and asked and args.token:
+        raise SetupError(
+            "kill-all starts the cluster again, which needs its token secret: --token-secret-file"
+        )
     if running is not None:
         plan = replace(
             plan,
             call=admin_call(running.data),
             kill_all=partial(kill_all, running.data),
-            start_all=partial(start_all, running),
+            start_all=partial(start_all, running, secret),
         )
     plan.validate()
     config = ReplayConfig(clients_max=args.clients, window=args.window, rate=rate)
@@ -251,8 +256,8 @@ async def kill_all(data: Path) -> None:
     await asyncio.to_thread(deploy.kill_everything, data)
 
 
-async def start_all(running: Running) -> None:
-    """Start the cluster again as it was."""
+async def start_all(running: Running, token_secret: str | None) -> None:
+    """Start the cluster again as it was. What it was is written down, but for the secret."""
     from im_actors.actors import deploy
 
     settings = running.run.settings
@@ -260,6 +265,7 @@ async def start_all(running: Running) -> None:
     changed = {
         "data": running.data,
         "operator": ClusterSettings.from_dict(settings.get("operator", {})),
+        "token_secret": token_secret,
     }
     config = deploy.UpConfig(**{name: settings[name] for name in names} | changed)
     give_up_s = time.monotonic() + RESTART_S

@@ -41,6 +41,7 @@ def status_parts(status: dict[str, Any], paths: bool = True) -> Iterator[Any]:
         for path in replica.get("months_away", ()):
             yield f"[red]away[/] {_plain(name)}: {_plain(path)} is not there: mount it"
     yield from map(_plain, growth_lines(status.get("growth", {})))
+    yield from map(_plain, restart_lines(status.get("upgrade", {})))
     if slots["unhealthy"]:
         yield _unhealthy(slots["unhealthy"])
         hidden = len(slots["unhealthy"]) - UNHEALTHY_SHOWN
@@ -71,6 +72,18 @@ def growth_lines(growth: dict[str, Any]) -> Iterator[str]:
     counts += [f"{name}: {why}" for name, why in growth["starting"].items()]
     now = f" (now: {growth['waits']})" if growth["waits"] else ""
     yield f"changing: {'; '.join(counts) or 'almost done'}{now}"
+
+
+def restart_lines(upgrade: dict[str, Any]) -> Iterator[str]:
+    """Who is still to start anew, in an upgrade."""
+    if not upgrade.get("busy"):
+        return
+    left = [f"{', '.join(upgrade['restarting'])} to start anew"] if upgrade["restarting"] else []
+    if upgrade["disks"] > upgrade["records"]:
+        left.append(f"format {upgrade['disks']} is being taken over")
+    if left:
+        now = f" (now: {upgrade['waits']})" if upgrade["waits"] else ""
+        yield f"upgrade: {'; '.join(left)}{now}"
 
 
 def _plain(value: object) -> str:

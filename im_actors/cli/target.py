@@ -166,13 +166,17 @@ def add_secret_option(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         type=Path,
         default=os.environ.get("IM_ACTORS_TOKEN_SECRET_FILE") or None,
-        help="the file with the secret that tokens are signed with"
-        " (default: $IM_ACTORS_TOKEN_SECRET_FILE)",
+        help="the file with the secret that tokens are signed with (default:"
+        " $IM_ACTORS_TOKEN_SECRET_FILE, or the secret itself in $IM_ACTORS_TOKEN_SECRET)",
     )
 
 
-def read_secret(path: Path) -> str:
-    """The secret in a file, without the white space around it."""
+def secret_of(args: argparse.Namespace) -> str | None:
+    """The secret of a command with ``add_secret_option``, from a file or the environment, without
+    the white space around it; None: none was given."""
+    path: Path | None = args.token_secret_file
+    if path is None:
+        return os.environ.get("IM_ACTORS_TOKEN_SECRET", "").strip() or None
     try:
         secret = Path(path).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
@@ -184,9 +188,9 @@ def read_secret(path: Path) -> str:
 
 def token_maker(args: argparse.Namespace) -> Callable[[str], str | None]:
     """A token for each user: made from the secret when it is known, else the one of --token."""
-    if args.token_secret_file is None:
+    secret = secret_of(args)
+    if secret is None:
         return lambda user: args.token
-    secret = read_secret(args.token_secret_file)
 
     def make(user: str) -> str:
         from im_actors.gateway.tokens import make_token

@@ -7,7 +7,9 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from im_actors import __version__
+from im_actors.core.formats import Formats
 from im_actors.errors import SetupError
+from im_actors.wire.messages import VERSIONS
 
 PORT_DEFAULT = 7070
 SCHEMES = {"im": False, "ims": True}
@@ -83,6 +85,8 @@ class ClientConfig:
     system's."""
     tls_server_name: str = ""
     """The name that the server's certificate must be for; empty: the host in the URL."""
+    versions: Formats = VERSIONS
+    """Of the protocol, those that the client speaks; the newest that the server knows is used."""
     agent: str = f"im_actors {__version__}"
     """What the client says of itself to the server."""
 

@@ -104,6 +104,8 @@ class Connection:
         self.dialer = d.Dialer(url.addresses, config, rng)
         self.limits = Limits()
         """Those of the last WELCOME; the defaults before the first one."""
+        self.version = 0
+        """Of the protocol, on the connection of the last WELCOME."""
         self.count = 0
         """How often a server said WELCOME."""
 
@@ -140,7 +142,8 @@ class Connection:
                     self._dialing = asyncio.create_task(self._dial(effect.address))
                 case d.SendHello():
                     agent, token = self._config.agent, self._hello_token
-                    self.send(messages.hello(self._user, self._device, token, agent))
+                    newest = self._config.versions.newest
+                    self.send(messages.hello(self._user, self._device, token, agent, newest))
                 case d.SendPing():
                     self.send(messages.ping(effect.token))
                 case d.HangUp():
@@ -235,7 +238,8 @@ class Connection:
                 case _ if self.is_online:
                     self._owner.frame_received(frame)
                 case _:
-                    self.limits = answers.read_welcome(frame).limits
+                    welcome = answers.read_welcome(frame, self._config.versions)
+                    self.limits, self.version = welcome.limits, welcome.version
                     self._handle(d.Welcomed(self.limits.heartbeat_ms))
 
 

@@ -228,7 +228,7 @@ class ClientConnection(FramedProtocol):
         self.close(encode_frame(m.server_bye(reason, reconnect_after_ms)))
 
     def _greet(self, message: Message) -> None:
-        hello = m.check_hello(message)
+        hello = m.check_hello(message, self._node.config.versions)
         self._expires_ms = self._node.check_hello(self, hello)
         try:
             self._bucket = self._node.greeted(self, hello)
@@ -237,7 +237,8 @@ class ClientConnection(FramedProtocol):
             return
         self.hello = hello
         self.address = hello.address
-        self.send(encode_frame(m.welcome(self._node.name, self._node.wall_ms(), self._limits)))
+        name, now_ms = self._node.name, self._node.wall_ms()
+        self.send(encode_frame(m.welcome(name, now_ms, self._limits, hello.version)))
         self._node.connection_welcomed(self, hello)
 
     def _send_received(self, message: Message, now_ms: int) -> None:

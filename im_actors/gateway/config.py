@@ -6,11 +6,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from im_actors.core.formats import Formats
 from im_actors.core.lines import LineSettings
 from im_actors.errors import SetupError
 from im_actors.net.connection import BUFFERED_BYTES_MAX, WRITE_HIGH_BYTES
 from im_actors.net.shares import ShareSettings
 from im_actors.wire.limits import Limits
+from im_actors.wire.messages import VERSIONS
 
 TOKEN_SECRET_BYTES_MIN = 32
 """RFC 7518, section 3.2: a key for HS256 has at least the size of the hash."""
@@ -19,7 +21,7 @@ _COUNT_MAX = 100_000_000
 _TIME_MS_MAX = 3_600_000
 _NOT_NUMBERS = frozenset(
     (
-        *("limits", "lines", "shares", "token_secret", "insecure_open", "host_label"),
+        *("limits", "versions", "lines", "shares", "token_secret", "insecure_open", "host_label"),
         *("mailbox_redis", "mailbox_cluster", "mailbox_dir", "large_accounts"),
     )
 )
@@ -41,6 +43,8 @@ class GatewayConfig:
 
     limits: Limits = field(default_factory=Limits)
     """What one connection may do; WELCOME tells it."""
+    versions: Formats = VERSIONS
+    """Of the clients' protocol."""
 
     # Who may come in.
     token_secret: str = field(default="", repr=False)

@@ -82,6 +82,8 @@ class GatewayNode:
         link_config: LinkConfig | None = None,
     ) -> None:
         clock = clock or Clock()
+        links = link_config or LinkConfig()
+        self._formats = links.formats
         self.name = name
         self.config = config.validate()
         self.now_ms = clock.monotonic_ms
@@ -102,7 +104,7 @@ class GatewayNode:
             PeerInfo("gateway", name, incarnation),
             secret,
             rng,
-            link_config or LinkConfig(),
+            links,
             self,
         )
         self.router = Router(self.peers, config, self._call_soon)
@@ -215,6 +217,7 @@ class GatewayNode:
         return {
             "name": self.name,
             "address": f"{self.host}:{self.port}",
+            "formats": list(self._formats),
             "draining": self.draining,
             "directory": peers.directory.version if peers.directory is not None else None,
             "connections": len(self._connections),

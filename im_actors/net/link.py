@@ -16,7 +16,6 @@ from im_actors.net.link_connection import (
     LINK_CHALLENGE,
     LINK_HELLO,
     LINK_PROOF,
-    LINK_VERSION,
     NONCE_BYTES,
     LinkConfig,
     LinkConnection,
@@ -40,6 +39,7 @@ class _Dialed(LinkConnection):
         self._link = link
         self._nonce = secrets.token_bytes(NONCE_BYTES)
         self._listener: PeerInfo | None = None
+        self._speaks = 0
 
     def opened(self) -> None:
         if self._state is LinkState.DOWN:
@@ -48,13 +48,13 @@ class _Dialed(LinkConnection):
             return
         self._link._open_connections.add(self)
         self.set_deadline(self._config.down_after_ms, "the listener's answer")
-        self.send(encode_frame((LINK_HELLO, LINK_VERSION, *self._me, self._nonce)))
+        self.send(encode_frame((LINK_HELLO, self._config.formats.newest, *self._me, self._nonce)))
 
     def handshake(self, message: Message) -> None:
         if self._listener is None:
             self._prove(message)
         elif message[0] == LINK_ACCEPTED:
-            self.go_up(self._listener)
+            self.go_up(self._listener, self._speaks)
             self._link._went_up(self._listener)
         else:
             raise ProtocolViolation("link: an unexpected message in the handshake")
@@ -77,12 +77,13 @@ class _Dialed(LinkConnection):
         self._link._open_connections.discard(self)
 
     def _prove(self, message: Message) -> None:
-        if message[0] != LINK_CHALLENGE or len(message) != 6:
+        if message[0] != LINK_CHALLENGE or len(message) != 7 or type(message[1]) is not int:
             raise ProtocolViolation("the listener does not speak the handshake of links")
-        listener = read_identity(message[1:4])
-        nonce_s = check_nonce(message[4])
-        check_proof(message[5], self.proof(b"listener", self._nonce, nonce_s), "listener")
+        listener = read_identity(message[2:5])
+        nonce_s = check_nonce(message[5])
+        check_proof(message[6], self.proof(b"listener", self._nonce, nonce_s), "listener")
         self._link._check_identity(listener)
+        self._speaks = self._config.formats.accepted(message[1], "link format")
         self._listener = listener
         self.send(encode_frame((LINK_PROOF, self.proof(b"dialer", nonce_s, self._nonce))))
 
@@ -145,6 +146,11 @@ class Link:
     @property
     def target(self) -> tuple[str, int]:
         return self._target
+
+    @property
+    def format(self) -> int:
+        """What the link speaks while it is up."""
+        return self._connection.format if self._connection and self.up else 0
 
     @property
     def buffered_bytes(self) -> int:
@@ -272,7 +278,6 @@ class Link:
 
 
 __all__ = [
-    "LINK_VERSION",
     "Handler",
     "Link",
     "LinkCallbacks",

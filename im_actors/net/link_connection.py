@@ -2,14 +2,17 @@
 
 The handshake proves to both sides that the other one has the cluster's secret, without sending it:
 
-    dialer:   [128, version, role, id, incarnation, nonce_c]
-    listener: [129, role, id, incarnation, nonce_s, hmac(secret, "listener" + nonce_c + nonce_s)]
+    dialer:   [128, newest, role, id, incarnation, nonce_c]
+    listener: [129, format, role, id, incarnation, nonce_s,
+               hmac(secret, "listener" + nonce_c + nonce_s)]
     dialer:   [130, hmac(secret, "dialer" + nonce_s + nonce_c)]
     listener: [131]
 
 Both nonces are new for each connection, so a recorded proof is good for none other, and the two
-labels keep a proof from being sent back to its maker. What the frames carry afterwards is neither
-hidden nor signed; that is the part of TLS, where the network is not trusted.
+labels keep a proof from being sent back to its maker. ``newest`` is the newest format that the
+dialer knows, and ``format`` the newest that both do: the rest of the link is in it. The handshake
+is the same in all formats, but for further fields of HELLO. What the frames carry afterwards is
+neither hidden nor signed; that is the part of TLS, where the network is not trusted.
 
 A link is declared down after silence. Each side sends something at least every ``ping_after_ms``,
 so that neither depends on the other's answer getting past a full send buffer.
@@ -23,6 +26,7 @@ from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from typing import ClassVar, NamedTuple
 
+from im_actors.core.formats import FORMATS, Formats
 from im_actors.errors import (
     ImError,
     LinkRefused,
@@ -37,7 +41,6 @@ from im_actors.wire.codec import ARRAY_ITEMS_MAX, Message, encode_frame
 from im_actors.wire.links import LINK_FRAME_BYTES_MAX
 from im_actors.wire.messages import ERROR
 
-LINK_VERSION = 4
 NONCE_BYTES = 16
 SECRET_BYTES_MIN = 16
 IDENTITY_BYTES_MAX = 128
@@ -98,6 +101,8 @@ class LinkConfig:
     """Most bytes of msgpack in one frame."""
     connections_max: int = 1_000
     """Most links that a LinkServer holds."""
+    formats: Formats = FORMATS
+    """What this side can speak."""
     tls: Certificates | None = field(default=None, repr=False)
     """What either side shows and believes; None: links are not encrypted."""
 
@@ -109,7 +114,7 @@ class LinkConfig:
     def validate(self) -> LinkConfig:
         """Itself; SetupError when a value or a pair of them makes no sense."""
         for name in self.__slots__:
-            if name == "tls":
+            if name in ("tls", "formats"):
                 continue
             value = getattr(self, name)
             if type(value) is not int or value <= 0:
@@ -146,6 +151,8 @@ class LinkConnection(FramedProtocol):
         self._heard_at = self._pinged_at = self._tick_at = 0.0
         self._writes_seen = 0
         self.peer = PeerInfo("", "", "")
+        self.format = 0
+        """What the link speaks, once it is up."""
 
     @property
     def up(self) -> bool:
@@ -240,13 +247,14 @@ class LinkConnection(FramedProtocol):
         assert self._loop is not None
         self._timer = self._loop.call_later(timeout_ms / 1000, late)
 
-    def go_up(self, peer: PeerInfo) -> None:
+    def go_up(self, peer: PeerInfo, speaks: int) -> None:
         assert self._state is LinkState.HANDSHAKE
         assert self._loop is not None
         if self._timer is not None:
             self._timer.cancel()
         self._state = LinkState.UP
         self.peer = peer
+        self.format = speaks
         self._heard_at = self._pinged_at = self._loop.time()
         self._writes_seen = self.writes
         self._next_tick(self._heard_at)

@@ -7,13 +7,12 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from im_actors.errors import ProtocolViolation, UnknownVersion
+from im_actors.errors import ProtocolViolation
 from im_actors.net.link_connection import (
     LINK_ACCEPTED,
     LINK_CHALLENGE,
     LINK_HELLO,
     LINK_PROOF,
-    LINK_VERSION,
     NONCE_BYTES,
     LinkConfig,
     LinkConnection,
@@ -50,6 +49,7 @@ class _Accepted(LinkConnection):
         self._callbacks: LinkCallbacks | None = None
         self._dialer: PeerInfo | None = None
         self._expected_proof = b""
+        self._speaks = 0
 
     def opened(self) -> None:
         self.set_deadline(self._config.handshake_timeout_ms, "the handshake")
@@ -74,24 +74,24 @@ class _Accepted(LinkConnection):
         if message[0] != LINK_HELLO or len(message) < 2:
             raise ProtocolViolation("a link must begin with its HELLO")
         if type(message[1]) is not int:
-            raise ProtocolViolation("link: the version must be an integer")
-        if message[1] != LINK_VERSION:
-            raise UnknownVersion(f"links speak version {LINK_VERSION} here, not {message[1]}")
-        if len(message) != 6:
+            raise ProtocolViolation("link: the format must be an integer")
+        formats = self._config.formats
+        self._speaks = formats.agreed(message[1], "link format")
+        if len(message) < 6 or (len(message) > 6 and message[1] <= formats.newest):
             raise ProtocolViolation("link: HELLO has 6 elements")
         self._dialer = read_identity(message[2:5])
         nonce_c = check_nonce(message[5])
         nonce_s = secrets.token_bytes(NONCE_BYTES)
         self._expected_proof = self.proof(b"dialer", nonce_s, nonce_c)
         proof = self.proof(b"listener", nonce_c, nonce_s)
-        self.send(encode_frame((LINK_CHALLENGE, *self._me, nonce_s, proof)))
+        self.send(encode_frame((LINK_CHALLENGE, self._speaks, *self._me, nonce_s, proof)))
 
     def _accept(self, message: Message, dialer: PeerInfo) -> None:
         if message[0] != LINK_PROOF or len(message) != 2:
             raise ProtocolViolation("link: the proof was expected")
         check_proof(message[1], self._expected_proof, "dialer")
         self.send(encode_frame((LINK_ACCEPTED,)))
-        self.go_up(dialer)
+        self.go_up(dialer, self._speaks)
         self._callbacks = self._handler(dialer, self)
         if not self.up:
             self._callbacks.on_down("closed by its handler")

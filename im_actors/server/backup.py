@@ -68,6 +68,8 @@ class Cut:
     addresses: dict[str, tuple[str, int]]
     promised: int
     dropped: set[int]
+    form: int
+    """The newest format that a record may be of."""
 
 
 @dataclass(slots=True)
@@ -108,7 +110,7 @@ async def take_backup(
         finally:
             await copied.close()
         manifest = await asyncio.to_thread(
-            writer.finish, cut.taken_ms, __version__, cut.promised, cut.dropped
+            writer.finish, cut.taken_ms, __version__, cut.promised, cut.dropped, cut.form
         )
         return Taken(manifest, cut, copied.records, copied.bytes, False)
 
@@ -149,6 +151,7 @@ async def choose_cut(call: Call, slots: int) -> Cut:
         {found["name"]: (found["address"], found["port"]) for found in answered},
         max(at.promised for slots in first.values() for at in slots.values()),
         {month for found in answered for month in found["dropped"]},
+        max(found["format"] for found in answered),
     )
 
 

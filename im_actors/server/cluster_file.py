@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from im_actors.core.formats import FIRST_FORMAT, FORMATS, Formats
 from im_actors.core.model import COPIES, SLOTS_MAX
 from im_actors.errors import CorruptData, DiskFailed, NewerFormat, SetupError
 from im_actors.server.settings import TlsSettings
@@ -23,7 +24,8 @@ FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class ClusterFile:
-    """``cluster.json``: written once, when the first ``up`` makes the cluster.
+    """``cluster.json``: written when the first ``up`` makes the cluster, and when an upgrade is
+    finished.
 
     ``slots`` can never change: it decides where a session's history is. ``secret`` is what actors
     prove to each other; the file is readable by its owner only.
@@ -35,6 +37,9 @@ class ClusterFile:
     created_ms: int
     view_store: str = "sqlite"
     view_store_identity: str = ""
+    disk_format: int = FIRST_FORMAT
+    record_format: int = FIRST_FORMAT
+    """What is written (``server.upgrade``); nobody goes back behind it."""
 
     @property
     def secret_bytes(self) -> bytes:
@@ -83,9 +88,12 @@ def default_data() -> Path:
     return Path(home) / "im_actors"
 
 
-def open_or_create_cluster(data: Path, slots: int | None = None) -> ClusterFile:
-    """The cluster of this directory, made when there is none. ``slots`` None: as it is, or 64."""
-    known = read_cluster(data)
+def open_or_create_cluster(
+    data: Path, slots: int | None = None, formats: Formats = FORMATS
+) -> ClusterFile:
+    """The cluster of this directory, made when there is none. ``slots`` None: as it is, or 64;
+    ``formats``: those that are known here, of which a new cluster writes the newest."""
+    known = read_cluster(data, formats)
     if known is not None:
         if slots is not None and slots != known.slots:
             raise SetupError(
@@ -99,7 +107,12 @@ def open_or_create_cluster(data: Path, slots: int | None = None) -> ClusterFile:
     if data.exists() and any(data.glob("replica-*/identity.json")):
         raise SetupError(f"{data} holds replicas and no cluster.json: bring that file back")
     fresh = ClusterFile(
-        uuid.uuid4().hex[:16], secrets.token_hex(32), wanted, int(time.time() * 1000)
+        uuid.uuid4().hex[:16],
+        secrets.token_hex(32),
+        wanted,
+        int(time.time() * 1000),
+        disk_format=formats.newest,
+        record_format=formats.newest,
     )
     write_cluster(data, fresh)
     return fresh
@@ -109,9 +122,15 @@ def write_cluster(data: Path, cluster: ClusterFile) -> None:
     _write(data / "cluster.json", asdict(cluster))
 
 
-def read_cluster(data: Path) -> ClusterFile | None:
-    fields = _read(data / "cluster.json")
-    return _made(ClusterFile, fields, data / "cluster.json") if fields is not None else None
+def read_cluster(data: Path, formats: Formats = FORMATS) -> ClusterFile | None:
+    """NewerFormat: the cluster writes what is not known here."""
+    path = data / "cluster.json"
+    fields = _read(path)
+    if fields is None:
+        return None
+    formats.check_written(fields.get("disk_format", FIRST_FORMAT), str(path))
+    cluster: ClusterFile = _made(ClusterFile, fields, path)
+    return cluster
 
 
 def write_run(data: Path, run: RunFile) -> None:

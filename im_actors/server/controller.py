@@ -156,13 +156,23 @@ class ControllerNode:
     async def end(self, name: str) -> None:
         """Stop an actor for good, whatever it has."""
         self._desired = [desired for desired in self._desired if desired.name != name]
+        await self._end(name)
+        for table in (self._troubles, self.starts):
+            table.pop(name, None)
+
+    async def restart(self, name: str) -> None:
+        """Stop an actor in order and start it anew; returns while it starts."""
+        await self._end(name)
+        self._troubles[name] = "it starts anew"
+        self._supervise_all()
+
+    async def _end(self, name: str) -> None:
         supervisor = self._supervisors.pop(name, None)
         if supervisor is not None:
             supervisor.cancel()
             await asyncio.gather(supervisor, return_exceptions=True)
-        tables: list[dict[str, Any]] = [self._observed, self._told, self._troubles, self.starts]
-        for table in tables:
-            table.pop(name, None)
+        self._observed.pop(name, None)
+        self._told.pop(name, None)
         # The others let go of it before it goes, and miss nothing.
         self._changed.set()
         await self._platform.end(name)

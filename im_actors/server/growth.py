@@ -221,11 +221,11 @@ class Growth:
 
     async def _step(self) -> None:
         await self._end_who_has_nothing()
-        obstacle = self._obstacle()
+        obstacle = self.obstacle()
         if obstacle:
             self._waits = obstacle
             return
-        self._filling = await self._incomplete()
+        self._filling = await self.incomplete()
         if self._filling:
             first = self._filling[0]
             self._waits = f"{first['replica']} fetches the history of slot {first['slot']}"
@@ -249,7 +249,7 @@ class Growth:
         leaving = frozenset(topology.leaving)
         return next_change(self._controller.views, infos, leaving, topology.spreading)
 
-    def _obstacle(self) -> str:
+    def obstacle(self) -> str:
         """Why no member may be changed now; empty when one may. A change needs all copies, so it
         never comes on top of a fault."""
         controller = self._controller
@@ -263,7 +263,7 @@ class Growth:
         moving = controller.slots_to_move()
         return f"{moving} slots move to other shards first" if moving else ""
 
-    async def _incomplete(self) -> list[dict[str, Any]]:
+    async def incomplete(self) -> list[dict[str, Any]]:
         """The members that do not hold their slot's whole log yet."""
         told = await self._controller.call_all("replica", "status")
         filling = []
@@ -323,7 +323,7 @@ class Growth:
     async def _still_needed(self, name: str) -> bool:
         """In no view any more. Its copies count until all members are complete; then owners have
         them deleted, which is waited for only as long as somebody answers."""
-        if await self._incomplete():
+        if await self.incomplete():
             return True
         since = self._out_since.setdefault(name, time.monotonic())
         status = (await self._controller.call_all("replica", "status")).get(name, {})

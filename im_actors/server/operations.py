@@ -15,6 +15,7 @@ from im_actors.errors import BadRequest, NotFound, NotReachable
 from im_actors.server.controller import ControllerNode
 from im_actors.server.growth import Growth
 from im_actors.server.months import read_past_month
+from im_actors.server.upgrade import Upgrade
 from im_actors.storage.verify import ReplicaReport, VerifyReport, compare
 
 logger = logging.getLogger(__name__)
@@ -33,16 +34,19 @@ class Operations:
         self,
         controller: ControllerNode,
         growth: Growth,
+        upgrade: Upgrade,
         stop: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._controller = controller
         self._growth = growth
+        self._upgrade = upgrade
         self._stop = stop
         self._repairs: asyncio.Task[None] | None = None
 
     def methods(self) -> dict[str, Callable[..., Awaitable[Any]]]:
         return {
             **self._growth.methods(),
+            **self._upgrade.methods(),
             "ping": self.ping,
             "status": self.status,
             "wait_serving": self.wait_serving,
@@ -63,7 +67,11 @@ class Operations:
 
     async def status(self) -> dict[str, Any]:
         """The state of the whole cluster, and how far it has come to what is wanted."""
-        return {**await self._controller.status(), "growth": self._growth.status()}
+        return {
+            **await self._controller.status(),
+            "growth": self._growth.status(),
+            "upgrade": self._upgrade.status(),
+        }
 
     async def wait_serving(self, timeout_s: float = 30.0) -> None:
         """Return when every slot is served; otherwise say which are not, and why."""

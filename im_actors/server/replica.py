@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from im_actors.core import replica as rep
 from im_actors.core.directory import Directory, ReplicaAddress
 from im_actors.core.fact_lists import OfKeys
+from im_actors.core.formats import FORMATS
 from im_actors.core.histogram import Histogram
 from im_actors.core.messages import (
     EventFound,
@@ -176,7 +177,9 @@ class ReplicaNode:
         on_fatal: Callable[[ImError], None],
         config: ReplicaConfig | None = None,
         links: LinkConfig | None = None,
+        form: int = FORMATS.newest,
     ) -> None:
+        """``form`` is the format that the directory is to be of, at least."""
         self.name = name
         self.host = host
         self.slots = slots
@@ -186,7 +189,7 @@ class ReplicaNode:
         self._link_config = links or LinkConfig()
         self._config = config or ReplicaConfig()
         self._config.validate()
-        self._storage = ReplicaStorage(path, cluster, name)
+        self._storage = ReplicaStorage(path, cluster, name, form, self._link_config.formats)
         self._queue = ApplyQueue()
         self._peers: dict[str, Link] = {}
         self._directory_version = -1
@@ -485,7 +488,13 @@ class ReplicaNode:
             case rep.StoreHistory(slot, records):
                 self._start(self._store_history(slot, records))
             case rep.Alarm(slot, text):
-                logger.error("ALARM replica %s slot %d: %s", self.name, slot, text)
+                what = (self.name, slot, text)
+                logger.error("ALARM replica %s slot %d: %s", *what, extra=self._about(slot))
+
+    def _about(self, slot: int) -> dict[str, int]:
+        """For the log."""
+        log = self.machine.logs.get(slot)
+        return {"slot": slot, "epoch": log.promised if log is not None else 0}
 
     def _log(self, slot: int) -> rep.SlotLog | None:
         return self.machine.logs.get(slot)
@@ -532,7 +541,8 @@ class ReplicaNode:
                     # Unknown, never absent: the owner asks another member.
                     names = list(request.sessions)
                     lost = (self.name, request.slot, names)
-                    logger.error("ALARM replica %s slot %d: rows of %s are lost", *lost)
+                    text, about = "ALARM replica %s slot %d: rows of %s are lost", lost[1]
+                    logger.error(text, *lost, extra=self._about(about))
                 answers.setdefault(peer, []).append(answer)
             for peer, several in answers.items():
                 peer.send(pack_inside(InsideType.ANSWERS, several))
@@ -577,7 +587,7 @@ class ReplicaNode:
         elif found is not None and not answer.ready:
             # Unknown, never absent: the owner asks another member.
             text = "ALARM replica %s slot %d: seq %d of %s is lost"
-            logger.error(text, self.name, slot, seq, session)
+            logger.error(text, self.name, slot, seq, session, extra=self._about(slot))
         peer.send(pack_inside(InsideType.ANSWERS, [answer]))
 
     async def _drop_history(self, slot: int) -> None:
@@ -589,7 +599,8 @@ class ReplicaNode:
         try:
             await self._storage.in_history(self._storage.history.apply, batch, {})
         except MonthAway as error:
-            logger.warning("replica %s slot %d: backfill waits: %s", self.name, slot, error)
+            what = (self.name, slot, error)
+            logger.warning("replica %s slot %d: backfill waits: %s", *what, extra=self._about(slot))
             self._handle(rep.HistoryWaits(slot))
             return
         self._handle(rep.HistoryStored(slot, records[0].lsn, records[-1].lsn))
@@ -768,6 +779,7 @@ class ReplicaNode:
         }
         address, port = self.address.address, self.address.port
         fields = {"name": self.name, "address": address, "port": port, "dropped": dropped}
+        fields["format"] = self._storage.data.format
         return {**fields, "slots": slots}
 
     async def repair(self) -> None:
@@ -798,6 +810,8 @@ class ReplicaNode:
             "disk": self.disk,
             "host": self.host,
             "directory": str(self._storage.path),
+            "format": self._storage.data.format,
+            "formats": list(self._link_config.formats),
             "slots": sum(bool(log.epochs) for log in logs.values()),
             "incomplete_slots": sorted(s for s, log in logs.items() if not log.complete),
             "apply_lag_records": sum(log.commit_lsn - log.applied_lsn for log in logs.values()),

@@ -21,6 +21,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from im_actors.core.formats import FORMATS
 from im_actors.core.messages import Epochs
 from im_actors.core.model import COPIES, Member, Record, View, ViewState
 from im_actors.core.replica import SlotLog
@@ -112,9 +113,23 @@ def restore(path: Path, data: Path, moved: Moved, redis: str = "", dry: bool = F
     kind = "redis" if redis else "sqlite"
     write_cluster(
         data,
-        ClusterFile(name, secrets.token_hex(32), manifest.slots, now_ms(), kind, identity),
+        ClusterFile(
+            name,
+            secrets.token_hex(32),
+            manifest.slots,
+            now_ms(),
+            kind,
+            identity,
+            _form(manifest),
+            _form(manifest),
+        ),
     )
     return restored
+
+
+def _form(manifest: Manifest) -> int:
+    """The format of the new cluster: as the old one's was, as far as it is still written."""
+    return max(manifest.disk_format, FORMATS.oldest)
 
 
 def _check_space(data: Path, manifest: Manifest) -> None:
@@ -136,7 +151,9 @@ def _write_replicas(path: Path, data: Path, restored: Restored, moved: Moved) ->
     with ExitStack() as opened:
         directories: list[DataDirectory] = []
         for where in replica_paths(data, COPIES):
-            directory = open_directory(where, restored.cluster, where.name)
+            directory = open_directory(
+                where, restored.cluster, where.name, _form(restored.manifest)
+            )
             opened.callback(directory.close)
             directories.append(directory)
         members = tuple(Member(directory.replica, directory.disk) for directory in directories)

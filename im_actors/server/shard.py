@@ -15,6 +15,7 @@ from im_actors.core.backoff import Alarms
 from im_actors.core.batch import is_batch_device
 from im_actors.core.batch_run import BatchSettings
 from im_actors.core.directory import Directory, ReplicaAddress, ShardAddress
+from im_actors.core.formats import FORMATS
 from im_actors.core.messages import Append, Appended
 from im_actors.core.model import EventKind, Member, View, slot_of
 from im_actors.core.rule_settings import RuleSettings
@@ -110,8 +111,11 @@ class ShardNode:
         rules: RuleSettings | None = None,
         batches: BatchSettings | None = None,
         links: LinkConfig | None = None,
+        form: int = FORMATS.newest,
     ) -> None:
+        """``form`` is the format that records are written in."""
         self.name = name
+        self.form = form
         self.incarnation = f"{name}.{uuid.uuid4().hex[:12]}"
         self.slots = slots
         self._secret = secret
@@ -471,12 +475,19 @@ class ShardNode:
                 self._telling.activated(slot)
                 self._batches.activated(slot)
                 self._on_activated(view)
+                logger.info("%s serves slot %d", self.incarnation, slot, extra=self._about(slot))
             case own.SteppedDown(_, reason):
                 self._telling.left(slot, now_ms())
                 self._batches.left(slot, now_ms())
-                logger.info("%s leaves slot %d: %s", self.incarnation, slot, reason)
+                what = (self.incarnation, slot, reason)
+                logger.info("%s leaves slot %d: %s", *what, extra=self._about(slot))
             case own.Alarm(_, text):
-                logger.error("ALARM %s slot %d: %s", self.incarnation, slot, text)
+                what = (self.incarnation, slot, text)
+                logger.error("ALARM %s slot %d: %s", *what, extra=self._about(slot))
+
+    def _about(self, slot: int) -> dict[str, int]:
+        """For the log."""
+        return {"slot": slot, "epoch": self._owners[slot].epoch}
 
     def _start(self, work: Any) -> None:
         task = self._loop.create_task(work)
@@ -487,7 +498,8 @@ class ShardNode:
         try:
             view = await self._views.read(slot)
         except Exception as error:
-            logger.warning("%s cannot read the view of slot %d: %s", self.name, slot, error)
+            what = (self.name, slot, error)
+            logger.warning("%s cannot read the view of slot %d: %s", *what, extra=self._about(slot))
             view = None
             await asyncio.sleep(self._rng.uniform(0.05, 0.15))
         if not self._stopping:
@@ -498,9 +510,8 @@ class ShardNode:
         try:
             current = await self._views.swap(old, new)
         except Exception as error:
-            logger.warning(
-                "%s: outcome of a view change unknown, slot %d: %s", self.name, slot, error
-            )
+            text, what = "%s: outcome of a view change unknown, slot %d: %s", (slot, error)
+            logger.warning(text, self.name, *what, extra=self._about(slot))
             current = None
             await asyncio.sleep(self._rng.uniform(0.05, 0.15))
         if not self._stopping:
@@ -694,6 +705,8 @@ class ShardNode:
         return {
             "name": self.name,
             "incarnation": self.incarnation,
+            "format": self.form,
+            "formats": list(self._link_config.formats),
             "serving": sorted(serving),
             "working": {
                 str(slot): f"{phase.value}: {self._owners[slot].reason}"

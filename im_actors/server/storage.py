@@ -10,6 +10,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TypeVar
 
+from im_actors.core.formats import FORMATS, Formats
 from im_actors.core.model import Record
 from im_actors.core.replica import SlotLog, drop_unfinished, log_from_disk
 from im_actors.core.storage_ops import StorageOp
@@ -30,8 +31,17 @@ class ReplicaStorage:
     """The open data directory. Calls on the history have one thread; so have
     those on the journal, but for ``try_commit``."""
 
-    def __init__(self, path: Path, cluster: str, replica: str) -> None:
+    def __init__(
+        self,
+        path: Path,
+        cluster: str,
+        replica: str,
+        form: int = FORMATS.newest,
+        formats: Formats = FORMATS,
+    ) -> None:
         self.path = path
+        self._form = form
+        self._formats = formats
         self._cluster = cluster
         self._replica = replica
         self.journal_thread = _one_thread(replica, "journal")
@@ -57,7 +67,7 @@ class ReplicaStorage:
             return await self._load()
 
     def _open_directory(self) -> DataDirectory:
-        data = open_directory(self.path, self._cluster, self._replica)
+        data = open_directory(self.path, self._cluster, self._replica, self._form, self._formats)
         free = data.free_bytes()
         if free < FREE_BYTES_MIN:
             data.close()

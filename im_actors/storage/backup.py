@@ -26,6 +26,7 @@ from typing import Any, BinaryIO, NamedTuple
 import msgpack
 
 from im_actors.core.dropping import dropped_record
+from im_actors.core.formats import FIRST_FORMAT, FORMATS
 from im_actors.core.model import Record, record_intact, record_keys
 from im_actors.errors import CorruptData, DiskFailed, NewerFormat, WrongDirectory
 from im_actors.storage.database import fsync_directory
@@ -77,6 +78,8 @@ class Manifest:
     dropped: list[int] = field(default_factory=list)
     """Months whose content was dropped: their records are here without it."""
     files: list[File] = field(default_factory=list)
+    disk_format: int = FIRST_FORMAT
+    """The newest format that a record may be of (``core.formats``)."""
 
     @property
     def records(self) -> int:
@@ -116,6 +119,7 @@ def read_manifest(path: Path) -> Manifest | None:
         raise NewerFormat(f"{where} has format {version}, this version knows {FORMAT}: update it")
     fields["ends"] = {int(slot): End(*end) for slot, end in fields["ends"].items()}
     fields["files"] = [File(*file) for file in fields["files"]]
+    FORMATS.check_written(fields.get("disk_format", FIRST_FORMAT), str(where))
     return Manifest(**fields)
 
 
@@ -219,7 +223,12 @@ class BackupWriter:
         return _RecordFile(path, self.manifest.cluster, month, run)
 
     def finish(
-        self, taken_ms: int, version: str, promised: int, dropped: Iterable[int]
+        self,
+        taken_ms: int,
+        version: str,
+        promised: int,
+        dropped: Iterable[int],
+        form: int = FORMATS.newest,
     ) -> Manifest:
         """Make the run part of the backup; on disk when this returns."""
         before = self.manifest
@@ -232,7 +241,7 @@ class BackupWriter:
         ends, highest = self._ends, max(promised, before.promised)
         fresh = Manifest(
             *(before.cluster, before.slots, self._run, taken_ms, version, highest),
-            *(ends, gone, files),
+            *(ends, gone, files, max(form, before.disk_format)),
         )
         with disk_errors(self.path):
             fsync_directory(self.path)

@@ -1,6 +1,6 @@
 """A replica's data directory: whose it is, who uses it, and what happens when it is corrupt.
 
-    identity.json   cluster, replica, disk id, which files have been made
+    identity.json   format, cluster, replica, disk id, which files have been made
     lock            flock for as long as the directory is open; holds the pid
     journal.db      the journal
     history/        the history
@@ -8,6 +8,9 @@
 
 A directory whose files are lost or damaged never comes back under its old disk id: the other
 members would count it as a copy that it no longer is ("unknown is never taken for absent", I9).
+
+All files of a directory are of its format (``core.formats``). It is raised when a replica is
+started in a later one, and never goes back.
 """
 
 from __future__ import annotations
@@ -26,23 +29,39 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
 
+from im_actors.core.formats import FIRST_FORMAT, FORMATS, Formats
 from im_actors.errors import CorruptData, DiskFailed, NewerFormat, WrongDirectory
-from im_actors.storage.database import fsync_directory
+from im_actors.storage.database import Format, fsync_directory
 from im_actors.storage.history import History
+from im_actors.storage.index import FORMAT as INDEX_FORMAT
+from im_actors.storage.journal import FORMAT as JOURNAL_FORMAT
 from im_actors.storage.journal import Journal
+from im_actors.storage.months import FORMAT as MONTH_FORMAT
 
 log = logging.getLogger(__name__)
 
-FORMAT_VERSION = 2
-"""2: records carry an index, and history keeps it instead of one row for each event."""
 IDENTITY = "identity.json"
 LOCK = "lock"
 JOURNAL = "journal.db"
 HISTORY = "history"
 _DATA = (JOURNAL, JOURNAL + "-wal", JOURNAL + "-shm", HISTORY)
 _HARMLESS = {LOCK, IDENTITY + ".tmp", "lost+found"}
+_RENUMBERED = {2: FIRST_FORMAT}
+"""What a directory says that was made before the formats had one number for everything."""
+
+
+class Files(NamedTuple):
+    """What the files of a directory look like."""
+
+    journal: Format
+    history: Format
+    month: Format
+
+
+FILES = {FIRST_FORMAT: Files(JOURNAL_FORMAT, INDEX_FORMAT, MONTH_FORMAT)}
+"""By format. 5: records carry an index, and history keeps it instead of a row for each event."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,19 +103,26 @@ class DataDirectory:
         return self._identity.disk
 
     @property
+    def format(self) -> int:
+        """That of its files, and the newest that its records are of."""
+        return self._identity.format
+
+    @property
     def created_ms(self) -> int:
         return self._identity.created_ms
 
     def open_journal(self) -> Journal:
         """The journal; made when this disk has none yet, CorruptData when it had one."""
-        journal = Journal(self.path / JOURNAL, create=JOURNAL not in self._identity.made)
+        create = JOURNAL not in self._identity.made
+        journal = Journal(self.path / JOURNAL, create, FILES[self.format].journal)
         self._made(JOURNAL)
         self._files.append(journal)
         return journal
 
     def open_history(self) -> History:
         """The history; made when this disk has none yet, CorruptData when it had one."""
-        history = History(self.path / HISTORY, create=HISTORY not in self._identity.made)
+        create, files = HISTORY not in self._identity.made, FILES[self.format]
+        history = History(self.path / HISTORY, create, files.history, files.month)
         self._made(HISTORY)
         self._files.append(history)
         return history
@@ -131,7 +157,7 @@ class DataDirectory:
             _write_atomically(target / "reason.txt", f"{reason}\n")
             # The old disk id goes first: after a crash in the middle of the moves a half-empty
             # directory must not answer under it.
-            fresh = _new_identity(self.cluster, self.replica)
+            fresh = _new_identity(self.cluster, self.replica, self.format)
             self._write(replace(fresh, quarantine=target.name))
             self._finish_quarantine()
         log.error("%s is quarantined as %s: %s", self.path, target.name, reason)
@@ -166,20 +192,28 @@ class DataDirectory:
             self._lock = -1
 
 
-def open_directory(path: Path, cluster: str, replica: str) -> DataDirectory:
-    """Open a replica's directory, or make it when it is empty or absent.
+def open_directory(
+    path: Path,
+    cluster: str,
+    replica: str,
+    form: int = FORMATS.newest,
+    formats: Formats = FORMATS,
+) -> DataDirectory:
+    """Open a replica's directory, or make it when it is empty or absent. One of an older format
+    than ``form`` is of this one afterwards, for good; ``formats`` are those that are known.
 
     Raises WrongDirectory (another cluster's or replica's, in use, not a directory, not empty and
     not ours), NewerFormat, CorruptData (unreadable identity) or DiskFailed (cannot be written).
     """
     path = Path(path)
+    formats.check_written(form, str(path))
     with _disk_errors(path):
         if path.exists() and not path.is_dir():
             raise WrongDirectory(f"{path} is not a directory; name one that is empty or new")
         _make_directory(path)
         lock = _take_lock(path)
         try:
-            identity = _read_identity(path) or _claim(path, cluster, replica)
+            identity = _read_identity(path, formats) or _claim(path, cluster, replica, form)
             for what, ours, theirs in (
                 ("cluster", cluster, identity.cluster),
                 ("replica", replica, identity.replica),
@@ -188,7 +222,9 @@ def open_directory(path: Path, cluster: str, replica: str) -> DataDirectory:
                     raise WrongDirectory(
                         f"{path} belongs to {what} {theirs!r}, not to {ours!r}; name another one"
                     )
-            return _opened(path, identity, lock)
+            # On disk before a file or a record is of it, so that no older release looks at them.
+            raised = replace(identity, format=max(form, identity.format))
+            return _opened(path, raised, lock)
         except BaseException:
             os.close(lock)
             raise
@@ -202,7 +238,7 @@ def open_existing(path: Path) -> DataDirectory:
             raise WrongDirectory(f"{path} is not a replica's data directory: no {IDENTITY}")
         lock = _take_lock(path)
         try:
-            identity = _read_identity(path)
+            identity = _read_identity(path, FORMATS)
             assert identity is not None
             return _opened(path, identity, lock)
         except BaseException:
@@ -211,10 +247,10 @@ def open_existing(path: Path) -> DataDirectory:
 
 
 def _opened(path: Path, identity: Identity, lock: int) -> DataDirectory:
+    # Also: a directory that has become read-only is found now and not at the first message.
+    _write_identity(path, identity)
     directory = DataDirectory(path, identity, lock)
     directory._finish_quarantine()
-    # A directory that has become read-only is found now and not at the first message.
-    _write_identity(path, directory._identity)
     return directory
 
 
@@ -238,7 +274,7 @@ def _take_lock(path: Path) -> int:
     return handle
 
 
-def _claim(path: Path, cluster: str, replica: str) -> Identity:
+def _claim(path: Path, cluster: str, replica: str, form: int) -> Identity:
     """Make an empty directory ours."""
     strange = sorted({entry.name for entry in path.iterdir()} - _HARMLESS)
     if strange:
@@ -246,16 +282,16 @@ def _claim(path: Path, cluster: str, replica: str) -> Identity:
             f"{path} has no {IDENTITY} and is not empty ({', '.join(strange[:3])}); if it was a "
             "replica's, its identity is lost and it must not be used again: name an empty directory"
         )
-    identity = _new_identity(cluster, replica)
+    identity = _new_identity(cluster, replica, form)
     _write_identity(path, identity)
     return identity
 
 
-def _new_identity(cluster: str, replica: str) -> Identity:
-    return Identity(FORMAT_VERSION, cluster, replica, uuid.uuid4().hex, int(time.time() * 1000))
+def _new_identity(cluster: str, replica: str, form: int) -> Identity:
+    return Identity(form, cluster, replica, uuid.uuid4().hex, int(time.time() * 1000))
 
 
-def _read_identity(path: Path) -> Identity | None:
+def _read_identity(path: Path, formats: Formats) -> Identity | None:
     try:
         text = (path / IDENTITY).read_bytes()
     except FileNotFoundError:
@@ -270,15 +306,16 @@ def _read_identity(path: Path) -> Identity | None:
             f"{path / IDENTITY} cannot be read ({error}); move this directory away and start the "
             "replica with an empty one"
         ) from error
-    if version > FORMAT_VERSION:
+    version = fields["format"] = _RENUMBERED.get(version, version)
+    if version > formats.newest:
         raise NewerFormat(
-            f"{path} has format {version}, this version of im_actors reads up to "
-            f"{FORMAT_VERSION}; install a newer one"
+            f"{path} has format {version}, this version of im_actors reads {formats}: the upgrade "
+            "was finished, so there is no going back; install a newer one"
         )
-    if version < FORMAT_VERSION:
+    if version < formats.oldest:
         raise WrongDirectory(
             f"{path} has format {version}, which this version of im_actors does not read any more "
-            f"(it reads {FORMAT_VERSION}); name an empty directory"
+            f"(it reads {formats}); install one that reads both first, or name an empty directory"
         )
     return _identity_of(path, fields)
 

@@ -33,10 +33,12 @@ from im_actors.core.model import (
     record_index,
 )
 from im_actors.errors import CorruptData, ImError, InvariantBroken, MonthAway
-from im_actors.storage.database import fsync_directory
+from im_actors.storage.database import Format, fsync_directory
 from im_actors.storage.facts import STAGED_COUNT_MAX, STAGED_READ_MAX
+from im_actors.storage.index import FORMAT as INDEX_FORMAT
 from im_actors.storage.index import IndexFile, SessionEntry
 from im_actors.storage.journal import LSN_BITS, LSN_MAX, row_id
+from im_actors.storage.months import FORMAT as MONTH_FORMAT
 from im_actors.storage.months import MonthFile, MonthSpan, month_of
 from im_actors.storage.rewriting import Reached, drop_month, move_month, nothing
 from im_actors.storage.runs import Place
@@ -70,8 +72,16 @@ class Sent(NamedTuple):
 class History:
     """The directory ``history/``. Used from one thread. Dead after a failed write."""
 
-    def __init__(self, path: Path, create: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        create: bool = True,
+        index_form: Format = INDEX_FORMAT,
+        month_form: Format = MONTH_FORMAT,
+    ) -> None:
+        """The forms are what its files look like; older ones are migrated."""
         self.path = path
+        self.month_form = month_form
         self.rest: Rest = no_rest
         """Called now and then in the middle of long work; takes its time."""
         if create:
@@ -79,7 +89,7 @@ class History:
             fsync_directory(path.parent)
         elif not path.is_dir():
             raise CorruptData(f"{path} is missing although this replica has written it")
-        self.index = IndexFile(path / "index.db", create)
+        self.index = IndexFile(path / "index.db", create, index_form)
         self._open: dict[int, MonthFile] = {}
         self.copies: dict[int, MonthFile] = {}
         """New files of months that are being written anew: what comes to them goes there too."""
@@ -217,7 +227,7 @@ class History:
             while len(self._open) >= MONTHS_OPEN_MAX:
                 _close(self._open.pop(next(iter(self._open))))
             known = month in self.index.months
-            file = MonthFile(places.path(month), create=not known, removable=moved)
+            file = MonthFile(places.path(month), not known, moved, self.month_form)
             for slot in places.left_over.get(month, ()):
                 file.drop(slot)
             if month in places.left_over:

@@ -179,8 +179,8 @@ def applied_guard(slot: int, lsn: int) -> int:
 class IndexFile:
     """``index.db`` and what is staged for it."""
 
-    def __init__(self, path: Path, create: bool) -> None:
-        self.db = Database(path, FORMAT, create)
+    def __init__(self, path: Path, create: bool, form: Format = FORMAT) -> None:
+        self.db = Database(path, form, create)
         try:
             self.applied = self._load_applied()
             self.months = {month for (month,) in self.db.int_rows("SELECT month FROM months")}

@@ -90,9 +90,9 @@ def _meta_checksum(slot: int, meta: bytes) -> int:
 class Journal:
     """The file ``journal.db``. Used from one thread. Dead after a failed write."""
 
-    def __init__(self, path: Path, create: bool = True) -> None:
+    def __init__(self, path: Path, create: bool = True, form: Format = FORMAT) -> None:
         self.path = path
-        self._db = Database(path, FORMAT, create)
+        self._db = Database(path, form, create)
         self._next_id = 1
         self._ids: dict[int, dict[int, int]] = {}
         """slot -> lsn -> id of its row."""

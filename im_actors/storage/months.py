@@ -64,8 +64,10 @@ def _first_key(year: int, month: int) -> int:
 class MonthFile:
     """The file of one month. Rows are only ever added, but for ``drop``."""
 
-    def __init__(self, path: Path, create: bool, removable: bool = False) -> None:
-        self.db = Database(path, FORMAT, create, removable)
+    def __init__(
+        self, path: Path, create: bool, removable: bool = False, form: Format = FORMAT
+    ) -> None:
+        self.db = Database(path, form, create, removable)
 
     def write(self, records: list[RecordRow], rest: Rest = no_rest) -> None:
         """Add records; the same ones again are fine. On disk when this returns, but not in one

@@ -80,7 +80,8 @@ def _rewrite(history: History, month: int, target: Place, reached: Reached) -> I
     # From here on what backfill brings to a month that is dropped has no content; what was staged
     # before has been written.
     remove_file(places.path_at(month, target))
-    copy = MonthFile(places.path_at(month, target), create=True, removable=bool(target.directory))
+    away = bool(target.directory)
+    copy = MonthFile(places.path_at(month, target), True, away, history.month_form)
     history.copies[month] = copy
     try:
         reached("made")

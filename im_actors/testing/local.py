@@ -13,6 +13,7 @@ from typing import Any
 
 from im_actors.core.batch_run import BatchSettings
 from im_actors.core.directory import Directory, GatewayAddress
+from im_actors.core.formats import FORMATS, Formats
 from im_actors.core.model import COPIES
 from im_actors.core.owner import OwnerSettings
 from im_actors.core.rule_settings import RuleSettings
@@ -37,6 +38,7 @@ from im_actors.server.replica import ReplicaConfig, ReplicaNode
 from im_actors.server.settings import ClusterSettings
 from im_actors.server.shard import ShardNode
 from im_actors.server.topology import Desired, Topology
+from im_actors.server.upgrade import Upgrade, Written
 from im_actors.server.views import ViewStore, open_view_store
 
 LOOPBACK = "127.0.0.1"
@@ -132,6 +134,8 @@ class LocalCluster:
         self._instances: dict[str, Instance] = {}
         self._held: set[str] = set()
         self._ports: dict[str, int] = {}
+        self.releases: dict[str, Formats] = {}
+        """For tests: what the release of an actor knows that is started from now on, by name."""
         self._changed = asyncio.Event()
 
     # -- life ----------------------------------------------------------------------------------
@@ -154,7 +158,9 @@ class LocalCluster:
 
     async def start(self) -> None:
         """Start everything; return when every slot is served."""
-        self.cluster: ClusterFile = open_or_create_cluster(self.data, self._slots)
+        self.cluster: ClusterFile = open_or_create_cluster(
+            self.data, self._slots, self._release("controller")
+        )
         self.views: ViewStore = await self._open_views()
         self.controller = ControllerNode(
             self.cluster.slots,
@@ -169,9 +175,17 @@ class LocalCluster:
         growth = Growth(
             self.controller, known or self._topology, lambda new: write_topology(self.data, new)
         )
+        self.upgrade = Upgrade(
+            self.controller,
+            growth,
+            Written(self.cluster.disk_format, self.cluster.record_format),
+            self._save_written,
+            self._release("controller"),
+        )
         await self.controller.start()
         self.controller.spawn(growth.run())
-        self.operations = Operations(self.controller, growth)
+        self.controller.spawn(self.upgrade.run())
+        self.operations = Operations(self.controller, growth, self.upgrade)
         self._admin = AdminServer(
             "controller", self.cluster.secret_bytes, self.operations.methods(), self._links
         )
@@ -182,16 +196,24 @@ class LocalCluster:
             self._changed.clear()
             await self._changed.wait()
 
+    def _save_written(self, written: Written) -> None:
+        disks, records = written
+        self.cluster = replace(self.cluster, disk_format=disks, record_format=records)
+        write_cluster(self.data, self.cluster)
+
+    def _release(self, name: str) -> Formats:
+        return self.releases.get(name, FORMATS)
+
     async def _open_views(self) -> ViewStore:
         path = self.data / "controller"
         path.mkdir(exist_ok=True)
         known = self.cluster.view_store_identity or None
         views = await open_view_store(self._redis or "", path, self.cluster.cluster, known)
         if known is None:
-            fields = {name: getattr(self.cluster, name) for name in self.cluster.__slots__}
-            fields["view_store"] = "redis" if self._redis else "sqlite"
-            fields["view_store_identity"] = views.identity
-            self.cluster = ClusterFile(**fields)
+            kind = "redis" if self._redis else "sqlite"
+            self.cluster = replace(
+                self.cluster, view_store=kind, view_store_identity=views.identity
+            )
             write_cluster(self.data, self.cluster)
         return views
 
@@ -237,9 +259,11 @@ class LocalCluster:
         kind, name = desired
         rng = random.Random(self._random.random())
         secret = self.cluster.secret_bytes
+        release = self._release(name)
+        links, form = replace(self._links, formats=release), self.upgrade.form_of(kind)
+        release.check_written(form, name)
         if kind == "gateway":
-            config, links = self._gateway_config, self._links
-            return GatewayNode(name, config, secret, rng, link_config=links)
+            return GatewayNode(name, self._gateway_config, secret, rng, link_config=links)
         if kind == "shard":
             return ShardNode(
                 name,
@@ -250,9 +274,10 @@ class LocalCluster:
                 self.controller.activated,
                 self._owner_settings,
                 ServingLimits(lines=self._operator.lines),
-                links=self._links,
+                links=links,
                 rules=self._operator.rules,
                 batches=self._operator.batches,
+                form=form,
             )
         number = int(name.rpartition("-")[2])
         return ReplicaNode(
@@ -265,7 +290,8 @@ class LocalCluster:
             rng,
             lambda error: self._failed(name, str(error)),
             self._replica_config,
-            links=self._links,
+            links=links,
+            form=form,
         )
 
     async def wait_down(self, name: str) -> str:

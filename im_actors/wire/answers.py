@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from im_actors.core.formats import Formats
 from im_actors.core.model import Event, decode_event
-from im_actors.errors import ImError, ProtocolViolation, UnknownVersion, error_for
+from im_actors.errors import ImError, ProtocolViolation, error_for
 from im_actors.wire.codec import Message
 from im_actors.wire.limits import Limits, heard_limits
-from im_actors.wire.messages import NUMBER_MAX, PROTOCOL_VERSION, WELCOME, Ack, Nack
+from im_actors.wire.messages import NUMBER_MAX, VERSIONS, WELCOME, Ack, Nack
 
 
 class Welcome(NamedTuple):
@@ -45,13 +46,13 @@ class ServerBye(NamedTuple):
     reconnect_after_ms: int
 
 
-def read_welcome(message: Message) -> Welcome:
-    """The server's answer to HELLO; an ERROR in its place is raised as the error it stands for."""
+def read_welcome(message: Message, versions: Formats = VERSIONS) -> Welcome:
+    """The server's answer to HELLO, with the version that it has chosen; UnknownVersion when that
+    is none of ``versions``."""
     if message[0] != WELCOME:
         raise ProtocolViolation(f"the server began with type {message[0]}, not with WELCOME")
     version, server, time_ms, limits = _read("WELCOME", message, (int, str, int, dict))
-    if version != PROTOCOL_VERSION:
-        raise UnknownVersion(f"the server answered in version {version}")
+    versions.accepted(version, "protocol version")
     return Welcome(version, server, time_ms, heard_limits(limits))
 
 

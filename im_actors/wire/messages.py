@@ -12,9 +12,10 @@ from enum import IntEnum
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from im_actors.core.batch import BATCH_DEVICE
+from im_actors.core.formats import Formats
 from im_actors.core.model import EventKind, check_body, check_name, check_text
 from im_actors.core.names import check_session
-from im_actors.errors import BadRequest, ImError, ProtocolViolation, TooLarge, UnknownVersion
+from im_actors.errors import BadRequest, ImError, ProtocolViolation, TooLarge
 from im_actors.wire.bodies import SENT_KINDS, check_kind_body
 from im_actors.wire.codec import Message
 from im_actors.wire.limits import (
@@ -29,7 +30,8 @@ from im_actors.wire.limits import (
     told_limits,
 )
 
-PROTOCOL_VERSION = 1
+VERSIONS = Formats(1, 1)
+"""Of this protocol, those that this release speaks."""
 NUMBER_MAX = (1 << 63) - 1
 """The highest n, seq or request: what SQLite and most languages hold in a signed integer."""
 KNOWN_SESSIONS_MAX = 16_384
@@ -136,9 +138,11 @@ class Nack(NamedTuple):
 # ---- building: client to server
 
 
-def hello(user: str, device: str, token: str | None, agent: str) -> tuple[Any, ...]:
-    """``device`` without the user."""
-    return (HELLO, PROTOCOL_VERSION, user, device, token, agent)
+def hello(
+    user: str, device: str, token: str | None, agent: str, version: int = VERSIONS.newest
+) -> tuple[Any, ...]:
+    """``device`` without the user; ``version`` the newest that is spoken."""
+    return (HELLO, version, user, device, token, agent)
 
 
 def send(entries: Sequence[Sequence[Any]]) -> tuple[Any, ...]:
@@ -169,8 +173,10 @@ def bye(reason: str) -> tuple[Any, ...]:
 # ---- building: server to client
 
 
-def welcome(server: str, time_ms: int, limits: Limits) -> tuple[Any, ...]:
-    return (WELCOME, PROTOCOL_VERSION, server, time_ms, told_limits(limits))
+def welcome(
+    server: str, time_ms: int, limits: Limits, version: int = VERSIONS.newest
+) -> tuple[Any, ...]:
+    return (WELCOME, version, server, time_ms, told_limits(limits))
 
 
 def acks(rows: Sequence[Sequence[Any]]) -> tuple[Any, ...]:
@@ -275,18 +281,17 @@ def clean_detail(text: str) -> str:
 # ---- checking what clients send
 
 
-def check_hello(message: Message) -> Hello:
-    """The first frame. The version is looked at first: another one may have other fields."""
+def check_hello(message: Message, versions: Formats = VERSIONS) -> Hello:
+    """The first frame, with the version that this connection speaks: the newest that both know. A
+    HELLO of a later one begins with the fields of this one."""
     if message[0] != HELLO or len(message) < 2:
         raise ProtocolViolation("the first message must be HELLO")
     version = message[1]
     if type(version) is not int:
         raise ProtocolViolation("HELLO: version must be an integer")
-    if version != PROTOCOL_VERSION:
-        raise UnknownVersion(
-            f"protocol version {version} is not spoken here, only {PROTOCOL_VERSION}"
-        )
-    _, _, user, device, token, agent = _fields("HELLO", message, 6)
+    speaks = versions.agreed(version, "protocol version")
+    known = message[:6] if version > versions.newest else message
+    _, _, user, device, token, agent = _fields("HELLO", known, 6)
     check_name("user", user)
     check_name("device", device)
     if device.startswith(BATCH_DEVICE):
@@ -295,7 +300,7 @@ def check_hello(message: Message) -> Hello:
         check_text("token", token, TOKEN_BYTES_MAX)
     if agent != "":
         check_text("agent", agent, AGENT_BYTES_MAX)
-    return Hello(version, user, device, token, agent)
+    return Hello(speaks, user, device, token, agent)
 
 
 _known_sessions: set[str] = set()
@@ -440,7 +445,7 @@ def _fields(what: str, message: Message, count: int) -> Message:
 __all__ = [
     "KNOWN_SESSIONS_MAX",
     "NUMBER_MAX",
-    "PROTOCOL_VERSION",
+    "VERSIONS",
     "WELCOME_LIMITS",
     "Ack",
     "Hello",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -13,6 +14,7 @@ import pytest
 
 from im_actors.actors import deploy, processes
 from im_actors.actors.ports import listening, unlisted
+from im_actors.core.formats import FORMATS
 from im_actors.errors import SetupError, WrongDirectory
 from im_actors.server.cluster_file import read_cluster, read_run, remove_run, write_run
 
@@ -76,6 +78,33 @@ def test_secrets_are_in_no_log_and_on_no_command_line(cluster: RayCluster) -> No
     assert known is not None
     secrets = [known.secret, (cluster.data / "ray-token").read_text()]
     assert cluster.shown(secrets) == []
+
+
+def test_logs_are_json_and_name_actor_slot_and_epoch(cluster: RayCluster) -> None:
+    epochs: dict[str, int] = {}
+    for name in [name for names in cluster.call("names").values() for name in names]:
+        log = (cluster.data / "logs" / f"{name}.log").read_text()
+        lines = [json.loads(line) for line in log.splitlines()]
+        assert {line["actor"] for line in lines} == {name}
+        for line in lines:
+            if "serves slot" in line["text"]:
+                slot = str(line["slot"])
+                epochs[slot] = max(epochs.get(slot, 0), line["epoch"])
+    assert epochs == cluster.call("status")["slots"]["epochs"]
+
+
+@pytest.mark.parametrize("name", ["replica-2", "shard-1", "gateway-1", "controller"])
+def test_an_actor_is_started_anew_in_the_release_that_is_installed(
+    cluster: RayCluster, name: str
+) -> None:
+    pid = cluster.pids()[name]
+    cluster.call("restart", name)
+    cluster.wait_back(name, pid)
+    cluster.wait(lambda: not cluster.call("upgrade")["busy"])
+    assert cluster.send(f"after the restart of {name}", "hello") == [1]
+    found = cluster.call("upgrade")
+    assert set(map(tuple, found["formats"].values())) == {FORMATS}
+    assert set(found["releases"]) == set(found["formats"])
 
 
 @pytest.mark.parametrize("name", ["shard-1", "replica-2", "gateway-1", "controller"])

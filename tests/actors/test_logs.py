@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
+import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 from im_actors.actors import logs
+
+DAY_S = 86_400
 
 
 @pytest.fixture(autouse=True)
@@ -28,10 +34,23 @@ def test_a_line_has_slot_and_epoch_where_they_are_known(tmp_path: Path) -> None:
     logs.log_to_file(tmp_path, "shard-1")
     logger = logging.getLogger("im_actors.test")
     logger.info("plain")
-    logger.info("with", extra={"slot": 3, "epoch": 7})
-    plain, known = (tmp_path / "logs" / "shard-1.log").read_text().splitlines()
-    assert plain.endswith("INFO im_actors.test plain".partition(" ")[2])
-    assert known.endswith("with [slot=3 epoch=7]")
+    logger.info("with %s", "two\nlines", extra={"slot": 3, "epoch": 7})
+    try:
+        raise ValueError("the error")
+    except ValueError:
+        logger.exception("it failed")
+    text = (tmp_path / "logs" / "shard-1.log").read_text()
+    plain, known, failed = map(json.loads, text.splitlines())
+    assert abs(datetime.fromisoformat(plain.pop("time")).timestamp() - time.time()) < DAY_S
+    assert plain == {
+        "level": "INFO",
+        "actor": "shard-1",
+        "pid": os.getpid(),
+        "logger": "im_actors.test",
+        "text": "plain",
+    }
+    assert (known["text"], known["slot"], known["epoch"]) == ("with two\nlines", 3, 7)
+    assert failed["error"].endswith("ValueError: the error")
 
 
 def test_a_log_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

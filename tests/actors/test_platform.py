@@ -104,10 +104,11 @@ async def test_an_actor_is_made_once_and_started() -> None:
     ray = FakeRay(lambda _: Started("life", 1, "", "address"))
     platform = RayPlatform(SETTINGS, ray)
     platform.view_store = "store"
+    platform.form_of = {"gateway": 4}.__getitem__
     assert await platform.start(GATEWAY) == "address"
     assert await platform.start(GATEWAY) == "address"
     assert ray.created == [(GatewayActor, "gateway-1", "im-c", (SETTINGS, "gateway-1"), "", None)]
-    assert ray.called[0] == (1, "start", "store")
+    assert ray.called[0] == (1, "start", "store", 4)
     assert await platform.wait_down("gateway-1") == "1 life"
     assert platform.pids() == {"gateway-1": 1}
 

@@ -81,7 +81,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """No test touches the user's own files."""
     home = tmp_path / "home"
     monkeypatch.setenv("XDG_DATA_HOME", str(home))
-    for name in ("DATA", "TOKEN", "TOKEN_SECRET_FILE", "TLS_CA"):
+    for name in ("DATA", "TOKEN", "TOKEN_SECRET", "TOKEN_SECRET_FILE", "TLS_CA"):
         monkeypatch.delenv(f"IM_ACTORS_{name}", raising=False)
     return home
 

@@ -142,6 +142,12 @@ def test_token(im: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     check_token(secret, again.strip(), "alice", "phone-12345678")
     (tmp_path / "secret").write_text("\n")
     assert "is empty" in im("token", "alice")[2]
+    monkeypatch.delenv("IM_ACTORS_TOKEN_SECRET_FILE")
+    assert "which secret?" in im("token", "alice")[2]
+    monkeypatch.setenv("IM_ACTORS_TOKEN_SECRET", secret + "\n")
+    code, out, _ = im("token", "alice")
+    assert code == 0
+    check_token(secret, out.strip(), "alice", "phone-12345678")
 
 
 def test_what_up_is_told(tmp_path: Path) -> None:

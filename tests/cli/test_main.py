@@ -19,7 +19,8 @@ Run = Callable[..., Result]
 COMMANDS = [
     "up", "status", "down", "send", "tail", "history", "chat", "token", "replay", "demo", "verify",
     "story", "torture", "bench", "conversations", "read", "recall", "edit", "devices", "group",
-    "broadcast", "months", "top", "scale", "drain", "plan", "backup", "restore", "repair",
+    "broadcast", "months", "top", "scale", "drain", "upgrade", "plan", "backup", "restore",
+    "repair",
 ]  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from im_actors.actors import deploy
 from im_actors.cli.chatfile import Line, write_chat
 from im_actors.cli.faults import FaultPlan, parse_faults
 from im_actors.cli.generated import generate
@@ -172,6 +173,26 @@ def test_by_url_only(im: Run, shared_cluster: ClusterThread, tmp_path: Path) -> 
     code, out, err = im(*argv, "--faults", "kill-shard")
     assert (code, out) == (1, "")
     assert "kill-shard needs the data directory" in err
+
+
+def test_a_cluster_that_was_killed_has_its_token_secret_again(
+    im: Run, shared_cluster: ClusterThread, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without it the next start would let everybody in."""
+    asked: list[deploy.UpConfig] = []
+    monkeypatch.setattr(deploy, "kill_everything", lambda data: None)
+    monkeypatch.setattr(deploy, "up", lambda config, say: asked.append(config))
+    monkeypatch.setenv("IM_ACTORS_TOKEN_SECRET", "s" * 40)
+    write_chat(tmp_path / "chat.jsonl", generate(200))
+    argv = ("replay", tmp_path / "chat.jsonl", "--data", shared_cluster.data, "--json")
+    code, _, err = im(*argv, "--faults", "kill-all")
+    assert code == 0, err
+    assert [config.token_secret for config in asked] == ["s" * 40]
+    monkeypatch.delenv("IM_ACTORS_TOKEN_SECRET")
+    code, _, err = im(*argv, "--faults", "kill-all", "--token", "one of a user")
+    assert code == 1
+    assert "needs its token secret: --token-secret-file" in err
+    assert len(asked) == 1
 
 
 def test_wrong_faults_and_rates(im: Run, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from im_actors.net.tls import Certificates
 from im_actors.server.cluster_file import read_run
 from im_actors.server.settings import ClusterSettings, TlsSettings
 from tests.cli.conftest import ClusterThread, Result, json_lines
+from tests.cli.test_bench import SHORT
 from tests.cli.test_drivers import drive
 from tests.net.test_tls import Quiet
 
@@ -70,6 +71,20 @@ def test_a_client_elsewhere_names_the_authority(
     monkeypatch.setenv("IM_ACTORS_TLS_CA", str(theirs))
     assert im(*send, "--timeout", "0.2")[0] == 1
     assert im(*send, "--tls-ca", ours)[0] == 0, "the option comes before the environment"
+
+
+def test_bench(im: Run, tls_cluster: ClusterThread, url: str, authorities: Any) -> None:
+    ours, theirs = (authority.certificate for authority in authorities)
+    short = ("bench", "--json", *SHORT)
+    code, out, err = im(*short, "--data", tls_cluster.data)
+    report = json.loads(out)
+    assert code == 0, err
+    assert report["ledger"]["received"] == report["ledger"]["acked"] > 0
+    name = ("--tls-server-name", "im.test")
+    assert im(*short, "--url", url, "--tls-ca", ours, *name)[0] == 0
+    code, out, err = im(*short, "--url", url, "--tls-ca", theirs)
+    assert (code, out) == (1, "")
+    assert "no TLS with 127.0.0.1:" in err
 
 
 def test_the_drivers(url: str, authorities: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,13 +13,14 @@ from im_actors.actors.relay import relayed
 from im_actors.cli.torture import relay as module
 from im_actors.cli.torture.relay import TO_DIALER, TO_LISTENER, Relay, Trouble
 from im_actors.core.directory import GatewayAddress, ReplicaAddress
+from im_actors.core.formats import FORMATS
 from im_actors.errors import NotReachable
-from im_actors.net.link_connection import LINK_HELLO, LINK_VERSION
+from im_actors.net.link_connection import LINK_HELLO
 from im_actors.wire import messages
 from im_actors.wire.codec import encode_frame
 from im_actors.wire.limits import Limits
 
-LINK_FRAME = encode_frame((LINK_HELLO, LINK_VERSION, "shard", "shard-1", "life", b"n" * 16))
+LINK_FRAME = encode_frame((LINK_HELLO, FORMATS.newest, "shard", "shard-1", "life", b"n" * 16))
 WAIT_S = 60.0
 
 

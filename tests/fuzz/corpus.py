@@ -8,8 +8,9 @@ import msgpack
 
 from im_actors.core import messages as m
 from im_actors.core.facts import Fact
+from im_actors.core.formats import FORMATS
 from im_actors.core.model import Event, Member, View, encode_event, epoch_start, make_record
-from im_actors.net.link_connection import LINK_VERSION, NONCE_BYTES, LinkType
+from im_actors.net.link_connection import NONCE_BYTES, LinkType
 from im_actors.wire.codec import FrameDecoder, encode_frame
 from im_actors.wire.links import InsideType, pack_inside
 from tests.wire.test_protocol import examples
@@ -71,8 +72,23 @@ BETWEEN_ACTORS: list[list[Any]] = [
     decoded(pack_inside(InsideType.REQUESTS, COLUMNS)),
 ]
 HANDSHAKE: list[list[Any]] = [
-    [int(LinkType.HELLO), LINK_VERSION, "gateway", "gateway-1", "gateway-1.5", b"n" * NONCE_BYTES],
-    [int(LinkType.CHALLENGE), "shard", "shard-1", "shard-1.5", b"n" * NONCE_BYTES, b"p" * 32],
+    [
+        int(LinkType.HELLO),
+        FORMATS.newest,
+        "gateway",
+        "gateway-1",
+        "gateway-1.5",
+        b"n" * NONCE_BYTES,
+    ],
+    [
+        int(LinkType.CHALLENGE),
+        FORMATS.newest,
+        "shard",
+        "shard-1",
+        "shard-1.5",
+        b"n" * NONCE_BYTES,
+        b"p" * 32,
+    ],
     [int(LinkType.PROOF), b"p" * 32],
     [int(LinkType.ACCEPTED)],
     [int(LinkType.PING), 7],

@@ -103,7 +103,7 @@ async def one_round(cluster: LocalCluster, seed: int, connections: int) -> int:
         assert kinds in ([], [CHALLENGE], [ERROR], [CHALLENGE, ERROR]), kinds
         for message in heard:
             # Nothing that another connection could use: a new nonce, and a proof of it.
-            assert message[0] == ERROR or len(message[4]) == NONCE_BYTES
+            assert message[0] == ERROR or len(message[5]) == NONCE_BYTES
     async with asyncio.timeout(PATIENCE_S):
         while what_they_know(cluster) != before:
             await asyncio.sleep(0.05)

@@ -33,8 +33,8 @@ HELLO = encode_frame(m.hello("alice", "phone", None, ""))
 STRANGERS: dict[str, tuple[bytes, int]] = {
     "no HELLO": (encode_frame(text("team", 1)), ProtocolViolation.code),
     "PING first": (encode_frame(m.ping(1)), ProtocolViolation.code),
-    "another version": (encode_frame((1, 2, "alice", "phone", None, "")), UnknownVersion.code),
-    "a later version's HELLO": (encode_frame((1, 99, {})), UnknownVersion.code),
+    "too old a version": (encode_frame((1, 0, "alice", "phone", None, "")), UnknownVersion.code),
+    "a later version's HELLO": (encode_frame((1, 99, {})), ProtocolViolation.code),
     "a version that is no number": (encode_frame((1, "1")), ProtocolViolation.code),
     "a user with a slash": (encode_frame(m.hello("a/b", "x", None, "")), BadRequest.code),
     "no user": (encode_frame((1, 1, None, "phone", None, "")), BadRequest.code),

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
+from im_actors.core.formats import FORMATS, Formats
 from im_actors.errors import ImError, LinkRefused, Overloaded, SetupError
 from im_actors.net import link_connection
 from im_actors.net.link import (
-    LINK_VERSION,
     Link,
     LinkCallbacks,
     LinkConfig,
@@ -496,8 +496,10 @@ async def test_a_listener_with_a_wrong_proof_gets_no_proof(net: Net, trap: socke
     stranger = await accepted(trap)
     hello = await stranger.read()
     assert hello is not None
-    assert hello[:5] == [128, LINK_VERSION, *SHARD]
-    await stranger.send(129, *REPLICA, NONCE, proof(b"listener", hello[5], NONCE, b"wrong"))
+    assert hello[:5] == [128, FORMATS.newest, *SHARD]
+    await stranger.send(
+        129, FORMATS.newest, *REPLICA, NONCE, proof(b"listener", hello[5], NONCE, b"wrong")
+    )
     assert await stranger.read() is None
     stranger.sock.close()
     await log.until(lambda: log.downs)
@@ -510,7 +512,7 @@ async def test_a_listener_that_returns_the_dialers_own_words(net: Net, trap: soc
     hello = await stranger.read()
     assert hello is not None
     nonce = hello[5]
-    await stranger.send(129, *REPLICA, nonce, proof(b"dialer", nonce, nonce))
+    await stranger.send(129, FORMATS.newest, *REPLICA, nonce, proof(b"dialer", nonce, nonce))
     assert await stranger.read() is None
     stranger.sock.close()
     await log.until(lambda: log.downs)
@@ -519,12 +521,12 @@ async def test_a_listener_that_returns_the_dialers_own_words(net: Net, trap: soc
 
 async def shake_hands(stranger: Stranger, nonce: bytes = NONCE) -> bytes:
     """Up to the challenge; returns the proof that is right for it."""
-    await stranger.send(128, LINK_VERSION, *SHARD, nonce)
+    await stranger.send(128, FORMATS.newest, *SHARD, nonce)
     challenge = await stranger.read()
     assert challenge is not None
-    assert challenge[:4] == [129, *REPLICA]
-    assert challenge[5] == proof(b"listener", nonce, challenge[4])
-    return proof(b"dialer", challenge[4], nonce)
+    assert challenge[:5] == [129, FORMATS.newest, *REPLICA]
+    assert challenge[6] == proof(b"listener", nonce, challenge[5])
+    return proof(b"dialer", challenge[5], nonce)
 
 
 async def test_a_dialer_made_by_hand(net: Net) -> None:
@@ -539,6 +541,54 @@ async def test_a_dialer_made_by_hand(net: Net) -> None:
             pass
     stranger.sock.close()
     await side.log.until(lambda: side.log.downs)
+
+
+@pytest.mark.parametrize(
+    ("listens", "dials", "speaks"),
+    [((5, 5), (5, 6), 5), ((5, 6), (5, 5), 5), ((5, 6), (5, 6), 6), ((4, 6), (6, 7), 6)],
+    ids=str,
+)
+async def test_a_link_speaks_the_newest_format_that_both_sides_know(
+    net: Net, listens: tuple[int, int], dials: tuple[int, int], speaks: int
+) -> None:
+    side = await net.serve(config=replace(CONFIG, formats=Formats(*listens)))
+    link, log = net.dial(side.server.port, config=replace(CONFIG, formats=Formats(*dials)))
+    await log.until(lambda: link.up)
+    await side.log.until(lambda: side.log.ups)
+    assert link.format == speaks
+    assert [connection.format for connection in side.server.links] == [speaks]
+
+
+@pytest.mark.parametrize(
+    ("listens", "dials", "why"),
+    [
+        (
+            (6, 7),
+            (5, 5),
+            "link format 5 is not spoken here, only 6 to 7: update the side that",
+        ),
+        ((5, 5), (6, 7), "the other side speaks link format 5, this one 6 to 7: update the other"),
+    ],
+    ids=str,
+)
+async def test_sides_without_a_common_format_say_who_is_to_be_updated(
+    net: Net, listens: tuple[int, int], dials: tuple[int, int], why: str
+) -> None:
+    side = await net.serve(config=replace(CONFIG, formats=Formats(*listens)))
+    _, log = net.dial(side.server.port, config=replace(CONFIG, formats=Formats(*dials)))
+    await log.until(lambda: log.downs)
+    assert why in log.downs[0]
+    assert log.ups == side.log.ups == []
+
+
+async def test_hello_of_a_later_release_may_have_more_fields(net: Net) -> None:
+    side = await net.serve()
+    stranger = await Stranger.connect(side.server.port)
+    await stranger.send(128, FORMATS.newest + 1, *SHARD, NONCE, "of a later release")
+    challenge = await stranger.read()
+    assert challenge is not None
+    assert challenge[:2] == [129, FORMATS.newest]
+    stranger.sock.close()
 
 
 async def test_a_replayed_proof(net: Net) -> None:
@@ -564,19 +614,19 @@ async def test_a_replayed_proof(net: Net) -> None:
     [
         (1, 1, "alice", "phone", None, ""),
         (128,),
-        (128, LINK_VERSION),
-        (128, LINK_VERSION + 1, *SHARD, NONCE, "of a later version"),
-        (128, LINK_VERSION, *SHARD),
-        (128, LINK_VERSION, *SHARD, b"short"),
-        (128, LINK_VERSION, *SHARD, "n" * 16),
-        (128, LINK_VERSION, "shard", "", "x", NONCE),
-        (128, LINK_VERSION, "shard", 7, "x", NONCE),
-        (128, LINK_VERSION, "shard", "x" * 129, "x", NONCE),
+        (128, FORMATS.newest),
+        (128, FORMATS.newest, *SHARD, NONCE, "a field too many"),
+        (128, FORMATS.newest, *SHARD),
+        (128, FORMATS.newest, *SHARD, b"short"),
+        (128, FORMATS.newest, *SHARD, "n" * 16),
+        (128, FORMATS.newest, "shard", "", "x", NONCE),
+        (128, FORMATS.newest, "shard", 7, "x", NONCE),
+        (128, FORMATS.newest, "shard", "x" * 129, "x", NONCE),
         (130, b"x" * 32),
         (131,),
         (132, 1),
         (140, "data"),
-        (128, LINK_VERSION, *SHARD, b"x" * 5_000),
+        (128, FORMATS.newest, *SHARD, b"x" * 5_000),
     ],
     ids=lambda message: str(message)[:40],
 )
@@ -596,7 +646,7 @@ async def test_a_dialer_that_does_not_keep_to_the_handshake(
 
 @pytest.mark.parametrize(
     "second",
-    [(130,), (130, b""), (130, "text"), (130, b"x" * 32), (128, LINK_VERSION, *SHARD, NONCE)],
+    [(130,), (130, b""), (130, "text"), (130, b"x" * 32), (128, FORMATS.newest, *SHARD, NONCE)],
     ids=str,
 )
 async def test_a_dialer_without_a_proof(net: Net, second: tuple[Any, ...]) -> None:
@@ -613,7 +663,14 @@ async def test_a_dialer_without_a_proof(net: Net, second: tuple[Any, ...]) -> No
 
 @pytest.mark.parametrize(
     "answer",
-    [(131,), (129, *REPLICA), (65, 1, "g", 0, {}), (ERROR, 304, "not you"), (ERROR,), (140, 1)],
+    [
+        (131,),
+        (129, FORMATS.newest, *REPLICA),
+        (65, 1, "g", 0, {}),
+        (ERROR, 304, "not you"),
+        (ERROR,),
+        (140, 1),
+    ],
     ids=str,
 )
 async def test_a_listener_that_does_not_keep_to_the_handshake(
@@ -668,7 +725,7 @@ async def test_a_peer_that_falls_silent_is_pinged_and_then_given_up(
     stranger = await accepted(trap)
     hello = await stranger.read()
     assert hello is not None
-    await stranger.send(129, *REPLICA, NONCE, proof(b"listener", hello[5], NONCE))
+    await stranger.send(129, FORMATS.newest, *REPLICA, NONCE, proof(b"listener", hello[5], NONCE))
     assert await stranger.read() == [130, proof(b"dialer", NONCE, hello[5])]
     await stranger.send(131)
     await log.until(lambda: link.up)
@@ -730,7 +787,7 @@ async def test_control_messages_are_kept_from_the_user(net: Net) -> None:
         async with asyncio.timeout(60):
             while await stranger.read() != [133, token]:
                 pass
-    await stranger.send(128, LINK_VERSION, *SHARD, NONCE)
+    await stranger.send(128, FORMATS.newest, *SHARD, NONCE)
     answer = await stranger.read_other_than_pings()
     assert answer is not None
     assert answer[0] == ERROR, "a handshake in the middle is a violation"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from im_actors.cli.cluster_commands import sound
 from im_actors.cli.verify_offline import verify_directories
-from im_actors.client import Client
+from im_actors.client import Client, ClientConfig
 from im_actors.core.model import COPIES, View, ViewState
 from im_actors.core.owner import OwnerSettings
 from im_actors.core.placement import members_for, ranked_replicas
@@ -131,33 +131,43 @@ async def until_done(cluster: LocalCluster) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def load(cluster: LocalCluster, sessions: int = 8) -> AsyncIterator[list[int]]:
-    """Sends one message after the other in each session, and judges it all at the end. Yields how
-    many were ACKed."""
-    history, acked, ending = ClientHistory(), [0], asyncio.Event()
+async def load(
+    cluster: LocalCluster,
+    sessions: int = 8,
+    configs: Sequence[ClientConfig] = (ClientConfig(),),
+    history: ClientHistory | None = None,
+) -> AsyncIterator[list[int]]:
+    """Sends one message after the other in each session, and judges it all at the end. A writer and
+    a reader for each of ``configs``; yields how many were ACKed to each writer."""
+    history, ending = history or ClientHistory(), asyncio.Event()
+    acked = [0] * len(configs)
 
-    async def talk(client: Client, session: str) -> None:
+    async def talk(number: int, client: Client, session: str) -> None:
         while not ending.is_set():
-            body = f"{session} {acked[0]}"
+            body = f"{session} {acked[number]}"
             sent = await client.send(session, body)
             history.sent(session, client.address, sent.n, 1, body.encode())
             ack = await sent.acked()
             history.acked(session, client.address, sent.n, ack.seq, ack.epoch, ack.copies)
-            acked[0] += 1
+            acked[number] += 1
 
-    async def follow(client: Client, session: str) -> None:
+    async def follow(number: int, client: Client, session: str) -> None:
         async for event in client.follow(session):
-            history.delivered(
-                "reader", session, event.seq, event.device, event.n, event.kind, event.body
-            )
+            at = (event.seq, event.device, event.n, event.kind, event.body)
+            history.delivered(f"reader {number}", session, *at)
 
     names = [f"talk {number}" for number in range(sessions)]
-    async with (
-        Client(cluster.url, user="alice", device="a") as alice,
-        Client(cluster.url, user="bob", device="b") as bob,
-    ):
-        readers = [asyncio.create_task(follow(bob, name)) for name in names]
-        writers = [asyncio.create_task(talk(alice, name)) for name in names]
+    readers, writers = [], []
+    async with AsyncExitStack() as clients:
+        for number, config in enumerate(configs):
+            alice, bob = [
+                await clients.enter_async_context(
+                    Client(cluster.url, user=user, device=str(number), config=config)
+                )
+                for user in ("alice", "bob")
+            ]
+            readers += [asyncio.create_task(follow(number, bob, name)) for name in names]
+            writers += [asyncio.create_task(talk(number, alice, name)) for name in names]
         yield acked
         ending.set()
         async with asyncio.timeout(WAIT_S):
@@ -165,13 +175,14 @@ async def load(cluster: LocalCluster, sessions: int = 8) -> AsyncIterator[list[i
         for name in names:
             events = await everything(alice, name)
             history.final_read(name, events)
-            await until_read(history, "reader", name, len(events))
+            for number in range(len(configs)):
+                await until_read(history, f"reader {number}", name, len(events))
         for reader in readers:
             reader.cancel()
             with suppress(asyncio.CancelledError):
                 await reader
     assert not history.finish(), history.anomalies
-    assert acked[0] > 0
+    assert all(acked)
 
 
 async def everything(client: Client, session: str) -> list[Seen]:

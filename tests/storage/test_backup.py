@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from im_actors.core.dropping import dropped_record
+from im_actors.core.formats import FORMATS, Formats
 from im_actors.core.model import Record
 from im_actors.errors import CorruptData, DiskFailed, NewerFormat, WrongDirectory
 from im_actors.storage import backup as b
@@ -224,6 +225,20 @@ def test_a_newer_format_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             writer.finish(0, "", 0, ())
     assert json.loads((tmp_path / b.MANIFEST).read_text())["format"] == 2
     with pytest.raises(NewerFormat, match="format 2"):
+        b.read_manifest(tmp_path)
+
+
+def test_records_of_a_newer_format_are_said_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when later runs bring none of that format."""
+    later = FORMATS.newest + 1
+    with monkeypatch.context() as patch:
+        patch.setattr(b, "FORMATS", Formats(FORMATS.oldest, later))
+        for form in (later, FORMATS.newest):
+            with b.BackupWriter(tmp_path, CLUSTER, SLOTS) as writer:
+                writer.finish(0, "", 0, (), form)
+    with pytest.raises(NewerFormat, match=f"writes format {later}.*install a newer one"):
         b.read_manifest(tmp_path)
 
 

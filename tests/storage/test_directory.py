@@ -5,15 +5,19 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from im_actors.core.formats import FIRST_FORMAT, FORMATS, Formats
 from im_actors.core.model import make_record
 from im_actors.core.storage_ops import StoreRecords
 from im_actors.errors import CorruptData, DiskFailed, NewerFormat, WrongDirectory
 from im_actors.storage import directory as directory_module
-from im_actors.storage.directory import DataDirectory, open_directory, open_existing
+from im_actors.storage.directory import FILES, DataDirectory, open_directory, open_existing
+
+LATER = FORMATS.newest + 1
 
 
 @pytest.fixture
@@ -63,9 +67,53 @@ def test_a_stranger_is_refused(path: Path, cluster: str, replica: str, told: str
 
 def test_newer_format_is_refused(path: Path) -> None:
     opened(path).close()
-    edit_identity(path, format=3, something="new")
-    with pytest.raises(NewerFormat, match="format 3"):
+    edit_identity(path, format=FORMATS.newest + 1, something="new")
+    with pytest.raises(NewerFormat, match=f"format {FORMATS.newest + 1}.*no going back"):
         opened(path)
+
+
+def test_a_directory_of_before_the_common_numbers_is_of_the_first_format(path: Path) -> None:
+    opened(path).close()
+    edit_identity(path, format=2)
+    directory = opened(path)
+    assert directory.format == FIRST_FORMAT
+    directory.close()
+
+
+def test_a_directory_is_raised_to_what_the_cluster_writes_and_never_goes_back(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The number is on disk before the files are of it."""
+    known = Formats(FIRST_FORMAT, LATER)
+    old = FILES[FIRST_FORMAT]
+    table = "CREATE TABLE later(x INTEGER)"
+    migrate = {2: lambda connection: connection.execute(table)}
+    journal = replace(
+        old.journal, version=3, schema=(*old.journal.schema, table), migrations=migrate
+    )
+    monkeypatch.setitem(FILES, LATER, old._replace(journal=journal))
+    first = open_directory(path, "c1", "replica-1", FIRST_FORMAT, known)
+    disk = first.disk
+    first.open_journal().close()
+    first.close()
+    raised = open_directory(path, "c1", "replica-1", LATER, known)
+    assert json.loads((path / "identity.json").read_text())["format"] == LATER
+    raised.open_journal().close()
+    raised.close()
+    again = open_directory(path, "c1", "replica-1", FIRST_FORMAT, known)
+    assert (again.format, again.disk) == (LATER, disk)
+    again.open_journal().close()
+    again.quarantine("for the test")
+    assert again.format == LATER
+    again.close()
+    with pytest.raises(NewerFormat, match="no going back"):
+        opened(path)
+
+
+def test_a_cluster_that_writes_a_later_format_is_refused(path: Path) -> None:
+    with pytest.raises(NewerFormat, match=f"this cluster writes format {LATER}.*install a newer"):
+        open_directory(path, "c1", "replica-1", LATER)
+    assert not path.exists()
 
 
 def test_a_format_that_is_no_longer_read_is_refused_and_left_alone(path: Path) -> None:

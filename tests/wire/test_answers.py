@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from im_actors.core.formats import Formats
 from im_actors.core.model import Event, encode_event
 from im_actors.errors import ImError, Overloaded, ProtocolViolation, RetryableError, UnknownVersion
 from im_actors.wire import answers, messages
@@ -80,6 +81,9 @@ def test_a_code_of_a_later_version_keeps_the_meaning_of_its_range() -> None:
 def test_welcome_of_another_version() -> None:
     with pytest.raises(UnknownVersion):
         answers.read_welcome([65, 2, "g", 0, {}])
+    assert answers.read_welcome([65, 2, "g", 0, {}], Formats(1, 3)).version == 2
+    with pytest.raises(UnknownVersion, match="speaks protocol version 1, this one 2 to 3: update"):
+        answers.read_welcome([65, 1, "g", 0, {}], Formats(2, 3))
     with pytest.raises(ProtocolViolation):
         answers.read_welcome([66, 1, "g", 0, {}])
 

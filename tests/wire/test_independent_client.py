@@ -283,7 +283,7 @@ def after_hello(*message: Any) -> bytes:
     [
         (own.encode([own.PING, 1]), PROTOCOL_VIOLATION),
         (own.encode([own.HELLO, 1, "alice", "phone", None]), PROTOCOL_VIOLATION),
-        (own.encode([own.HELLO, 2, "alice", "phone", None, ""]), UNKNOWN_VERSION),
+        (own.encode([own.HELLO, 0, "alice", "phone", None, ""]), UNKNOWN_VERSION),
         (b"GET / HTTP/1.1\r\n\r\n", TOO_LARGE),
         (after_hello(own.HELLO, 1, "alice", "phone", None, ""), PROTOCOL_VIOLATION),
         (after_hello(own.PING, 1, 2), PROTOCOL_VIOLATION),

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from im_actors.core.formats import Formats
 from im_actors.core.model import pack
 from im_actors.errors import (
     BadRequest,
@@ -55,8 +56,9 @@ def test_hello() -> None:
         ([1, True, "a", "b", None, ""], ProtocolViolation),
         ([1, 1, "a", "b", None], ProtocolViolation),
         ([1, 1, "a", "b", None, "", 0], ProtocolViolation),
-        ([1, 2, "a", "b", None, "", "of a later version"], UnknownVersion),
-        ([1, 2], UnknownVersion),
+        ([1, 0, "a", "b", None, ""], UnknownVersion),
+        ([1, -1], UnknownVersion),
+        ([1, 2], ProtocolViolation),
         ([1, 1, "", "b", None, ""], BadRequest),
         ([1, 1, "a/b", "b", None, ""], BadRequest),
         ([1, 1, "a", b"b", None, ""], BadRequest),
@@ -73,6 +75,17 @@ def test_hello() -> None:
 def test_bad_hello(message: list[Any], error: type[ImError]) -> None:
     with pytest.raises(error):
         messages.check_hello(message)
+
+
+def test_hello_of_a_later_version() -> None:
+    """It begins like this one's; what is spoken is what both know."""
+    hello = messages.check_hello([1, 9, "a", "b", None, "", "of a later version"])
+    assert hello == Hello(1, "a", "b", None, "")
+    later = Formats(2, 4)
+    assert messages.check_hello([1, 9, "a", "b", None, ""], later).version == 4
+    assert messages.check_hello([1, 3, "a", "b", None, ""], later).version == 3
+    with pytest.raises(UnknownVersion, match="version 1 is not spoken here, only 2 to 4: update"):
+        messages.check_hello([1, 1, "a", "b", None, ""], later)
 
 
 # ---- SEND

@@ -64,6 +64,7 @@ class Generator:
 
     def __init__(self, load: Load, tell: Callable[[dict[str, Any]], None]) -> None:
         self.load = load
+        self._tls = load.tls_context()
         self.filler = random.Random("im_actors bench").randbytes(load.bytes - STAMP_BYTES)
         self.rng = random.Random(load.run)
         self.acked = self.received = self.arrived = self.pulled = 0
@@ -102,6 +103,9 @@ class Generator:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    async def _connected(self, wires: list[tuple[Any, tuple[str, int]]]) -> list[Any]:
+        return await connect_all(wires, self._tls, self.load.tls_server_name)
+
     # ---- the three steps
 
     async def prepare(self) -> None:
@@ -110,7 +114,7 @@ class Generator:
             self._tasks.add(asyncio.create_task(work))
         if self.load.followers:
             await self._follow(self.load.followers)
-        self.senders = await connect_all(
+        self.senders = await self._connected(
             [
                 (partial(self.sender, self, number, draws), self.load.address(number))
                 for number, draws in enumerate(self.load.draws() if self.load.sends else ())
@@ -199,7 +203,7 @@ class Generator:
             for number, part in enumerate(parts):
                 device = f"{load.run}-reader-{load.number}-{copy}-{number}"
                 wires.append((partial(Follower, self, device, part), load.address(len(wires))))
-        self.followers = await connect_all(wires)
+        self.followers = await self._connected(wires)
         for follower in self.followers:
             follower.follow()
         await self._moving(
@@ -212,7 +216,7 @@ class Generator:
     async def _replace(self, gone: Follower) -> None:
         number = self.followers.index(gone)
         try:
-            (successor,) = await connect_all([(gone.successor, self.load.address(number))])
+            (successor,) = await self._connected([(gone.successor, self.load.address(number))])
         except ImError as error:
             self.problem(str(error))
             return

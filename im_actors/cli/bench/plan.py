@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import ssl
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate, chain, cycle
@@ -11,6 +12,7 @@ from typing import Any
 from im_actors.core.model import BODY_BYTES_MAX
 from im_actors.core.names import direct_session, notice_session, users_of
 from im_actors.errors import SetupError
+from im_actors.net.tls import client_context
 
 STAMP_BYTES = 8
 """Each body begins with the time at which it was meant to be sent."""
@@ -36,6 +38,11 @@ class Load:
     """The gateways; connections are dealt to them in turn."""
     user: str = "bench"
     token: str | None = None
+    tls: bool = False
+    tls_ca: str = ""
+    """PEM file of the authorities that are believed; empty: the system's."""
+    tls_server_name: str = ""
+    """What the gateways' certificates have to be for; empty: the address of each."""
     connections: int = 64
     bytes: int = 128
     sessions: int = 2_000
@@ -78,6 +85,10 @@ class Load:
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Load:
         return cls(**fields)
+
+    def tls_context(self) -> ssl.SSLContext | None:
+        """None: connections go without TLS. SetupError: the authorities cannot be read."""
+        return client_context(self.tls_ca) if self.tls else None
 
     @property
     def share(self) -> float:

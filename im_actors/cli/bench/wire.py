@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import resource
+import ssl
 import time
 from typing import Any, cast
 
 from im_actors.errors import ImError, NotReachable, SetupError
 from im_actors.net.connection import tune_socket
+from im_actors.net.tls import why_not
 from im_actors.wire import messages as m
 from im_actors.wire.answers import read_error
 from im_actors.wire.codec import Message, encode_frame
@@ -79,9 +81,16 @@ class Wire(asyncio.Protocol):
         self._transport.abort()
 
 
-async def connect_all(wires: list[tuple[Any, tuple[str, int]]], at_once: int = 128) -> list[Any]:
+async def connect_all(
+    wires: list[tuple[Any, tuple[str, int]]],
+    tls: ssl.SSLContext | None = None,
+    server_name: str = "",
+    at_once: int = 128,
+) -> list[Any]:
     """Connections made by these factories to these addresses, all of them welcomed. The error of
-    the first that fails; NotReachable when there is nobody, SetupError when they are too many."""
+    the first that fails; NotReachable when there is nobody, SetupError when they are too many or
+    a certificate is not believed. ``server_name``: what it has to be for, if not for the address.
+    """
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - FILES_OF_ITS_OWN
     if len(wires) > most:
         raise SetupError(
@@ -92,7 +101,12 @@ async def connect_all(wires: list[tuple[Any, tuple[str, int]]], at_once: int = 1
 
     async def one(factory: Any, host: str, port: int) -> Any:
         try:
-            _, wire = await loop.create_connection(factory, host, port)
+            name = (server_name or host) if tls else None
+            _, wire = await loop.create_connection(
+                factory, host, port, ssl=tls, server_hostname=name
+            )
+        except ssl.SSLError as error:
+            raise SetupError(f"no TLS with {host}:{port}: {why_not(error)}") from None
         except OSError as error:
             raise NotReachable(f"{host}:{port} cannot be reached: {error}") from None
         await wire.welcome
