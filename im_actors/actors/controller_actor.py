@@ -6,14 +6,14 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from im_actors.actors.allotment import Allotment
 from im_actors.actors.classes import FAULT_DELAY_S, SIGNALS
 from im_actors.actors.logs import log_loop_errors, log_to_file
 from im_actors.actors.metrics import publish_from_now_on
-from im_actors.actors.placement import place, read_places, write_places
+from im_actors.actors.placement import Host
 from im_actors.actors.platform import STOP_S, RayCalls, RayPlatform
 from im_actors.actors.remote_views import Question
 from im_actors.actors.settings import CONTROLLER, ActorSettings
@@ -90,14 +90,12 @@ class ControllerActor:
                 config = replace(config, first_start_ms=FIRST_START_MS)
             node = ControllerNode(settings.slots, topology.desired(), platform, views, config)
             node.want(topology)
-            growth = Growth(
-                node,
-                topology,
-                lambda new: write_topology(settings.directory, new),
-                self._allot if settings.joined else None,
-            )
+            places = None
             if settings.joined:
-                platform.places |= read_places(settings.directory)
+                places = Allotment(settings.directory, platform.places, _hosts)
+            growth = Growth(
+                node, topology, lambda new: write_topology(settings.directory, new), places
+            )
             methods = self._methods(node, growth)
             links = LinkConfig.secured(certificates)
             admin = AdminServer(CONTROLLER, settings.secret_bytes, methods, links)
@@ -130,15 +128,6 @@ class ControllerActor:
                 replace(cluster, view_store=kind, view_store_identity=views.identity),
             )
         return views
-
-    async def _allot(self, names: Sequence[str], but: Sequence[str]) -> None:
-        """Tie new replicas to disks, those first that have none; on none of the hosts ``but``."""
-        from im_actors.actors import ray_api
-
-        found = [h for h in await asyncio.to_thread(ray_api.hosts) if h.address not in but]
-        places = place(names, found, read_places(self._settings.directory))
-        write_places(self._settings.directory, places)
-        self._platform.places |= places
 
     # -- for up --------------------------------------------------------------------------------
 
@@ -232,6 +221,12 @@ class ControllerActor:
                 await self._platform.call(name, "stop")
         except (ImError, TimeoutError) as error:
             logger.warning("%s did not stop: %r", name, error)
+
+
+def _hosts() -> list[Host]:
+    from im_actors.actors import ray_api
+
+    return ray_api.hosts()
 
 
 def _as_ours(answer: Any) -> Any:

@@ -138,11 +138,12 @@ class ControllerNode:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.store.close()
 
-    def want(self, topology: Topology) -> None:
-        """From now on this should run. Who is not wanted any more runs until ``end``."""
+    def want(self, topology: Topology, strays: Iterable[str] = ()) -> None:
+        """From now on this should run. Who is not wanted any more runs until ``end``; ``strays``
+        are shards that get no slots where they are."""
         self._desired = list(topology.desired())
         self._shards = topology.shards
-        self._leaving = frozenset(n for n in topology.leaving if kind_of(n) == "shard")
+        self._leaving = frozenset(n for n in (*topology.leaving, *strays) if kind_of(n) == "shard")
         self._hosts_out = frozenset(topology.hosts_out)
         if self._supervisors:
             self._supervise_all()
