@@ -2,8 +2,9 @@
 
 Slots go to other shards by the controller's planned moves. Members go to other replicas one slot
 after the other: the next change begins when every member of every slot holds its whole log, so that
-each committed record stays on three disks. Who leaves is ended when it has nothing left. What is
-wanted is on disk before anything is done, so a controller that starts anew goes on.
+each committed record stays on three disks. Who leaves is ended when it has nothing left; shards and
+gateways of a host that has no replica any more go on at another one. What is wanted is on disk
+before anything is done, so a controller that starts anew goes on.
 """
 
 from __future__ import annotations
