@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,15 +26,6 @@ def pair(three: Hosts) -> tuple[Host, Host]:
     return three.all[0], three.all[1]
 
 
-def hears(host: Host) -> bool:
-    """Whether a connection from here to it comes up."""
-    try:
-        with socket.create_connection((host.address, 22), 0.5):
-            return True
-    except OSError:
-        return False
-
-
 def test_each_has_its_own_name_processes_and_disk(three: Hosts, pair: tuple[Host, Host]) -> None:
     one, other = pair
     assert one.ssh("hostname").strip() == one.name
@@ -48,15 +39,31 @@ def test_each_has_its_own_name_processes_and_disk(three: Hosts, pair: tuple[Host
 
 def test_cuts_and_heals(pair: tuple[Host, Host]) -> None:
     _, host = pair
-    assert hears(host)
+    assert host.listens(22)
     for cut in (host.cut, lambda: host.cut_one_way(True), lambda: host.cut_one_way(False)):
         cut()
-        assert not hears(host)
+        assert not host.listens(22)
         host.heal()
         assert host.ssh("echo back") == "back\n"
     host.slow(100)
     assert host.ssh("echo slowly") == "slowly\n"
     host.heal()
+
+
+def test_a_long_cable_is_late_and_loses_some(pair: tuple[Host, Host], seed: int) -> None:
+    _, host = pair
+    host.lengthen(delay_ms=30, jitter_ms=10, loss=0.0, seed=seed)
+    begun = time.monotonic()
+    assert host.listens(22)
+    assert time.monotonic() - begun >= 2 * 0.030, "there and back"
+    host.heal()
+    host.lengthen(delay_ms=1, jitter_ms=0, loss=0.05, seed=seed)
+    assert len(host.ssh("head -c 200000 /dev/zero")) == 200_000, "TCP sends again what is lost"
+    host.heal()
+    host.lengthen(delay_ms=0, jitter_ms=0, loss=1.0, seed=seed)
+    assert not host.listens(22)
+    host.heal()
+    assert host.ssh("echo back") == "back\n"
 
 
 def test_a_killed_host_takes_its_processes_with_it_and_keeps_its_disk(
@@ -66,7 +73,7 @@ def test_a_killed_host_takes_its_processes_with_it_and_keeps_its_disk(
     host.ssh(f"echo kept > {three.mount}/file; nohup sleep 300 > /dev/null 2>&1 &")
     process = host.first_process
     host.kill()
-    assert not hears(host)
+    assert not host.listens(22)
     assert not os.path.exists(f"/proc/{process}")
     host.start()
     assert host.ssh(f"cat {three.mount}/file") == "kept\n"
@@ -81,6 +88,7 @@ def test_nothing_is_left(tmp_path: Path) -> None:
     with hosts(tmp_path, 1) as made:
         tag = made.tag
         (only,) = made.all
+        only.lengthen(delay_ms=1, jitter_ms=0, loss=0.0, seed=0)
         child = only.first_process
     left = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True).stdout
     left += subprocess.run(["ip", "netns"], capture_output=True, text=True).stdout
