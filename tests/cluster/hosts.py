@@ -24,6 +24,8 @@ NETWORK = "10.213"
 SSH_S = 10.0
 NEEDED = ("ip", "unshare", "ssh", "ssh-keygen", "tc")
 SSHD = "/usr/sbin/sshd"
+TUN = "/dev/net/tun"
+NO_CABLE = "" if Path(TUN).exists() else f"a long cable takes {TUN}"
 RAY_TEMP = "/tmp/ray"
 """Where Ray keeps its sockets and logs: each host has its own, gone after a power cut."""
 

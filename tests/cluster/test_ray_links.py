@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.hosts import missing
+from tests.cluster.hosts import NO_CABLE, missing
 from tests.cluster.ray_hosts import PORT, RayHosts
 from tests.cluster.traffic import Traffic
 
@@ -31,6 +31,7 @@ def changes(before: dict[str, Any], after: dict[str, Any]) -> int:
     return epochs[1] - epochs[0]
 
 
+@pytest.mark.skipif(bool(NO_CABLE), reason=NO_CABLE)
 def test_a_slow_link(cluster: RayHosts, traffic: Traffic, seed: int) -> None:
     """As to another town, then with a loss that no good link has, then one across the world."""
     cluster.until_healthy()
