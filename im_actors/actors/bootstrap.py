@@ -19,7 +19,9 @@ from im_actors.actors.controller_actor import ControllerActor
 from im_actors.actors.gathering import Say, wait_for_hosts
 from im_actors.actors.placement import (
     NODE,
+    WITHOUT_DATA,
     Host,
+    lasting,
     place,
     read_places,
     spread,
@@ -41,7 +43,7 @@ def create(
     head = ray_api.connect(address, settings.namespace)
     gateways: list[str] = []
     if settings.joined:
-        known = read_places(settings.directory)
+        known = lasting(read_places(settings.directory), settings.topology)
         hosts = wait_for_hosts(_names(settings, "replica"), known, ray_api.hosts, hosts_s, say)
         # Actors of this cluster that no run.json knows cannot be reached and would be in the way.
         ray_api.end(settings.namespace, CONTROLLER, END_S)
@@ -71,19 +73,18 @@ def launch(address: str, settings: ActorSettings, start: list[str]) -> dict[str,
 
 
 def _placed(settings: ActorSettings, hosts: list[Host], known: dict[str, str]) -> ActorSettings:
-    """Replicas tied to disks, shards and gateways to the same hosts, and the controller to this
-    one, where the data directory is."""
+    """Replicas tied to disks, shards and gateways to the hosts of those that stay, and the
+    controller to this one, where the data directory is."""
     here = ray_api.node_address()
-    places = place(_names(settings, "replica"), hosts, known)
+    topology = settings.topology
+    free = [host for host in hosts if host.address not in topology.hosts_out]
+    places = place(_names(settings, "replica"), free, known)
+    others = [name for kind in WITHOUT_DATA for name in _names(settings, kind)]
+    places |= spread(others, topology.replicas, hosts, places)
     write_places(settings.directory, places)
-    others = {
-        name: resource
-        for kind in ("shard", "gateway")
-        for name, resource in spread(_names(settings, kind), hosts, places).items()
-    }
     return replace(
         settings,
-        places={CONTROLLER: NODE + here, **others, **places},
+        places={CONTROLLER: NODE + here, **places},
         admin_address=here,
         admin_port=free_port(here),
     )

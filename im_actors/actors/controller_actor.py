@@ -6,15 +6,15 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from im_actors.actors.allotment import Allotment
 from im_actors.actors.classes import FAULT_DELAY_S, SIGNALS
 from im_actors.actors.logs import log_loop_errors, log_to_file
 from im_actors.actors.metrics import publish_from_now_on
-from im_actors.actors.placement import place, read_places, write_places
+from im_actors.actors.placement import Host
 from im_actors.actors.platform import STOP_S, RayCalls, RayPlatform
 from im_actors.actors.remote_views import Question
 from im_actors.actors.settings import CONTROLLER, ActorSettings
@@ -93,16 +93,14 @@ class ControllerActor:
                 config = replace(config, first_start_ms=FIRST_START_MS)
             node = ControllerNode(settings.slots, topology.desired(), platform, views, config)
             node.want(topology)
+            places = None
+            if settings.joined:
+                places = Allotment(settings.directory, platform.places, _hosts)
             growth = Growth(
-                node,
-                topology,
-                lambda new: write_topology(settings.directory, new),
-                self._allot if settings.joined else None,
+                node, topology, lambda new: write_topology(settings.directory, new), places
             )
             upgrade = Upgrade(node, growth, _written(settings.directory), self._save_written)
             platform.form_of = upgrade.form_of
-            if settings.joined:
-                platform.places |= read_places(settings.directory)
             methods = self._methods(node, growth, upgrade)
             links = LinkConfig.secured(certificates)
             admin = AdminServer(CONTROLLER, settings.secret_bytes, methods, links)
@@ -143,15 +141,6 @@ class ControllerActor:
         assert cluster is not None, "a cluster that runs has its file"
         disks, records = written
         write_cluster(directory, replace(cluster, disk_format=disks, record_format=records))
-
-    async def _allot(self, names: Sequence[str], but: Sequence[str]) -> None:
-        """Tie new replicas to disks, those first that have none; on none of the hosts ``but``."""
-        from im_actors.actors import ray_api
-
-        found = [h for h in await asyncio.to_thread(ray_api.hosts) if h.address not in but]
-        places = place(names, found, read_places(self._settings.directory))
-        write_places(self._settings.directory, places)
-        self._platform.places |= places
 
     # -- for up --------------------------------------------------------------------------------
 
@@ -262,6 +251,12 @@ def _written(directory: Path) -> Written:
     if cluster is None:
         return Written(FORMATS.newest, FORMATS.newest)
     return Written(cluster.disk_format, cluster.record_format)
+
+
+def _hosts() -> list[Host]:
+    from im_actors.actors import ray_api
+
+    return ray_api.hosts()
 
 
 def _as_ours(answer: Any) -> Any:

@@ -12,7 +12,7 @@ host must never come up under the name of a replica that has data elsewhere.
 
 Shards and gateways have no data; they are spread over the hosts of the replicas all the same, so
 that every data host has a gateway and none has two shards while another has none. When a host is
-away, the others take its slots.
+away, the others take its slots. When its replica leaves the cluster, they move to other hosts.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import cycle
 from pathlib import Path
 from typing import NamedTuple
 
 from im_actors.errors import CorruptData, DiskFailed, SetupError
+from im_actors.server.topology import Topology, kind_of, number_of
 
 DISK = "im_disk_"
 HEAD = "im_head"
 NODE = "node:"
 FILE = "placement.json"
+WITHOUT_DATA = ("shard", "gateway")
 
 
 class Host(NamedTuple):
@@ -102,14 +103,42 @@ def place(
 
 
 def spread(
-    names: Iterable[str], hosts: Sequence[Host], places: Mapping[str, str]
+    names: Sequence[str], replicas: Iterable[str], hosts: Sequence[Host], known: Mapping[str, str]
 ) -> dict[str, str]:
-    """Actors without data to resources: in turn to the hosts of the replicas of ``places``."""
+    """Actors without data to resources. Those that are beside one of these replicas stay there,
+    each other one goes to that replica's host where the fewest of its kind are."""
     address = {resource: host.address for host in hosts for resource in host.resources}
+    staying = {known[replica]: None for replica in replicas if replica in known}
     anchors: dict[str, str] = {}
-    for resource in places.values():
+    for resource in staying:
         anchors.setdefault(address.get(resource, resource), resource)
-    return dict(zip(names, cycle(anchors.values()), strict=False))
+    placed = {name: known[name] for name in names if known.get(name) in staying}
+    used = Counter((kind_of(n), address.get(place, place)) for n, place in placed.items())
+    for name in names:
+        if name not in placed and anchors:
+            host = min(anchors, key=lambda host: used[kind_of(name), host])
+            placed[name] = anchors[host]
+            used[kind_of(name), host] += 1
+    return placed
+
+
+def strays(names: Iterable[str], replicas: Iterable[str], known: Mapping[str, str]) -> list[str]:
+    """Actors without data that are where none of these replicas is."""
+    staying = {known[replica] for replica in replicas if replica in known}
+    return [name for name in names if name in known and staying and known[name] not in staying]
+
+
+def lasting(places: Mapping[str, str], topology: Topology) -> dict[str, str]:
+    """Those that hold for every start to come: not the ones of actors without data, nor of replicas
+    that have left the cluster for good, whose disks may be given to others."""
+    wanted = {desired.name for desired in topology.desired()}
+
+    def lasts(name: str) -> bool:
+        if kind_of(name) == "replica" and number_of(name) <= topology.replicas_made:
+            return name in wanted
+        return kind_of(name) not in WITHOUT_DATA
+
+    return {name: place for name, place in places.items() if lasts(name)}
 
 
 def read_places(data: Path) -> dict[str, str]:

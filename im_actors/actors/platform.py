@@ -44,6 +44,8 @@ class RayCalls(Protocol):
         env: dict[str, str] | None = None,
     ) -> Any: ...
 
+    def find(self, name: str, namespace: str) -> Any: ...
+
     async def call(self, handle: Any, method: str, *args: Any) -> Any: ...
 
     async def until_gone(self, handle: Any, life: str) -> str: ...
@@ -104,7 +106,11 @@ class RayPlatform:
         self._started.pop(name, None)
         self.failures.pop(name, None)
         if handle is None:
-            return
+            # It did not come up; Ray has it all the same, and would start it where it was to be.
+            try:
+                handle = await asyncio.to_thread(self._calls.find, name, self._settings.namespace)
+            except NotReachable:
+                return
         try:
             async with asyncio.timeout(STOP_S):
                 await self._calls.call(handle, "stop")

@@ -30,6 +30,7 @@ from im_actors.server.settings import (
     has_password,
     read_settings,
 )
+from im_actors.server.topology import kind_of
 
 VERIFY_TIMEOUT_S = 900.0
 STATUS_TIMEOUT_S = 15.0
@@ -303,7 +304,8 @@ def _counts(args: argparse.Namespace) -> dict[str, int]:
 
     replicas, others = COPIES, actors_by_cores()
     if args.address != "local":
-        replicas = max(COPIES, len(read_places(data_of(args))))
+        known = [name for name in read_places(data_of(args)) if kind_of(name) == "replica"]
+        replicas = max(COPIES, len(known))
         others = args.replicas or replicas
     return {
         "replicas": args.replicas or replicas,

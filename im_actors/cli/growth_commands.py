@@ -68,8 +68,8 @@ def _register_drain(add: AddCommand) -> None:
         "  im-actors drain replica-2 --cancel\n\n"
         "Each slot gets another member in its place, one after the other. The replica ends when\n"
         "every slot has three whole copies without it; its directory may then be deleted.\n"
-        "A host is named as status names it. Its shards hand their slots to the others; when Ray\n"
-        "is then stopped there, what still ran there is started elsewhere.\n" + GOES_ON,
+        "A host is named as status names it. Its shards hand their slots to the others, and go on\n"
+        "with its gateways on other hosts; Ray may then be stopped there.\n" + GOES_ON,
     )
     parser.add_argument("what", metavar="HOST|REPLICA", help="what is to leave")
     parser.add_argument("--cancel", action="store_true", help="leave it in after all")

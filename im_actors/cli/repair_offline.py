@@ -44,6 +44,7 @@ from im_actors.core.replica import SlotLog
 from im_actors.errors import CorruptData, DiskFailed, RolledBack, SetupError, WrongDirectory
 from im_actors.server.clock import now_ms
 from im_actors.server.cluster_file import ClusterFile, read_cluster, read_run, write_cluster
+from im_actors.server.topology import kind_of
 from im_actors.server.views import FILE, ViewStore, open_view_store
 from im_actors.storage.database import fsync_directory
 from im_actors.storage.directory import IDENTITY, open_existing
@@ -165,7 +166,8 @@ def read_disks(
 def _known_names(data: Path, disks: Sequence[Disk], replicas: int) -> set[str]:
     """All replicas that anything here speaks of."""
     names = {member.replica for disk in disks for v in disk.views.values() for member in v.members}
-    names |= {disk.member.replica for disk in disks} | set(read_places(data))
+    names |= {disk.member.replica for disk in disks}
+    names |= {name for name in read_places(data) if kind_of(name) == "replica"}
     names |= {path.name.partition(".")[0] for path in (data / "logs").glob("replica-*")}
     numbers = [int(end) for name in names if (end := name.rpartition("-")[2]).isdecimal()]
     # They are numbered without gaps.

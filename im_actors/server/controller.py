@@ -46,6 +46,9 @@ class ControllerConfig:
     """Planned moves under way at once: each stalls its slot for a moment."""
     gather_ms: int = 2_000
     """How long a start waits for all shards before it gives their slots to those there are."""
+    regain_ms: int = 40_000
+    """How long the shards are waited for when it had lost sight of all: it was cut off rather than
+    they. Calls that were under way may hang for half a minute before each is looked for anew."""
     first_start_ms: int = 10_000
     """How long the first start waits for all replicas before it places slots on those there are."""
     call_ms: int = 3_000
@@ -118,6 +121,10 @@ class ControllerNode:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._supervisors: dict[str, asyncio.Task[None]] = {}
         self._started = time.monotonic()
+        self._gather_until = self._started + self._config.gather_ms / 1000
+        self._silent: set[str] = set()
+        """Shards that were lost because they did not answer, and have not been seen since."""
+        self._regain_until = 0.0
         self._stopping = False
         self.starts: dict[str, int] = {}
         self.view_changes = 0
@@ -138,11 +145,12 @@ class ControllerNode:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.store.close()
 
-    def want(self, topology: Topology) -> None:
-        """From now on this should run. Who is not wanted any more runs until ``end``."""
+    def want(self, topology: Topology, strays: Iterable[str] = ()) -> None:
+        """From now on this should run. Who is not wanted any more runs until ``end``; ``strays``
+        are shards that get no slots where they are."""
         self._desired = list(topology.desired())
         self._shards = topology.shards
-        self._leaving = frozenset(n for n in topology.leaving if kind_of(n) == "shard")
+        self._leaving = frozenset(n for n in (*topology.leaving, *strays) if kind_of(n) == "shard")
         self._hosts_out = frozenset(topology.hosts_out)
         if self._supervisors:
             self._supervise_all()
@@ -173,6 +181,7 @@ class ControllerNode:
             await asyncio.gather(supervisor, return_exceptions=True)
         self._observed.pop(name, None)
         self._told.pop(name, None)
+        self._silent.discard(name)
         # The others let go of it before it goes, and miss nothing.
         self._changed.set()
         await self._platform.end(name)
@@ -211,7 +220,12 @@ class ControllerNode:
             tries = 0
             self.starts[desired.name] = self.starts.get(desired.name, 0) + 1
             self._troubles.pop(desired.name, None)
-            self._observed[desired.name] = Observed(desired.kind, address, time.monotonic())
+            now = time.monotonic()
+            if desired.name in self._silent and not self.running("shard"):
+                # The first one that is seen again is not to take what the others still serve.
+                self._regain_until = now + self._config.regain_ms / 1000
+            self._silent.discard(desired.name)
+            self._observed[desired.name] = Observed(desired.kind, address, now)
             self._changed.set()
             learning = None
             if desired.kind == "replica":
@@ -247,6 +261,8 @@ class ControllerNode:
         try:
             done, _ = await asyncio.wait({death, silence}, return_when=asyncio.FIRST_COMPLETED)
             first = next(iter(done))
+            if first is silence and kind_of(name) == "shard":
+                self._silent.add(name)
             error = first.exception()
             return str(error) if error is not None else first.result()
         finally:
@@ -374,8 +390,10 @@ class ControllerNode:
     def _assign(self) -> None:
         shards = self._working_shards()
         wanted = sum(desired.kind == "shard" for desired in self._desired)
-        waited = (time.monotonic() - self._started) * 1000
-        if len(self.running("shard")) < wanted and waited < self._config.gather_ms:
+        now = time.monotonic()
+        if len(self.running("shard")) < wanted and now < self._gather_until:
+            return
+        if self._silent and now < self._regain_until:
             return
         orphans: dict[str, list[int]] = {}
         for slot, view in self._views.items():

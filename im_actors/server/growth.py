@@ -2,8 +2,9 @@
 
 Slots go to other shards by the controller's planned moves. Members go to other replicas one slot
 after the other: the next change begins when every member of every slot holds its whole log, so that
-each committed record stays on three disks. Who leaves is ended when it has nothing left. What is
-wanted is on disk before anything is done, so a controller that starts anew goes on.
+each committed record stays on three disks. Who leaves is ended when it has nothing left; shards and
+gateways of a host that has no replica any more go on at another one. What is wanted is on disk
+before anything is done, so a controller that starts anew goes on.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from im_actors.core.directory import ReplicaAddress
 from im_actors.core.model import COPIES, Member, View, ViewState
@@ -34,8 +35,18 @@ DROP_S = 30.0
 """How long a replica that is in no view any more may take to delete what it had."""
 UNHEALTHY_SHOWN = 3
 
-Allot = Callable[[Sequence[str], Sequence[str]], Awaitable[None]]
-"""Finds disks for new replicas, on none of these hosts."""
+
+class Places(Protocol):
+    """Where actors run, when they run on several hosts."""
+
+    async def allot(self, topology: Topology) -> None:
+        """Give each actor that is new a host. SetupError: there are not enough disks."""
+
+    def strays(self, topology: Topology) -> list[str]:
+        """Shards and gateways on hosts that have no replica any more."""
+
+    async def resettle(self, name: str, topology: Topology) -> None:
+        """Give a stray, which must not run now, another host."""
 
 
 class Change(NamedTuple):
@@ -89,13 +100,14 @@ class Growth:
         controller: ControllerNode,
         topology: Topology,
         save: Callable[[Topology], None],
-        allot: Allot | None = None,
+        places: Places | None = None,
     ) -> None:
-        """``save`` writes the topology down, before anything of it is done."""
+        """``save`` writes the topology down, before anything of it is done. ``places`` None: all
+        actors are on one host."""
         self._controller = controller
         self.topology = topology
         self._save = save
-        self._allot = allot
+        self._places = places
         self._wake = asyncio.Event()
         self._changing = asyncio.Lock()
         self._waits = ""
@@ -157,11 +169,9 @@ class Growth:
 
     async def _adopt(self, change: Callable[[Topology], Topology]) -> None:
         async with self._changing:
-            new = change(self.topology).replicas
-            known = {desired.name for desired in self.topology.desired()}
-            fresh = [name for name in new if name not in known]
-            if fresh and self._allot is not None:
-                await self._allot(fresh, self.topology.hosts_out)
+            new = change(self.topology)
+            if self._places is not None:
+                await self._places.allot(new)
             # Of what it is by now: somebody who was leaving may have ended meanwhile.
             self._take_over(change(self.topology))
         logger.info("wanted is now %s", self.topology)
@@ -170,7 +180,7 @@ class Growth:
     def _take_over(self, topology: Topology) -> None:
         self._save(topology)
         self.topology = topology
-        self._controller.want(topology)
+        self._controller.want(topology, self._strays())
 
     async def progress(self) -> dict[str, Any]:
         return self.status()
@@ -185,14 +195,15 @@ class Growth:
         members = sum(len(misplaced(v, staying, leaving, spreading)) for v in views.values())
         starting = self._controller.missing()
         slots = self._controller.slots_to_move()
-        busy = bool(topology.leaving or topology.spreading or slots or starting)
+        moving = [*topology.leaving, *self._strays()]
+        busy = bool(moving or topology.spreading or slots or starting)
         return {
             "busy": busy,
             "replicas": list(topology.replicas),
             "shards": topology.shards,
             "gateways": topology.gateways,
             "starting": starting,
-            "leaving": list(topology.leaving),
+            "leaving": moving,
             "hosts_out": list(topology.hosts_out),
             "slots_to_move": slots,
             "members_to_move": members,
@@ -204,9 +215,10 @@ class Growth:
 
     async def run(self) -> None:
         """For ever; cancelled by its controller."""
+        self._controller.want(self.topology, self._strays())
         while True:
             try:
-                if self.topology.leaving or self.topology.spreading:
+                if self.topology.leaving or self.topology.spreading or self._strays():
                     await self._step()
             except Exception as error:
                 # Whatever it is, the next look may find it mended; and the operator sees it.
@@ -221,6 +233,7 @@ class Growth:
 
     async def _step(self) -> None:
         await self._end_who_has_nothing()
+        await self._resettle_strays()
         obstacle = self.obstacle()
         if obstacle:
             self._waits = obstacle
@@ -309,6 +322,20 @@ class Growth:
             await self._controller.end(name)
             self._out_since.pop(name, None)
             self._take_over(self.topology.without(name))
+
+    def _strays(self) -> list[str]:
+        return self._places.strays(self.topology) if self._places is not None else []
+
+    async def _resettle_strays(self) -> None:
+        """Shards and gateways go where replicas stay, as soon as they have nothing."""
+        if self._places is None:
+            return
+        for name in self._places.strays(self.topology):
+            if not await self._has_something(name):
+                logger.info("%s moves to another host", name)
+                await self._controller.end(name)
+                await self._places.resettle(name, self.topology)
+                self._controller.want(self.topology, self._strays())
 
     async def _has_something(self, name: str) -> bool:
         views = self._controller.views.values()

@@ -49,9 +49,15 @@ class FakeRay:
         self.created: list[tuple[Any, ...]] = []
         self.called: list[tuple[Any, ...]] = []
         self.warmed: list[int] = []
+        self.forgotten: list[str] = []
 
     def create(self, *args: Any) -> Any:
         self.created.append(args)
+        return len(self.created)
+
+    def find(self, name: str, namespace: str) -> Any:
+        if not self.created or name in self.forgotten:
+            raise NotReachable(f"there is no actor {name}")
         return len(self.created)
 
     async def call(self, handle: Any, method: str, *args: Any) -> Any:
@@ -203,5 +209,17 @@ async def test_who_ends_is_stopped_first_and_then_forgotten(answer: Any) -> None
     assert platform.pids() == {}
     with pytest.raises(NotReachable):
         await platform.call("gateway-1", "ping")
+    ray.forgotten = ["gateway-1"]
     await platform.end("gateway-1")
     assert len(ray.called) == 3, "who is not there is ended already"
+
+
+async def test_who_never_came_up_is_forgotten_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray has made it, and would start it on its host whenever that comes."""
+    monkeypatch.setattr(module, "START_S", 0.01)
+    ray = FakeRay(lambda method: asyncio.sleep(60) if method == "start" else None)
+    platform = RayPlatform(SETTINGS, ray)
+    with pytest.raises(NotReachable):
+        await platform.start(GATEWAY)
+    await platform.end("gateway-1")
+    assert [method for _, method, *_ in ray.called][-2:] == ["stop", "kill"]

@@ -14,6 +14,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ NETWORK = "10.213"
 SSH_S = 10.0
 NEEDED = ("ip", "unshare", "ssh", "ssh-keygen", "tc")
 SSHD = "/usr/sbin/sshd"
+TUN = "/dev/net/tun"
+NO_CABLE = "" if Path(TUN).exists() else f"a long cable takes {TUN}"
 RAY_TEMP = "/tmp/ray"
 """Where Ray keeps its sockets and logs: each host has its own, gone after a power cut."""
 
@@ -54,6 +57,7 @@ class Host:
         self.folder = hosts.folder / f"host-{number}"
         self.disk = self.folder / "disk"
         self._process: subprocess.Popen[bytes] | None = None
+        self._cable: subprocess.Popen[bytes] | None = None
 
     # -- power -------------------------------------------------------------------------------------
 
@@ -92,6 +96,7 @@ class Host:
             os.kill(self.first_process, signal.SIGKILL)
             self._process.wait()
             self._process = None
+        self._take_out_cable()
         subprocess.run(["ip", "netns", "del", self.name], capture_output=True)
         subprocess.run(["ip", "link", "del", self._port], capture_output=True)
 
@@ -113,8 +118,11 @@ class Host:
         _run("ip", "link", "set", self._port, "down")
 
     def heal(self) -> None:
-        """Undo ``cut``, ``cut_one_way`` and ``slow``."""
+        """Undo ``cut``, ``cut_one_way``, ``slow`` and ``lengthen``."""
         _run("ip", "link", "set", self._port, "up")
+        if self._cable is not None:
+            self._take_out_cable()
+            _run("ip", "link", "set", self._port, "master", self.hosts.bridge)
         subprocess.run(["tc", "qdisc", "del", "dev", self._port, "root"], capture_output=True)
         self._inside("tc", "qdisc", "del", "dev", "eth0", "root", check=False)
 
@@ -126,6 +134,31 @@ class Host:
     def slow(self, kbit_per_s: int) -> None:
         """It sends so much at most; what is more waits, and is dropped after 400 ms."""
         self._shape(True, "rate", f"{kbit_per_s}kbit", "burst", "4kb", "latency", "400ms")
+
+    def lengthen(self, delay_ms: float, jitter_ms: float, loss: float, seed: int) -> None:
+        """All that it sends and gets is late by ``delay_ms`` and up to ``jitter_ms`` more, each
+        way; of all frames ``loss`` (0 to 1) never come."""
+        ends = (f"{self.name}n", f"{self.name}f")
+        self._cable = subprocess.Popen(
+            [sys.executable, Path(__file__).with_name("slow_link.py"), *ends,
+             "--delay-ms", str(delay_ms), "--jitter-ms", str(jitter_ms), "--loss", str(loss),
+             "--seed", str(seed)],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True,
+        )  # fmt: skip
+        assert self._cable.stdout is not None
+        assert self._cable.stdout.readline() == b"ready\n"
+        # host == a bridge of its own == near end … far end == everybody's bridge
+        _run("ip", "link", "add", self._own_bridge, "up", "type", "bridge")
+        for device, bridge in ((ends[0], self._own_bridge), (ends[1], self.hosts.bridge),
+                               (self._port, self._own_bridge)):  # fmt: skip
+            _run("ip", "link", "set", device, "master", bridge, "up")
+
+    def _take_out_cable(self) -> None:
+        if self._cable is not None:
+            self._cable.kill()
+            self._cable.communicate()
+            self._cable = None
+        subprocess.run(["ip", "link", "del", self._own_bridge], capture_output=True)
 
     def _shape(self, outgoing: bool, *bucket: str) -> None:
         if outgoing:
@@ -145,12 +178,25 @@ class Host:
             raise RuntimeError(f"{self.name}: {command}: {done.stderr.strip()}\n{done.stdout}")
         return done.stdout
 
+    def listens(self, port: int) -> bool:
+        """Whether a connection from outside comes up."""
+        try:
+            with socket.create_connection((self.address, port), 1):
+                return True
+        except OSError:
+            return False
+
     # -- inside ------------------------------------------------------------------------------------
 
     @property
     def _port(self) -> str:
         """The bridge's side of its cable."""
         return f"{self.name}p"
+
+    @property
+    def _own_bridge(self) -> str:
+        """Between it and a cable that was lengthened."""
+        return f"{self.name}b"
 
     def _plug(self) -> None:
         subprocess.run(["ip", "netns", "del", self.name], capture_output=True)

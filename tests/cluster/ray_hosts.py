@@ -16,6 +16,8 @@ import yaml
 
 from im_actors.gateway.tokens import make_token
 from tests.cluster.hosts import Host, Hosts
+from tests.cluster.traffic import Traffic, alarms
+from tests.support_redis import SAFE
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
@@ -23,6 +25,9 @@ BIN = Path(sys.executable).parent
 HOME = "/srv/im-actors"
 """Where the shipped files have everything of a host."""
 PORT = 7070
+REDIS_PORTS = (6379, 6380)
+"""For Ray, and for the views."""
+AUTOSCALER = "--autoscaling-config=~/ray_bootstrap_config.yaml"
 RAY_UP_S = 240.0
 RAY_UP_TRIES = 3
 """All hosts share the cores of this machine, and Ray gives itself no more than 30 s to start."""
@@ -31,11 +36,16 @@ HEALTHY_S = 400.0
 
 
 class RayHosts:
-    """The first host is the head; each of the others has a disk."""
+    """The first host is the head; each of the others has a disk. The last ``later`` of them are no
+    part of the cluster yet. With ``redis`` the very last one has only a Redis for Ray's head, and
+    another one for the views."""
 
-    def __init__(self, hosts: Hosts) -> None:
+    def __init__(self, hosts: Hosts, later: int = 0, redis: bool = False) -> None:
         self.hosts = hosts
-        self.head, *self.data = hosts.all
+        self.head, *data = hosts.all
+        self.redis = data.pop() if redis else None
+        self.data = data[: len(data) - later]
+        self.later = data[len(data) - later :]
         self.secret = os.urandom(32).hex()
         self._token = os.urandom(32).hex()
         self._yaml = hosts.folder / "onprem.yaml"
@@ -55,6 +65,15 @@ class RayHosts:
         for host in self.hosts.all:
             self.prepare(host)
         self._write(self.head, "token-secret", self.secret)
+        if self.redis is not None:
+            for port in REDIS_PORTS:
+                self._start_redis(self.redis, port)
+
+    def _start_redis(self, host: Host, port: int) -> None:
+        folder = f"{self.hosts.mount}/redis-{port}"
+        options = {**SAFE, "port": port, "bind": host.address, "protected-mode": "no"}
+        words = [f"--{name} '{value}'" for name, value in options.items()]
+        host.ssh(f"mkdir {folder}; redis-server --daemonize yes --dir {folder} {' '.join(words)}")
 
     def prepare(self, host: Host) -> None:
         """Put on an empty disk what its host has to know."""
@@ -71,8 +90,15 @@ class RayHosts:
         ):
             text, found = re.subn(f"(?m)^{variable}=.*$", f"{variable}={value}", text)
             assert found == 1, f"{name} says {variable} {found} times"
+        if self.redis is not None:
+            text = re.sub(r"(?m)^# (RAY_\w+=.*)$", r"\1", text)
+            text = re.sub(r"(?m)^(RAY_REDIS_ADDRESS)=.*$", rf"\1={self._redis(0)}", text)
         # The package is not installed here, it is run from the tree.
         return text + f"export PYTHONPATH={ROOT}\n"
+
+    def _redis(self, number: int) -> str:
+        assert self.redis is not None
+        return f"{self.redis.address}:{REDIS_PORTS[number]}"
 
     @staticmethod
     def disk_of(host: Host) -> str:
@@ -83,6 +109,17 @@ class RayHosts:
         path = host.disk / name
         path.write_text(text)
         path.chmod(0o600)
+
+    def start(self, *options: str) -> None:
+        """The first start, with ``options`` of ``im-actors up``."""
+        begun = time.monotonic()
+        self.ray_up()
+        between = time.monotonic()
+        answer, said = self.up(*options)
+        end = time.monotonic()
+        assert answer["url"] == self.url
+        assert "joining" in said
+        print(f"ray up: {between - begun:.0f} s, im-actors up: {end - between:.0f} s")
 
     def ray_up(self, *options: str) -> None:
         """``ray up`` with the shipped file, from outside."""
@@ -101,12 +138,25 @@ class RayHosts:
                 return
         raise AssertionError(done.stdout + done.stderr)
 
+    def start_ray(self, host: Host) -> None:
+        """As README says where Ray does not come by itself."""
+        (command,) = yaml.safe_load(self._yaml.read_text())["worker_start_ray_commands"]
+        host.ssh(f"export RAY_HEAD_IP={self.head.address}; {command}", RAY_UP_S)
+
+    def start_ray_on_head(self) -> None:
+        """As README says where a new head is to find what the others still run."""
+        commands = yaml.safe_load(self._yaml.read_text())["head_start_ray_commands"]
+        command = " && ".join(commands).replace(AUTOSCALER, "")
+        self.head.ssh(f"for try in $(seq {RAY_UP_TRIES}); do {command} && break; done", RAY_UP_S)
+
     def on_head(self, command: str, timeout_s: float = 60.0) -> str:
         return self.head.ssh(f". {self.hosts.mount}/host.env && {command}", timeout_s)
 
     def up(self, *options: str) -> tuple[dict[str, Any], str]:
         """The one command after ``ray up``; its answer, and what it said on the way."""
         words = ["--address auto --host 0.0.0.0 --hosts-timeout 300 --json", *options]
+        if self.redis is not None:
+            words.append(f"--redis redis://{self._redis(1)}/0")
         command = f"im-actors up {' '.join(words)} 2>&1"
         *said, answer = self.on_head(command, UP_S).strip().splitlines()
         return json.loads(answer), "\n".join(said)
@@ -130,6 +180,30 @@ class RayHosts:
     @property
     def url(self) -> str:
         return "im://" + ",".join(f"{host.address}:{PORT}" for host in self.data)
+
+    # -- the end -------------------------------------------------------------------------------
+
+    def judge(self, traffic: Traffic) -> None:
+        """Nothing was lost, doubled or out of order: what clients saw, what every gateway gives,
+        what ``verify`` and the disks of a stopped cluster say."""
+        traffic.drain()
+        traffic.read_everything([f"im://{host.address}:{PORT}" for host in self.data])
+        verdict = json.loads(self.on_head("im-actors verify --json", 120))
+        assert not verdict["problems"]
+        status = self.status()
+        self.on_head("im-actors down", 120)
+        by_address = {host.address: host for host in self.data}
+        disks = {
+            name: by_address[replica["host"]].disk / "data" / name
+            for name, replica in status["replicas"].items()
+        }
+        traffic.read_disks(disks, status["slots"]["members"])
+        counts = traffic.verdict()
+        book = traffic.book
+        print(f"{book.acked} of {book.sent} ACKed, {book.refused_count} refused, {counts=}")
+        assert counts == {}
+        assert (book.acked, book.refused_count) == (book.sent, 0)
+        assert alarms([host.disk / "data" for host in self.hosts.all]) == []
 
     # -- waiting -------------------------------------------------------------------------------
 

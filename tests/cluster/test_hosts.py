@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.cluster.hosts import Host, Hosts, hosts, missing
+from tests.cluster.hosts import NO_CABLE, Host, Hosts, hosts, missing
 
 pytestmark = [pytest.mark.cluster, pytest.mark.skipif(bool(missing()), reason=missing())]
 
@@ -26,15 +26,6 @@ def pair(three: Hosts) -> tuple[Host, Host]:
     return three.all[0], three.all[1]
 
 
-def hears(host: Host) -> bool:
-    """Whether a connection from here to it comes up."""
-    try:
-        with socket.create_connection((host.address, 22), 0.5):
-            return True
-    except OSError:
-        return False
-
-
 def test_each_has_its_own_name_processes_and_disk(three: Hosts, pair: tuple[Host, Host]) -> None:
     one, other = pair
     assert one.ssh("hostname").strip() == one.name
@@ -48,15 +39,35 @@ def test_each_has_its_own_name_processes_and_disk(three: Hosts, pair: tuple[Host
 
 def test_cuts_and_heals(pair: tuple[Host, Host]) -> None:
     _, host = pair
-    assert hears(host)
+    assert host.listens(22)
     for cut in (host.cut, lambda: host.cut_one_way(True), lambda: host.cut_one_way(False)):
         cut()
-        assert not hears(host)
+        assert not host.listens(22)
         host.heal()
         assert host.ssh("echo back") == "back\n"
     host.slow(100)
     assert host.ssh("echo slowly") == "slowly\n"
     host.heal()
+
+
+@pytest.mark.skipif(bool(NO_CABLE), reason=NO_CABLE)
+def test_a_long_cable_is_late_and_loses_some(pair: tuple[Host, Host], seed: int) -> None:
+    _, host = pair
+    host.lengthen(delay_ms=30, jitter_ms=10, loss=0.0, seed=seed)
+    begun = time.monotonic()
+    assert host.listens(22)
+    assert time.monotonic() - begun >= 2 * 0.030, "there and back"
+    host.heal()
+    host.lengthen(delay_ms=1, jitter_ms=0, loss=0.05, seed=seed)
+    assert len(host.ssh("head -c 200000 /dev/zero")) == 200_000, "TCP sends again what is lost"
+    host.heal()
+    host.lengthen(delay_ms=0, jitter_ms=0, loss=1.0, seed=seed)
+    assert not host.listens(22)
+    host.heal()
+    assert host.ssh("echo back") == "back\n"
+    left = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True).stdout
+    assert f" {host.name}p@" in left
+    assert [end for end in "nfb" if f" {host.name}{end}:" in left] == [], "nothing of it"
 
 
 def test_a_killed_host_takes_its_processes_with_it_and_keeps_its_disk(
@@ -66,7 +77,7 @@ def test_a_killed_host_takes_its_processes_with_it_and_keeps_its_disk(
     host.ssh(f"echo kept > {three.mount}/file; nohup sleep 300 > /dev/null 2>&1 &")
     process = host.first_process
     host.kill()
-    assert not hears(host)
+    assert not host.listens(22)
     assert not os.path.exists(f"/proc/{process}")
     host.start()
     assert host.ssh(f"cat {three.mount}/file") == "kept\n"

@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 
 import pytest
 
-from tests.cluster.hosts import Host, Hosts, hosts, missing
+from tests.cluster.hosts import missing
 from tests.cluster.ray_hosts import CLUSTER, PORT, ROOT, RayHosts
-from tests.cluster.traffic import Traffic, alarms
+from tests.cluster.traffic import Traffic
 
 pytestmark = [
     pytest.mark.cluster,
@@ -29,45 +26,6 @@ pytestmark = [
 COUNT = 5
 OPTIONS = ("--replicas", "4")
 TEXTS = [f"line {n}" for n in range(100)]
-SEED = int(os.environ.get("IM_ACTORS_SEED", "0")) or int(time.time())
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
-    with hosts(tmp_path_factory.mktemp("up"), COUNT) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def cluster(made: Hosts) -> RayHosts:
-    cluster = RayHosts(made)
-    begun = time.monotonic()
-    cluster.ray_up()
-    between = time.monotonic()
-    answer, said = cluster.up(*OPTIONS)
-    end = time.monotonic()
-    assert answer["url"] == cluster.url
-    assert "joining" in said
-    print(f"ray up: {between - begun:.0f} s, im-actors up: {end - between:.0f} s")
-    return cluster
-
-
-@pytest.fixture(scope="module")
-def traffic(cluster: RayHosts) -> Iterator[Traffic]:
-    print(f"seed {SEED}: IM_ACTORS_SEED={SEED} draws the same again")
-    traffic = Traffic(cluster.url, cluster.token, SEED)
-    traffic.start()
-    traffic.wait(lambda: traffic.book.acked > 50, 60, "nothing is ACKed")
-    yield traffic
-    traffic.stop()
-
-
-def listens(host: Host, port: int) -> bool:
-    try:
-        with socket.create_connection((host.address, port), 1):
-            return True
-    except OSError:
-        return False
 
 
 def test_one_replica_for_each_disk_and_the_head_without(cluster: RayHosts) -> None:
@@ -79,7 +37,7 @@ def test_one_replica_for_each_disk_and_the_head_without(cluster: RayHosts) -> No
     }
     data = sorted(host.address for host in cluster.data)
     assert hosts_of == {"replicas": data, "shards": data, "gateways": data}
-    assert [host for host in cluster.hosts.all if listens(host, PORT)] == cluster.data
+    assert [host for host in cluster.hosts.all if host.listens(PORT)] == cluster.data
     host_of = {name: replica["host"] for name, replica in status["replicas"].items()}
     for members in status["slots"]["members"].values():
         assert len({host_of[member] for member in members}) == 3
@@ -192,22 +150,5 @@ def test_all_power_is_lost(cluster: RayHosts, traffic: Traffic) -> None:
 
 
 def test_nothing_was_lost_doubled_or_out_of_order(cluster: RayHosts, traffic: Traffic) -> None:
-    traffic.drain()
     traffic.adopt("drivers", TEXTS)
-    traffic.read_everything([f"im://{host.address}:{PORT}" for host in cluster.data])
-    verdict = json.loads(cluster.on_head("im-actors verify --json", 120))
-    assert not verdict["problems"]
-    status = cluster.status()
-    cluster.on_head("im-actors down", 120)
-    by_address = {host.address: host for host in cluster.data}
-    disks = {
-        name: by_address[replica["host"]].disk / "data" / name
-        for name, replica in status["replicas"].items()
-    }
-    traffic.read_disks(disks, status["slots"]["members"])
-    counts = traffic.verdict()
-    book = traffic.book
-    print(f"{book.acked} of {book.sent} ACKed, {book.refused_count} refused, anomalies: {counts}")
-    assert counts == {}
-    assert (book.acked, book.refused_count) == (book.sent, 0)
-    assert alarms([host.disk / "data" for host in cluster.hosts.all]) == []
+    cluster.judge(traffic)

@@ -31,6 +31,7 @@ RATE = 40.0
 """Messages a second, all writers together."""
 WINDOW = 200
 """Messages of one writer without an answer: while the cluster is away, no more are sent."""
+SOME = 800
 GO_ON_S = 90.0
 DRAIN_S = 90.0
 READ_S = 60.0
@@ -77,6 +78,34 @@ class Traffic:
         self.wait(lambda: hit.over, GO_ON_S, f"not all sessions go on after {kind}")
         print(f"{kind} of {target}: {self._first_acks(hit)}", flush=True)
         return hit
+
+    @contextlib.contextmanager
+    def watching(self, what: str) -> Iterator[None]:
+        """What is sent meanwhile has to get its ACK; says how long these took."""
+        begun = time.monotonic()
+        yield
+        end = time.monotonic()
+        self.wait(lambda: not self._waits_since(end), GO_ON_S, f"no ACK of what was sent in {what}")
+        entries = [e for e in list(self.book.entries.values()) if begun <= e.sent_s < end]
+        took = sorted(1000 * (e.acked_s - e.sent_s) for e in entries if e.acked_s is not None)
+        assert took, f"nothing was sent in {what}"
+        p50, p99 = (took[int(len(took) * share)] for share in (0.5, 0.99))
+        print(
+            f"{what}, {end - begun:.0f} s: {len(took)} of {len(entries)} ACKed,"
+            f" after p50 {p50:.0f} ms, p99 {p99:.0f} ms, max {took[-1]:.0f} ms",
+            flush=True,
+        )
+
+    def some(self, what: str, count: int = SOME) -> None:
+        """Watch until so many more messages have their ACK."""
+        wanted = self.book.acked + count
+        with self.watching(what):
+            seconds = GO_ON_S + 2 * count / RATE
+            self.wait(lambda: self.book.acked >= wanted, seconds, f"it stands still: {what}")
+
+    def _waits_since(self, end: float) -> bool:
+        """Whether something that was sent before has no ACK yet."""
+        return any(self.book.entries[key].sent_s < end for key in list(self.book.waiting))
 
     def _first_acks(self, hit: Hit) -> str:
         """When each session went on."""

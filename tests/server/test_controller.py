@@ -244,6 +244,49 @@ async def test_a_later_controller_leaves_the_slots_where_they_are(platform: Plat
         assert len(platform.taken) == before
 
 
+async def test_a_controller_that_was_cut_off_leaves_the_slots_where_they_are(
+    platform: Platform,
+) -> None:
+    """It sees the shards again one after the other, and they have served all the time."""
+    config = replace(FAST, gather_ms=0)
+    async with running(platform, config=config) as node:
+        await node.wait_serving()
+        before, taken = dict(platform.store.views), len(platform.taken)
+        platform.silent.update(platform.lives)
+        await until(lambda: not node.running("shard"))
+        platform.lives = {name: life - 1 for name, life in platform.lives.items()}
+        platform.late["shard-2"] = asyncio.Event()
+        platform.silent.clear()
+        await until(lambda: len(node.running("shard")) == 1)
+        await node._reconcile()
+        platform.late["shard-2"].set()
+        await node.wait_serving()
+        assert platform.store.views == before
+        assert len(platform.taken) == taken
+
+
+async def test_a_shard_that_stays_away_longer_than_the_others_loses_its_slots(
+    platform: Platform,
+) -> None:
+    config = replace(FAST, gather_ms=0, regain_ms=20)
+    async with running(platform, config=config) as node:
+        await node.wait_serving()
+        platform.silent.update(platform.lives)
+        await until(lambda: not node.running("shard"))
+        platform.late["shard-2"] = asyncio.Event()
+        platform.silent.clear()
+        await until(lambda: owners(platform) == {"shard-1.2"})
+
+
+async def test_a_shard_that_was_killed_is_not_waited_for(platform: Platform) -> None:
+    async with running(platform) as node:
+        await node.wait_serving()
+        platform.silent.add("shard-2")
+        await until(lambda: owners(platform) == {"shard-1.1"})
+        platform.down["shard-1"].set()
+        await until(lambda: owners(platform) == {"shard-1.2"})
+
+
 async def test_a_silent_shard_is_treated_as_gone(platform: Platform) -> None:
     async with running(platform, config=IMPATIENT) as node:
         await node.wait_serving()

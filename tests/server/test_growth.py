@@ -24,6 +24,7 @@ from im_actors.errors import BadRequest
 from im_actors.proof import ClientHistory, Seen
 from im_actors.server.controller import ControllerConfig
 from im_actors.server.growth import Change, misplaced, next_change
+from im_actors.server.topology import Topology
 from im_actors.testing.local import LocalCluster
 
 SLOTS = 4
@@ -330,6 +331,43 @@ async def test_fewer_shards_and_gateways_hand_over_first(grown: LocalCluster) ->
     assert sorted(status["gateways"]) == ["gateway-1"]
     assert sorted(status["shards"]) == ["shard-1", "shard-2"], "one works, one stands by"
     assert len(set(status["slots"]["owners"].values())) == 1
+
+
+class OtherHost:
+    """Places of which ``out`` stray when a replica is drained, until they are resettled."""
+
+    def __init__(self, out: list[str], running: Callable[[], list[str]]) -> None:
+        self.out = out
+        self.running = running
+
+    async def allot(self, topology: Topology) -> None:
+        pass
+
+    def strays(self, topology: Topology) -> list[str]:
+        return [] if "replica-1" in topology.replicas else list(self.out)
+
+    async def resettle(self, name: str, topology: Topology) -> None:
+        assert name not in self.running()
+        self.out.remove(name)
+
+
+async def test_shards_and_gateways_leave_the_host_of_a_drained_replica(
+    grown: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They run elsewhere afterwards, and the shard has handed over its slots before."""
+    growth, controller = grown.operations._growth, grown.controller
+    names = ["shard-1", "gateway-1"]
+    places = OtherHost(names.copy(), lambda: [*controller.running_names()["shard"]])
+    monkeypatch.setattr(growth, "_places", places)
+    before = {name: grown.node(name) for name in names}
+    async with load(grown):
+        found = await growth.drain("replica-1")
+        assert set(names) <= set(found["leaving"])
+        status = await until_done(grown)
+    assert places.out == []
+    assert "replica-1" not in status["replicas"]
+    assert sorted(status["shards"]) == ["shard-1", "shard-2"]
+    assert all(grown.node(name) is not old for name, old in before.items())
 
 
 @pytest.mark.slow
