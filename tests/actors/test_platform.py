@@ -217,7 +217,7 @@ async def test_who_ends_is_stopped_first_and_then_forgotten(answer: Any) -> None
 async def test_who_never_came_up_is_forgotten_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray has made it, and would start it on its host whenever that comes."""
     monkeypatch.setattr(module, "START_S", 0.01)
-    ray = FakeRay(lambda method: asyncio.sleep(60) if method == "start" else None)
+    ray = FakeRay(lambda method: HANGS if method == "start" else None)
     platform = RayPlatform(SETTINGS, ray)
     with pytest.raises(NotReachable):
         await platform.start(GATEWAY)
