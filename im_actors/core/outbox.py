@@ -124,7 +124,7 @@ class _Lane:
 
     __slots__ = (
         "back", "flying", "pause", "paused_until_ms", "queue", "ready", "resend_at_ms", "rows",
-        "session", "step",
+        "session", "step", "window",
     )  # fmt: skip
 
     def __init__(self, session: str) -> None:
@@ -135,6 +135,9 @@ class _Lane:
         self.back: list[_Row] = []
         self.ready = False
         self.step = 0
+        self.window = DEVICE_WINDOW
+        """So far ahead of the oldest row without an answer may be sent. What follows a row that is
+        refused is out of order and has to be sent again: then it is halved. ACKs let it grow."""
         self.pause = _Pause.NONE
         self.paused_until_ms = 0
         self.resend_at_ms = 0
@@ -317,6 +320,7 @@ class Outbox:
             if row.row.kind != EventKind.VOID or row.refusal is not None:
                 acks.append(entry)
             keys.append((session, n))
+            lane.window = min(lane.window + 1, DEVICE_WINDOW)
             self._progress(lane, n, now_ms)
             if self._flying_max < IN_FLIGHT_ROWS_MAX:
                 self._flying_max += IN_FLIGHT_GROWTH / self._flying_max
@@ -470,7 +474,9 @@ class Outbox:
             again = sorted((r for r in lane.back if not r.gone), key=_n_of)
             lane.queue.extendleft(reversed(again))
             lane.back.clear()
-        queue, flying = lane.queue, lane.flying
+            if any(isinstance(row.error, OutOfOrder) for row in again):
+                lane.window = max(1, lane.window // 2)
+        queue, flying, window = lane.queue, lane.flying, min(lane.window, self._window)
         floor = next(iter(flying), 0)
         sent = 0
         while queue and self._room():
@@ -482,7 +488,7 @@ class Outbox:
             # The server remembers a device's last window directly: no send may be further ahead
             # of the oldest one without an answer.
             floor = floor or n
-            if row.state is SendState.SAVING or n >= floor + self._window:
+            if row.state is SendState.SAVING or n >= floor + window:
                 break
             queue.popleft()
             self._launch(lane, row, now_ms)

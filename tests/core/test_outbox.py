@@ -303,6 +303,27 @@ def test_an_overloaded_server_gets_less_at_a_time_and_then_slowly_more(
     assert rig.box.in_flight == 0
 
 
+def test_what_follows_a_refused_row_is_sent_again_a_little_at_a_time(rig: Rig) -> None:
+    rig.submit(*[b"x"] * 400)
+    expected, answered, refused = 1, 0, 0
+    while len(rig.box):
+        while rig.sent:
+            row = rig.sent.pop(0)
+            answered += 1
+            if row.n != expected:
+                rig.nack(row.n, OutOfOrder, expected_n=expected)
+            elif row.n % 10 == 0 and row.kind != EventKind.VOID:
+                rig.nack(row.n, Forbidden)
+                refused += 1
+            else:
+                rig.ack(row.n)
+                expected += 1
+        rig.pass_ms(6_000)
+    assert (expected, refused) == (401, 40)
+    # A whole window behind each of them would be hundreds.
+    assert answered < 400 + refused * 30
+
+
 def test_an_overloaded_server_is_never_left_alone(rig: Rig) -> None:
     for tries in range(8):
         rig.submit(*[b"x"] * outbox_module.IN_FLIGHT_ROWS_MIN, session=f"{tries}")

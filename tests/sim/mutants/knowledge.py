@@ -38,7 +38,7 @@ KNOWLEDGE = (
         "5.3, I9: a replica that was told to forget a slot does not know that it is empty",
         Edit(REPLICA, "return self.complete and bool(self.epochs)", "return self.complete"),
         # Whoever is asked by a gateway that has not heard of the view without it.
-        known=38,
+        known=74,
         faults=("pause_controller=0.8", "pause_replica=0.6", "partition"),
     ),
     mutant(

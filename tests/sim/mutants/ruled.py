@@ -120,6 +120,7 @@ RULED = (
         "event-to-come-is-absent",
         "I9: that an event is not there yet says nothing later on",
         Edit(SERVING, "                events.clear()\n", ""),
+        known=244,
     ),
     mutant(
         "changes-not-in-the-index",

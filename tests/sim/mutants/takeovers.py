@@ -102,6 +102,7 @@ TAKEOVERS = (
             "        self._refuse(peer, request, promised, reason)\n"
             "        return None",
         ),
+        known=41,
     ),
     mutant(
         "seal-of-lower-epoch",

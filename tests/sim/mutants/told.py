@@ -39,7 +39,7 @@ TOLD = (
             "        if span.to_seq <= self.last_seq:\n            return self\n",
             "",
         ),
-        known=39,
+        known=61,
     ),
     mutant(
         "note-answered-before-it-commits",
@@ -70,6 +70,7 @@ TOLD = (
             "return ReceiptNote(Receipt(session, *map(max, seqs, later.receipt[1:])))",
             "return later",
         ),
+        known=50,
     ),
     mutant(
         "who-has-left-has-read",

@@ -124,7 +124,7 @@ WRITING = (
         "5.2.4, P6: no conflict is told that rests on what has not committed",
         Edit(SERVING, "        if state.last_seq != state.committed_seq:\n", "        if False:\n"),
         # A refused send's copy is taken and lost, and its VOID comes in between.
-        known=20,
+        known=241,
         faults=("drop=0.1", "crash_replica=1", "slow_apply=1", "slow_history"),
     ),
     mutant(
