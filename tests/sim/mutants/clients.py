@@ -9,8 +9,8 @@ CLIENTS = (
         "P1: a send is on the client's own disk before the network is touched",
         Edit(
             OUTBOX,
-            "if row.state is SendState.SAVING or n >= floor + self._window:",
-            "if n >= floor + self._window:",
+            "if row.state is SendState.SAVING or n >= floor + window:",
+            "if n >= floor + window:",
         ),
     ),
     mutant(
