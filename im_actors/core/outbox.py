@@ -601,7 +601,9 @@ class Outbox:
         assert flying == self._flying
         assert self._connected or not flying
         assert self._rows == sum(len(lane.rows) for lane in self._lanes.values())
-        assert self._bytes == sum(len(v.row.body) for v in self.rows())
+        assert self._bytes == sum(
+            len(r.row.body) for lane in self._lanes.values() for r in lane.rows.values()
+        )
         assert self._flying_bytes == sum(
             len(r.row.body) for lane in self._lanes.values() for r in lane.flying.values()
         )

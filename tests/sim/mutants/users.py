@@ -60,7 +60,7 @@ USERS = (
         "9: a new owner looks after the batches that its slot lists",
         Edit(BATCHES, "words.Began(tuple(listed))", "words.Began(())"),
         faults=TAKEN,
-        known=3,
+        known=79,
     ),
     mutant(
         "progress-counted-twice",
