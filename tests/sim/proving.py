@@ -13,7 +13,9 @@ from __future__ import annotations
 import argparse
 import builtins
 import json
+import math
 import os
+import random
 import subprocess
 import sys
 import time
@@ -186,34 +188,56 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help="these mutants (default: all)")
     parser.add_argument("--first", type=int, default=1, help="the first seed (default 1)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=math.inf,
+        help="only those that begin within so long, in an order that is new each time",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     args = parser.parse_args(arguments)
     mutants = [find(name) for name in args.names] or list(MUTANTS)
+    if args.minutes < math.inf:
+        random.shuffle(mutants)
     verdicts: list[Verdict] = []
     started = time.monotonic()
+    ends = started + args.minutes * 60
+
+    def in_time(mutant: Mutant) -> Verdict | None:
+        return judge(mutant, args.first) if time.monotonic() < ends else None
+
     with ThreadPoolExecutor(args.jobs) as pool:
-        judged = [pool.submit(judge, mutant, args.first) for mutant in mutants]
+        judged = [pool.submit(in_time, mutant) for mutant in mutants]
         for done in as_completed(judged):
             found = done.result()
+            if found is None:
+                continue
             verdicts.append(found)
             if not args.json:
                 print(line_of(found), flush=True)
                 if not found.caught:
                     print(f"    {found.text}\n    replay: {replay_of(found)}", flush=True)
-    problems = control(mutants, verdicts, args.jobs)
-    return report(verdicts, problems, time.monotonic() - started, args.json)
+    tried = {found.name for found in verdicts}
+    problems = control([m for m in mutants if m.name in tried], verdicts, args.jobs)
+    untried = len(mutants) - len(tried)
+    return report(verdicts, untried, problems, time.monotonic() - started, args.json)
 
 
-def report(verdicts: list[Verdict], problems: list[str], seconds: float, as_json: bool) -> int:
+def report(
+    verdicts: list[Verdict], untried: int, problems: list[str], seconds: float, as_json: bool
+) -> int:
     caught = sum(found.caught for found in verdicts)
     survived = len(verdicts) - caught
     summary: dict[str, Any] = {"caught": caught, "survived": survived, "void": problems}
+    summary["untried"] = untried
     if as_json:
         mutants = [asdict(found) for found in verdicts]
         print(json.dumps({**summary, "seconds": round(seconds, 1), "mutants": mutants}))
     else:
         for problem in problems:
             print(f"VOID: {problem}")
+        if untried:
+            print(f"{untried} were not tried: there was no time")
         print(f"{seconds:.0f} s; the seeds above pass without a mutant" if not problems else "void")
         print(f"{caught} caught, {survived} survived")
     return 1 if survived or problems else 0
