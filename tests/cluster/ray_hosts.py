@@ -217,6 +217,13 @@ class RayHosts:
 
         return self.wait(healthy, HEALTHY_S)
 
+    def until_settled(self) -> float:
+        """Seconds until everything runs and every slot is where it should be."""
+        began = time.monotonic()
+        self.until_healthy()
+        self.wait(lambda: not self.status()["growth"]["slots_to_move"], HEALTHY_S)
+        return time.monotonic() - began
+
     def until_copied(self) -> float:
         """Seconds until each slot is served and has three whole copies, whoever is away."""
 

@@ -28,7 +28,7 @@ WITHOUT_HEAD = 4000
 
 
 def test_the_cluster_goes_on_without_its_head(cluster: RayHosts, traffic: Traffic) -> None:
-    cluster.until_healthy()
+    cluster.until_settled()
     before = cluster.status()
     backup = cluster.hosts.folder / "backup"
     shutil.copytree(cluster.head.disk, backup, ignore=shutil.ignore_patterns("logs", "up.lock"))
