@@ -540,9 +540,8 @@ class ReplicaNode:
                 if not answer.ready:
                     # Unknown, never absent: the owner asks another member.
                     names = list(request.sessions)
-                    lost = (self.name, request.slot, names)
-                    text, about = "ALARM replica %s slot %d: rows of %s are lost", lost[1]
-                    logger.error(text, *lost, extra=self._about(about))
+                    slot, text = request.slot, "ALARM replica %s slot %d: rows of %s are lost"
+                    logger.error(text, self.name, slot, names, extra=self._about(slot))
                 answers.setdefault(peer, []).append(answer)
             for peer, several in answers.items():
                 peer.send(pack_inside(InsideType.ANSWERS, several))
